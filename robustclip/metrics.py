@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from robustclip.errors import UserError
 from robustclip.records import CLEAN
 
-Column = str | float  # CLEAN, or an eps in 1/255
+Column = str | float | tuple[float, str]  # CLEAN; worst case at an eps in 1/255; (eps, attack): worst case so far, after that attack
 DRAWS = 2000
 MIN_DISCORDANT = 6  # with five or fewer no exact two-sided test reaches 5 %: 2 * 0.5 ** 5 = 0.0625
 
@@ -38,12 +38,13 @@ class Survival:
         return (CLEAN, *self.eps)
 
     def flags(self, column: Column) -> np.ndarray:
-        """Return [n] bool: correct when clean, or in the worst case over all attacks up to an eps."""
+        """Return [n] bool: correct when clean, in the worst case over all attacks up to an eps, or up to one attack at an eps."""
         if column == CLEAN:
             return self.clean
-        if column not in self.eps:
-            raise UserError(f"there is no eps {column!r} in these records, only {', '.join(f'{e:g}' for e in self.eps)}")
-        return self.stages[:, self.eps.index(float(column)), -1]
+        eps, attack = column if isinstance(column, tuple) else (column, self.attacks[-1])
+        if eps not in self.eps or attack not in self.attacks:
+            raise UserError(f"these records have no column {column!r}: eps {self.eps}, attacks {self.attacks}")
+        return self.stages[:, self.eps.index(eps), self.attacks.index(attack)]
 
 
 Outcomes = Mapping[str, Survival]  # data set -> what became of its images, for one model
@@ -188,23 +189,16 @@ def _wilson(correct: float, n: float) -> tuple[float, float]:
     return max(0.0, float(low)), min(1.0, float(high))
 
 
-def _accuracy(flags: np.ndarray) -> Accuracy:
+def accuracy(outcome: Survival, column: Column) -> Accuracy:
+    """Return the clean accuracy or the worst-case accuracy of one model on one set."""
+    flags = outcome.flags(column)
     n, correct = len(flags), int(flags.sum())
     return Accuracy(correct / n, *_wilson(correct, n), n, correct)
 
 
-def accuracy(outcome: Survival, column: Column) -> Accuracy:
-    """Return the clean accuracy or the worst-case accuracy at an eps of one model on one set."""
-    return _accuracy(outcome.flags(column))
-
-
 def after_each_attack(outcome: Survival) -> dict[tuple[float, str], Accuracy]:
     """Return (eps, "after ATTACK") -> cumulative accuracy: under everything up to and including that attack, never that attack alone."""
-    return {
-        (e, f"after {attack}"): _accuracy(outcome.stages[:, i, j])
-        for i, e in enumerate(outcome.eps)
-        for j, attack in enumerate(outcome.attacks)
-    }
+    return {(e, f"after {attack}"): accuracy(outcome, (e, attack)) for e in outcome.eps for attack in outcome.attacks}
 
 
 def macro(outcomes: Outcomes, column: Column, classes: Mapping[str, int], sets: Sequence[str] | None = None) -> Macro:
@@ -234,7 +228,7 @@ def check_same_images(models: Mapping[str, Outcomes]) -> None:
             other = np.setxor1d(outcomes[name].ids, models[first][name].ids)
             if len(other):
                 raise UserError(
-                    f"no comparison: models {first!r} and {model!r} differ in {len(other)} images of set {name!r}, such as {str(other[0])!r}"
+                    f"no comparison: {first!r} and {model!r} differ in {len(other)} images of set {name!r}, such as {str(other[0])!r}"
                 )
 
 

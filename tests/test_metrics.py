@@ -91,7 +91,7 @@ FAULTS = {
     "missing row": (lambda rows: [row for row in rows if not THIRD(row)], "model 'm', set 's': image '0002' .* attack 'apgd-ce-20', eps 2"),
     "missing clean row": (lambda rows: [r for r in rows if not is_cell("0002", "clean", 0.0)(r)], "'0002' has no row .* 'clean', eps 0"),
     "contradiction": (
-        lambda rows: rows + [{**row, "prediction": 0, "correct": False} for row in rows if THIRD(row)], "'0002' has rows with different pred"
+        lambda rows: rows + [{**row, "prediction": 0, "correct": False} for row in rows if THIRD(row)], "'0002' has rows with different p"
     ),
     "other label": (change(THIRD, label=2, prediction=2), "'0002' has rows with different labels"),
     "wrong flag": (change(THIRD, correct=False), "'0002' says `correct` is not"),
@@ -151,7 +151,7 @@ def test_a_mean_over_sets_without_records_is_refused(sets: list[str]) -> None:
 
 
 def test_an_unknown_column_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no eps 3\.0"):
+    with pytest.raises(UserError, match=r"no column 3\.0"):
         metrics.accuracy(flags(1, 2)["s"], 3.0)
 
 

@@ -1,0 +1,329 @@
+"""From records to what people read: Markdown, CSV, LaTeX, figures and one HTML page that needs nothing else."""
+
+import base64
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from robustclip import figures, metrics, storage
+from robustclip.errors import UserError, did_you_mean
+from robustclip.records import CLEAN
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table of text; the first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+
+    def markdown(self) -> str:
+        """Return the sheet as a Markdown section."""
+        lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+        return f"## {self.title}\n\n{table}\n\n{self.caption}\n"
+
+    def html(self) -> str:
+        """Return the sheet as an HTML section; intervals are set smaller than the numbers they belong to."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        body = "".join("<tr>" + "".join(f"<td>{_small_interval(escape(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows)
+        return (
+            f'<section><h2>{escape(self.title)}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>'
+            f"</div>\n<p class=caption>{escape(self.caption)}</p></section>\n"
+        )
+
+    def latex(self) -> str:
+        """Return the sheet as a booktabs table."""
+        lines = [" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.rows)]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        columns = "l" + "r" * (len(self.header) - 1)
+        return (
+            f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(self.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n{body}\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, both keys of `outcomes`.
+
+    `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run.
+    """
+
+    outcomes: Mapping[str, metrics.Outcomes]
+    protocol: Mapping[str, Any]
+    protocol_hash: str
+    baseline: str
+    chosen: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def eps(self) -> tuple[float, ...]:
+        """Return the radii in 1/255, ascending."""
+        return tuple(sorted(float(e) for e in self.protocol["eps"]))
+
+    @cached_property
+    def columns(self) -> dict[metrics.Column, str]:
+        """Return the columns of the main table with their titles."""
+        return {CLEAN: "clean", **{e: f"robust ε={e:g}" for e in self.eps}}
+
+    @cached_property
+    def classes(self) -> dict[str, int]:
+        """Return set -> number of classes, in the protocol's order."""
+        return {name: len(each["class_names"]) for name, each in self.protocol["sets"].items()}
+
+    @cached_property
+    def real(self) -> list[str]:
+        """Return the sets that hold real images."""
+        return [name for name, each in self.protocol["sets"].items() if each.get("real")]
+
+    def name(self, model: str) -> str:
+        """Return what a model is called in print."""
+        return self.names.get(model, model)
+
+    def mean(self, model: str, column: metrics.Column, sets: Sequence[str] | None = None) -> metrics.Macro:
+        """Return the macro mean of a model over sets (default: all of the protocol)."""
+        return metrics.macro(self.outcomes[model], column, self.classes, sets or tuple(self.classes))
+
+    def difference(self, a: str, b: str, column: metrics.Column) -> metrics.Difference:
+        """Return the paired difference of two models of this report."""
+        for model in (a, b):
+            _known(model, self.outcomes)
+        return metrics.paired_difference(self.outcomes[a], self.outcomes[b], column)
+
+    @cached_property
+    def sheets(self) -> list[Sheet]:
+        """Return the tables in the order in which they are read."""
+        paired = [self._paired()] if self.chosen != self.baseline else []
+        return [self._main(), *paired, self._stages(), self._per_set()]
+
+    def _main(self) -> Sheet:
+        largest, separate = self.eps[-1], self.real if len(self.classes) > 1 else []
+        header = ["model", *self.columns.values(), f"above chance, clean / ε={largest:g}"]
+        for name in separate:
+            header += [f"{name} clean", f"{name} ε={largest:g}"]
+        rows = []
+        for model in self.outcomes:
+            means = {column: self.mean(model, column) for column in self.columns}
+            row = [self.name(model), *map(percent, means.values())]
+            row.append(f"{100 * means[CLEAN].above_chance:+.1f} / {100 * means[largest].above_chance:+.1f}")
+            row += [percent(metrics.accuracy(self.outcomes[model][name], c)) for name in separate for c in (CLEAN, largest)]
+            rows.append(tuple(row))
+        return Sheet("Clean and robust accuracy", tuple(header), tuple(rows), self._main_caption())
+
+    def _main_caption(self) -> str:
+        sizes = {name: len(outcome.ids) for name, outcome in self.outcomes[self.baseline].items()}
+        n = sum(sizes.values())
+        alone = "".join(f"; {name} alone: n = {sizes[name]:,} of them" for name in self.real if len(sizes) > 1)
+        over = f"mean over {len(sizes)} sets" if len(sizes) > 1 else f"set {next(iter(sizes))}"
+        return (
+            f"Accuracy in percent, {over}, n = {n:,} images per model{alone}. Brackets: 95 % Wilson interval. "
+            f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε. "
+            f"Above chance: mean of accuracy − 1/classes, in points. Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
+        )
+
+    def _per_set(self) -> Sheet:
+        rows = tuple(
+            (
+                dataset,
+                self.name(model),
+                f"{k}",
+                f"{len(outcomes[dataset].ids)}",
+                *tuple(percent(metrics.accuracy(outcomes[dataset], column)) for column in self.columns),
+            )
+            for dataset, k in self.classes.items()
+            for model, outcomes in self.outcomes.items()
+        )
+        caption = "Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above."
+        return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption)
+
+    def _stages(self) -> Sheet:
+        stages = [(e, attack) for e in self.eps for attack in self.protocol["attacks"]]
+        rows = tuple((self.name(model), *(percent(self.mean(model, stage)) for stage in stages)) for model in self.outcomes)
+        caption = "Cumulative: accuracy in percent under this attack and everything before it (left of it), never under this attack alone."
+        return Sheet("Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in stages)), rows, caption)
+
+    def _paired(self) -> Sheet:
+        a, b = self.name(self.chosen), self.name(self.baseline)
+        rows = []
+        for column, title in self.columns.items():
+            found = self.difference(self.chosen, self.baseline, column)
+            better, worse = (sum(each.p_holm < 0.05 and side * each.difference > 0 for each in found.per_set.values()) for side in (1, -1))
+            counts = (str(sum(each.only_a for each in found.per_set.values())), str(sum(each.only_b for each in found.per_set.values())))
+            rows.append((title, points(found), *counts, f"{better} / {worse} of {len(found.per_set)}", VERDICTS[found.sign]))
+        caption = (
+            f"Difference of the means in points on the same {found.n:,} images, 95 % interval from a paired bootstrap over images "
+            f"({metrics.DRAWS} draws, within each set). Sets better / worse: exact McNemar at 5 % after Holm over the sets."
+        )
+        header = ("accuracy", "difference", f"only {a} right", f"only {b} right", "sets better / worse", "verdict")
+        return Sheet(f"{a} against {b}", header, tuple(rows), caption)
+
+    def meaning(self) -> list[str]:
+        """Return sentences on what was run and what the numbers are and are not."""
+        attacks = [f"{name} ({self.settings[name]})" if self.settings.get(name) else name for name in self.protocol["attacks"]]
+        rendered = [name for name in self.classes if name not in self.real]
+        world = [f"{len(rendered)} of {len(self.classes)} sets are rendered, not photographed: this is no benchmark of real CLIP."]
+        return [
+            f"Protocol {self.protocol['name']}, hash {self.protocol_hash}. Numbers under another hash must not be compared with these.",
+            f"Attacks, in this order: {', '.join(attacks)}. Nothing else was tried.",
+            "Robust accuracy is counted per image in the worst case over these attacks. It is an upper bound, not a certificate: "
+            "a stronger attack can only lower it.",
+            "Intervals cover which images were drawn. They do not cover the luck of training or what would happen on other sets.",
+            *(world if rendered else []),
+            *self.notes,
+        ]
+
+    def markdown(self) -> str:
+        """Return all tables and what they mean as Markdown."""
+        meaning = "".join(f"- {line}\n" for line in self.meaning())
+        return "\n".join(sheet.markdown() for sheet in self.sheets) + f"\n## What these numbers are\n\n{meaning}"
+
+    def latex(self) -> str:
+        """Return the main table as LaTeX (needs booktabs)."""
+        return self.sheets[0].latex()
+
+    def csv(self, per_set: bool = False) -> str:
+        """Return one line per model and column with shares in [0, 1]: the means over sets, or the sets one by one."""
+        lines: list[dict[str, Any]] = []
+        for model in self.outcomes:
+            for column in self.columns:
+                line = {"model": model, "column": column if column == CLEAN else "robust", "eps": 0.0 if column == CLEAN else column}
+                for name in self.classes if per_set else [None]:
+                    found = self.mean(model, column) if name is None else metrics.accuracy(self.outcomes[model][name], column)
+                    values = {key: value for key, value in vars(found).items() if key != "sets"}
+                    where = {"set": name} if per_set else {"sets": len(self.classes)}
+                    lines.append({**line, **where, **values, "protocol": self.protocol["name"], "protocol_hash": self.protocol_hash})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def figures(self) -> dict[str, bytes]:
+        """Return name -> PNG of the figures that records alone can give."""
+        means = {c: {self.name(model): self.mean(model, c) for model in self.outcomes} for c in self.columns}
+        clean, robust = means[CLEAN], {e: means[e] for e in self.eps}
+        security = {name: {0.0: clean[name], **{e: robust[e][name] for e in self.eps}} for name in clean}
+        return {"clean_against_robust": figures.curve(clean, robust), "security_curve": figures.security_curve(security)}
+
+    def html(self, pictures: Mapping[str, bytes]) -> str:
+        """Return one page that needs no other file, no script and no network; pictures are PNGs by name."""
+        main, *rest = (sheet.html() for sheet in self.sheets)
+        drawn = "".join(
+            f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            f"<figcaption>{escape(FIGURES.get(name, name))}</figcaption></figure>\n"
+            for name, png in pictures.items()
+        )
+        meaning = "".join(f"<li>{escape(line)}</li>\n" for line in self.meaning())
+        title = escape(f"Robustness under protocol {self.protocol['name']}")
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
+            f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"<p class=caption>protocol hash <code>{escape(self.protocol_hash)}</code></p>\n{main}{drawn}{''.join(rest)}"
+            f"<section><h2>What these numbers are</h2><ul>\n{meaning}</ul></section></body></html>\n"
+        )
+
+    def write(self, folder: str, pictures: Mapping[str, bytes] | None = None) -> str:
+        """Write table.md, table.csv, per_set.csv, table.tex, every figure and report.html into a folder; return where the page lies."""
+        drawn = {**self.figures(), **(pictures or {})}
+        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "per_set.csv": self.csv(per_set=True), "table.tex": self.latex()}
+        page = {"report.html": self.html(drawn)}
+        for name, content in {**{f"{storage.safe_name(name)}.png": png for name, png in drawn.items()}, **texts, **page}.items():
+            storage.write_bytes(storage.join(folder, name), content if isinstance(content, bytes) else content.encode())
+        return storage.join(folder, "report.html")
+
+
+VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
+FIGURES = {
+    "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
+    "the line joins the models that no other beats in both.",
+    "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean.",
+}
+STYLE = """
+body{max-width:980px;margin:3rem auto;padding:0 1.5rem;font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff}
+h1{font-size:1.7rem;font-weight:600;margin:0}h2{font-size:1.15rem;font-weight:600;margin:2.6rem 0 .7rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
+table{border-top:2px solid #1c1c1c;border-bottom:2px solid #1c1c1c}thead{border-bottom:1px solid #1c1c1c}
+th{font-weight:600;vertical-align:bottom}th,td{text-align:right;padding:.34rem .6rem}th:first-child,td:first-child{text-align:left;padding-left:0}
+tbody tr+tr{border-top:1px solid #ececec}td small{color:#6b6b6b;white-space:nowrap;font-size:.8em;display:block}
+.caption,figcaption{color:#555;font-size:.86rem;margin:.6rem 0;overflow-wrap:anywhere}figure{margin:2.4rem 0}img{width:100%;max-width:700px;display:block}
+ul{padding-left:1.2rem}li{margin:.35rem 0;overflow-wrap:anywhere}code{font-size:.92em}
+"""
+
+
+def from_records(
+    table: pa.Table,
+    protocol: Mapping[str, Any],
+    models: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    baseline: str | None = None,
+    chosen: str | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Return the report on models (default: all, baseline the first and chosen the last) from records of one protocol.
+
+    Raises UserError when a model is unknown or has not seen every image of every set of the protocol that the others have seen.
+    """
+    if models:
+        for model in models:
+            _known(model, pc.unique(table["model"]).to_pylist())
+        table = table.filter(pc.is_in(table["model"], pa.array(models)))
+    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"])
+    outcomes = {model: found[model] for model in models or found}
+    for model, seen in outcomes.items():
+        for name in set(seen) ^ set(protocol["sets"]):
+            fault = "has no records for" if name in protocol["sets"] else "has records for a set outside the protocol:"
+            raise UserError(f"model {model!r} {fault} {name!r}; finish its evaluation under protocol {protocol['name']}")
+    metrics.check_same_images(outcomes)
+    order = list(outcomes)
+    baseline, chosen = baseline or order[0], chosen or order[-1]
+    for model in (baseline, chosen):
+        _known(model, order)
+    protocol_hash = table["protocol_hash"][0].as_py()
+    return Report(outcomes, protocol, protocol_hash, baseline, chosen, dict(names or {}), _settings(table), tuple(notes))
+
+
+def _settings(table: pa.Table) -> dict[str, str]:
+    pairs = table.group_by(["attack", "attack_config"]).aggregate([])
+    found: dict[str, list[str]] = {}
+    for attack, config in zip(pairs["attack"].to_pylist(), pairs["attack_config"].to_pylist(), strict=True):
+        if config:
+            found.setdefault(attack, []).append(config)
+    return {attack: "; ".join(sorted(configs)) for attack, configs in found.items()}
+
+
+def _known(model: str, models: Iterable[str]) -> None:
+    models = list(models)
+    if model not in models:
+        raise UserError(f"there are no records of model {model!r}{did_you_mean(model, models)}; there are: {', '.join(models)}")
+
+
+def percent(estimate: metrics.Estimate) -> str:
+    """Return "81.5 [79.2, 83.6]"."""
+    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def points(difference: metrics.Difference) -> str:
+    """Return "+12.3 [+10.1, +14.4]"."""
+    return f"{100 * difference.point:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _small_interval(cell: str) -> str:
+    return re.sub(r" (\[[^\]]*\])$", r" <small>\1</small>", cell)
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "−": "--"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
