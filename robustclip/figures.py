@@ -1,9 +1,12 @@
-"""The figures of a report as PNG bytes. Drawn on a canvas of their own: no global plotting state, nothing happens at import."""
+"""What a report is made of: tables as text, figures as PNG bytes on a canvas of their own (no global state, nothing at import)."""
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,71 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 GREY = "#8a8a8a"
 COLUMNS = 3
+CAPTIONS = {
+    "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
+    "the line joins the models that no other beats in both.",
+    "adversarial_grid": "Images, what the attack added, and what it made of them, with the predicted class below; a changed one in colour.",
+    "training_curves": "Training.",
+    "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean.",
+}
 IMAGES = 6  # in one row of the grid: wider and the names below do not fit
+
+STYLE = """
+body{max-width:980px;margin:3rem auto;padding:0 1.5rem;font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff}
+h1{font-size:1.7rem;font-weight:600;margin:0}h2{font-size:1.15rem;font-weight:600;margin:2.6rem 0 .7rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
+table{border-top:2px solid #1c1c1c;border-bottom:2px solid #1c1c1c}thead{border-bottom:1px solid #1c1c1c}
+th{font-weight:600;vertical-align:bottom}th,td{text-align:right;padding:.34rem .6rem}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+tbody tr+tr{border-top:1px solid #ececec}td small{color:#6b6b6b;white-space:nowrap;font-size:.8em;display:block}
+.caption,figcaption{color:#555;font-size:.86rem;margin:.6rem 0;overflow-wrap:anywhere}
+figure{margin:2.4rem 0}img{width:100%;max-width:700px;display:block}
+ul{padding-left:1.2rem}li{margin:.35rem 0;overflow-wrap:anywhere}code{font-size:.92em}
+"""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table of text; the first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+
+    def markdown(self) -> str:
+        """Return the sheet as a Markdown section."""
+        lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
+        table = "\n".join("| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines)
+        return f"## {self.title}\n\n{table}\n\n{self.caption}\n"
+
+    def html(self) -> str:
+        """Return the sheet as an HTML section; intervals are set smaller than the numbers they belong to."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        body = "".join("<tr>" + "".join(f"<td>{_small_interval(escape(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows)
+        table = f"<div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        return f"<section><h2>{escape(self.title)}</h2>\n{table}\n<p class=caption>{escape(self.caption)}</p></section>\n"
+
+    def latex(self) -> str:
+        """Return the sheet as a booktabs table."""
+        lines = [" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.rows)]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        columns = "l" + "r" * (len(self.header) - 1)
+        caption = f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(self.caption)}}}\n"
+        return f"{caption}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n"
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _small_interval(cell: str) -> str:
+    return re.sub(r" (\[[^\]]*\])$", r" <small>\1</small>", cell)
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "−": "--"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def _figure(height: float) -> Any:
@@ -37,7 +104,8 @@ def _png(figure: Any) -> bytes:
 
 
 def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "capsize": 0, "elinewidth": 1.1}
+    edge = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], **edge}
 
 
 def _plain(axes: Any) -> None:
@@ -48,81 +116,98 @@ def _plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _grid(figure: Any, n: int) -> list[Any]:
-    columns = min(n, COLUMNS)
-    return [figure.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
+def _shape(n: int, columns: int = COLUMNS) -> tuple[int, int]:
+    """Return the rows and columns of n panels, as even as they can be."""
+    rows = math.ceil(n / columns)
+    return rows, math.ceil(n / rows)
+
+
+def _panels(figure: Any, n: int, xlabel: str, ylabel: str = "") -> list[Any]:
+    """Return n axes; the lowest of each column and the leftmost of each row carry the labels."""
+    rows, columns = _shape(n)
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for i, axes in enumerate(panels):
+        _plain(axes)
+        axes.set_xlabel(xlabel if i + columns >= n else "", fontsize=9)
+        axes.set_ylabel(ylabel if i % columns == 0 else "", fontsize=9)
+    return panels
 
 
 def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    wrapped = [textwrap.fill(label, 40) for label in labels]
-    columns = max(1, min(len(labels), int(80 / (6 + max(len(line) for label in wrapped for line in label.split("\n"))))))
-    figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False, handletextpad=0.4)
+    names = [textwrap.shorten(label, 60, placeholder="…") for label in labels]
+    figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(labels), fontsize=8.5, frameon=False)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    return max(1, min(len(labels), 90 // (8 + min(60, max(map(len, labels))))))
 
 
 def _legend_height(labels: Sequence[str]) -> float:
-    lines = [textwrap.fill(label, 40).count("\n") + 1 for label in labels]
-    columns = max(1, min(len(labels), int(80 / (6 + min(40, max(map(len, labels)))))))
-    return 0.17 * math.ceil(sum(lines) / columns) + 0.15
+    return 0.18 * math.ceil(len(labels) / _legend_columns(labels)) + 0.15
 
 
-def _bars(estimate: Estimate) -> tuple[list[float], list[float]]:
-    return [100 * max(0.0, estimate.mean - estimate.low)], [100 * max(0.0, estimate.high - estimate.mean)]
+def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Return what errorbar wants, [2, n] in percent: how far each interval reaches below and above its mean."""
+    return 100 * np.array([[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]).clip(min=0)
 
 
 def curve(clean: Mapping[str, Estimate], robust: Mapping[float, Mapping[str, Estimate]]) -> bytes:
     """Return clean against robust accuracy as PNG: a panel per eps (in 1/255), a point with intervals per model, the Pareto set joined."""
-    rows, columns = math.ceil(len(robust) / COLUMNS), min(len(robust), COLUMNS)
-    figure = _figure(rows * ({1: 4.2, 2: 3.4, 3: 2.5}[columns]) + _legend_height(list(clean)))
+    rows, columns = _shape(len(robust))
+    figure = _figure(rows * {1: 5.0, 2: 3.5, 3: 2.4}[columns] + _legend_height(list(clean)))
     handles: list[Any] = []
-    for axes, (eps, models) in zip(_grid(figure, len(robust)), robust.items(), strict=True):
+    for axes, (eps, models) in zip(_panels(figure, len(robust), "clean accuracy (%)", "robust accuracy (%)"), robust.items(), strict=True):
         at = [(100 * clean[name].mean, 100 * models[name].mean) for name in clean]
         axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.7, linestyle=(0, (2, 3)))  # robust = clean, the most there can be
-        best = pareto(at)
-        axes.plot(*np.array([at[i] for i in best]).T, color=GREY, linewidth=1.2, zorder=1.5)
+        axes.plot(*np.array([at[i] for i in pareto(at)]).T, color=GREY, linewidth=1.2, zorder=1.5)
         handles = [
-            axes.errorbar(x, y, xerr=np.array(_bars(clean[name])), yerr=np.array(_bars(models[name])), linestyle="none", **_style(i))
-            for i, (name, (x, y)) in enumerate(zip(clean, at, strict=True))
+            axes.errorbar(*at[i], xerr=_bars([clean[name]]), yerr=_bars([models[name]]), linestyle="none", elinewidth=1.1, **_style(i))
+            for i, name in enumerate(clean)
         ]
         axes.set(xlim=(0, 100), ylim=(0, 100), xticks=range(0, 101, 25), yticks=range(0, 101, 25), aspect="equal")
         axes.set_title(f"ε = {eps:g}/255", fontsize=9.5)
-        _plain(axes)
-    figure.supxlabel("clean accuracy (%)", fontsize=9)
-    figure.supylabel("robust accuracy (%)", fontsize=9)
+        _draw_whole(handles)
     _legend(figure, handles, list(clean))
     return _png(figure)
 
 
 def security_curve(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
-    """Return accuracy against eps (in 1/255; 0 is clean) as PNG, a line with intervals per model."""
+    """Return accuracy against eps (in 1/255; 0 is clean) as PNG, a line with intervals per model, set apart a little so that none hides."""
     figure = _figure(3.6 + _legend_height(list(curves)))
-    axes = figure.add_subplot()
+    (axes,) = _panels(figure, 1, "radius ε of the attack (in 1/255)", "worst-case accuracy (%)")
+    every = sorted({e for points in curves.values() for e in points})
     handles = []
     for i, points in enumerate(curves.values()):
-        eps = sorted(points)
-        errors = np.hstack([np.array(_bars(points[e])) for e in eps])
-        handles.append(axes.errorbar(eps, [100 * points[e].mean for e in eps], yerr=errors, linewidth=1.4, **_style(i)))
-    every = sorted({e for points in curves.values() for e in points})
+        eps = np.array(sorted(points))
+        apart = 0.005 * (every[-1] - every[0]) * (i - (len(curves) - 1) / 2)
+        values = [points[e] for e in eps]
+        means = [100 * value.mean for value in values]
+        handles.append(axes.errorbar(eps + apart, means, yerr=_bars(values), linewidth=1.3, elinewidth=1.1, **_style(i)))
     axes.set(ylim=(0, 100), xticks=every, xticklabels=["0\n(clean)" if e == 0 else f"{e:g}" for e in every])
     axes.margins(x=0.03)
-    axes.set_xlabel("radius ε of the attack (in 1/255)", fontsize=9)
-    axes.set_ylabel("worst-case accuracy (%)", fontsize=9)
-    _plain(axes)
-    for line in handles:
-        line[0].set_clip_on(False)  # a marker at 0 % is drawn whole
+    _draw_whole(handles)
     _legend(figure, handles, list(curves))
     return _png(figure)
+
+
+def _draw_whole(handles: Sequence[Any]) -> None:
+    """Let the markers that lie on an axis, at 0 % or 100 %, reach over it."""
+    for handle in handles:
+        handle[0].set_clip_on(False)
 
 
 def adversarial_grid(originals: np.ndarray, adversarials: np.ndarray, captions: Sequence[tuple[str, str]], gain: float = 20.0) -> bytes:
     """Return images [N,H,W,3] uint8 as PNG: original, perturbation times gain around mid-grey, attacked; captions are both predictions."""
     difference = adversarials.astype(float) - originals.astype(float)
     shown = (originals, np.clip(127.5 + gain * difference, 0, 255).astype(np.uint8), adversarials)
-    columns = min(IMAGES, len(originals))
-    blocks = math.ceil(len(originals) / columns)
-    figure = _figure(blocks * 3 * (WIDTH - 1.0) / columns * 1.16)
+    blocks, columns = _shape(len(originals), IMAGES)
+    side = min((WIDTH - 0.4) / columns, 1.6)
+    figure = _figure(blocks * (3 * side + 0.5))
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.0, hspace=0.0)
+    parts = figure.subfigures(blocks, 1, squeeze=False, hspace=0.04)[:, 0]
     for i in range(len(originals)):
         for k, images in enumerate(shown):
-            axes = figure.add_subplot(3 * blocks, columns, (3 * (i // columns) + k) * columns + i % columns + 1)
+            axes = parts[i // columns].add_subplot(3, columns, k * columns + i % columns + 1)
             axes.imshow(images[i], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -130,7 +215,7 @@ def adversarial_grid(originals: np.ndarray, adversarials: np.ndarray, captions: 
                 axes.set_ylabel(("original", f"difference × {gain:g}", "attacked")[k], fontsize=9)
             if k != 1:
                 broken = k == 2 and captions[i][0] != captions[i][1]
-                name = textwrap.shorten(captions[i][k // 2], 18, placeholder="…")
+                name = textwrap.fill(captions[i][k // 2], int(13 * side), max_lines=2, placeholder="…")
                 axes.set_xlabel(name, fontsize=8.5, color=COLOURS[1] if broken else "black", labelpad=3)
     return _png(figure)
 
@@ -140,16 +225,13 @@ def training_curves(history: Sequence[Mapping[str, float]], x: str = "step") -> 
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in history for key in row if key != x):
         panels.setdefault(key.split("/")[0], []).append(key)
-    columns = min(len(panels), COLUMNS)
-    figure = _figure(math.ceil(len(panels) / columns) * 2.2 + 0.2)
-    for axes, (title, keys) in zip(_grid(figure, len(panels)), panels.items(), strict=True):
+    figure = _figure(_shape(len(panels))[0] * 2.2 + 0.2)
+    for axes, (title, keys) in zip(_panels(figure, len(panels), x), panels.items(), strict=True):
         for i, key in enumerate(keys):
             rows = [row for row in history if key in row]
             label = key.split("/", 1)[-1]
             axes.plot([row[x] for row in rows], [row[key] for row in rows], color=COLOURS[i % len(COLOURS)], linewidth=1.3, label=label)
         axes.set_title(title, fontsize=9.5)
-        _plain(axes)
         if len(keys) > 1:
             axes.legend(fontsize=7.5, frameon=False)
-    figure.supxlabel(x, fontsize=9)
     return _png(figure)

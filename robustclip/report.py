@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,42 +14,8 @@ import pyarrow.compute as pc
 
 from robustclip import figures, metrics, storage
 from robustclip.errors import UserError, did_you_mean
+from robustclip.figures import Sheet
 from robustclip.records import CLEAN
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table of text; the first column names the row."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str
-
-    def markdown(self) -> str:
-        """Return the sheet as a Markdown section."""
-        lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
-        return f"## {self.title}\n\n{table}\n\n{self.caption}\n"
-
-    def html(self) -> str:
-        """Return the sheet as an HTML section; intervals are set smaller than the numbers they belong to."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        body = "".join("<tr>" + "".join(f"<td>{_small_interval(escape(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows)
-        return (
-            f'<section><h2>{escape(self.title)}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>'
-            f"</div>\n<p class=caption>{escape(self.caption)}</p></section>\n"
-        )
-
-    def latex(self) -> str:
-        """Return the sheet as a booktabs table."""
-        lines = [" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.rows)]
-        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-        columns = "l" + "r" * (len(self.header) - 1)
-        return (
-            f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(self.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n{body}\n"
-            "\\end{tabular}\n\\end{table}\n"
-        )
 
 
 @dataclass(frozen=True)
@@ -93,15 +58,15 @@ class Report:
         """Return what a model is called in print."""
         return self.names.get(model, model)
 
-    def mean(self, model: str, column: metrics.Column, sets: Sequence[str] | None = None) -> metrics.Macro:
-        """Return the macro mean of a model over sets (default: all of the protocol)."""
-        return metrics.macro(self.outcomes[model], column, self.classes, sets or tuple(self.classes))
+    def mean(self, model: str, column: metrics.Column) -> metrics.Macro:
+        """Return the macro mean of a model over all sets of the protocol."""
+        return metrics.macro(self.outcomes[model], column, self.classes)
 
-    def difference(self, a: str, b: str, column: metrics.Column) -> metrics.Difference:
-        """Return the paired difference of two models of this report."""
-        for model in (a, b):
-            _known(model, self.outcomes)
-        return metrics.paired_difference(self.outcomes[a], self.outcomes[b], column)
+    @cached_property
+    def differences(self) -> dict[metrics.Column, metrics.Difference]:
+        """Return the paired differences of the chosen model from the baseline."""
+        chosen, baseline = self.outcomes[self.chosen], self.outcomes[self.baseline]
+        return {column: metrics.paired_difference(chosen, baseline, column) for column in self.columns}
 
     @cached_property
     def sheets(self) -> list[Sheet]:
@@ -125,11 +90,12 @@ class Report:
 
     def _main_caption(self) -> str:
         sizes = {name: len(outcome.ids) for name, outcome in self.outcomes[self.baseline].items()}
-        n = sum(sizes.values())
+        n, effective = sum(sizes.values()), self.mean(self.baseline, CLEAN).effective_n
+        weight = "" if round(effective) == n else f" at the effective n of unequal sets, {effective:,.0f}"
         alone = "".join(f"; {name} alone: n = {sizes[name]:,} of them" for name in self.real if len(sizes) > 1)
         over = f"mean over {len(sizes)} sets" if len(sizes) > 1 else f"set {next(iter(sizes))}"
         return (
-            f"Accuracy in percent, {over}, n = {n:,} images per model{alone}. Brackets: 95 % Wilson interval. "
+            f"Accuracy in percent, {over}, n = {n:,} images per model{alone}. Brackets: 95 % Wilson interval{weight}. "
             f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε. "
             f"Above chance: mean of accuracy − 1/classes, in points. Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
         )
@@ -139,12 +105,12 @@ class Report:
             (
                 dataset,
                 self.name(model),
-                f"{k}",
-                f"{len(outcomes[dataset].ids)}",
-                *tuple(percent(metrics.accuracy(outcomes[dataset], column)) for column in self.columns),
+                str(k),
+                str(len(seen[dataset].ids)),
+                *(percent(metrics.accuracy(seen[dataset], c)) for c in self.columns),
             )
             for dataset, k in self.classes.items()
-            for model, outcomes in self.outcomes.items()
+            for model, seen in self.outcomes.items()
         )
         caption = "Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above."
         return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption)
@@ -158,17 +124,47 @@ class Report:
     def _paired(self) -> Sheet:
         a, b = self.name(self.chosen), self.name(self.baseline)
         rows = []
-        for column, title in self.columns.items():
-            found = self.difference(self.chosen, self.baseline, column)
+        for column, found in self.differences.items():
             better, worse = (sum(each.p_holm < 0.05 and side * each.difference > 0 for each in found.per_set.values()) for side in (1, -1))
             counts = (str(sum(each.only_a for each in found.per_set.values())), str(sum(each.only_b for each in found.per_set.values())))
-            rows.append((title, points(found), *counts, f"{better} / {worse} of {len(found.per_set)}", VERDICTS[found.sign]))
+            rows.append((self.columns[column], points(found), *counts, f"{better} / {worse} of {len(found.per_set)}", VERDICTS[found.sign]))
         caption = (
-            f"Difference of the means in points on the same {found.n:,} images, 95 % interval from a paired bootstrap over images "
-            f"({metrics.DRAWS} draws, within each set). Sets better / worse: exact McNemar at 5 % after Holm over the sets."
+            f"Difference of the means in points on the same {self.differences[CLEAN].n:,} images, 95 % interval from a paired bootstrap "
+            f"over images ({metrics.DRAWS} draws, within each set). Sets better / worse: exact McNemar at 5 % after Holm over the sets."
         )
         header = ("accuracy", "difference", f"only {a} right", f"only {b} right", "sets better / worse", "verdict")
         return Sheet(f"{a} against {b}", header, tuple(rows), caption)
+
+    def verdict(self, column: metrics.Column) -> str:
+        """Return one plain sentence on whether the chosen model is better than the baseline."""
+        found, a, b = self.differences[column], self.name(self.chosen), self.name(self.baseline)
+        what = {1: "is better than", -1: "is worse than", 0: "is not distinguishable from"}[found.sign]
+        few = f"; only {found.discordant} images tell them apart" if found.discordant < metrics.MIN_DISCORDANT else ""
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        return f"{self.columns[column]}: {a} {what} {b} ({100 * found.point:+.1f} points, n={found.n:,}, 95 % {interval}{few})"
+
+    def comparison(self) -> str:
+        """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column."""
+        a, b = self.name(self.chosen), self.name(self.baseline)
+        rows = tuple(
+            (
+                name,
+                title,
+                str(each.n),
+                str(each.only_a),
+                str(each.only_b),
+                f"{100 * each.difference:+.1f}",
+                f"{each.p:.2g}",
+                f"{each.p_holm:.2g}",
+            )
+            for name in self.classes
+            for column, title in self.columns.items()
+            for each in [self.differences[column].per_set[name]]
+        )
+        header = ("set", "accuracy", "n", f"only {a} right", f"only {b} right", "difference", "p", "p (Holm)")
+        caption = "Exact McNemar test on the images that exactly one of the two gets right; Holm: corrected for the number of sets."
+        sentences = "".join(f"- {self.verdict(column)}\n" for column in self.columns)
+        return f"{self._paired().markdown()}\n{Sheet('Set by set', header, rows, caption).markdown()}\n{sentences}"
 
     def meaning(self) -> list[str]:
         """Return sentences on what was run and what the numbers are and are not."""
@@ -189,10 +185,6 @@ class Report:
         """Return all tables and what they mean as Markdown."""
         meaning = "".join(f"- {line}\n" for line in self.meaning())
         return "\n".join(sheet.markdown() for sheet in self.sheets) + f"\n## What these numbers are\n\n{meaning}"
-
-    def latex(self) -> str:
-        """Return the main table as LaTeX (needs booktabs)."""
-        return self.sheets[0].latex()
 
     def csv(self, per_set: bool = False) -> str:
         """Return one line per model and column with shares in [0, 1]: the means over sets, or the sets one by one."""
@@ -223,14 +215,14 @@ class Report:
         main, *rest = (sheet.html() for sheet in self.sheets)
         drawn = "".join(
             f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            f"<figcaption>{escape(FIGURES.get(name, name))}</figcaption></figure>\n"
+            f"<figcaption>{escape(figures.CAPTIONS.get(name, name))}</figcaption></figure>\n"
             for name, png in pictures.items()
         )
         meaning = "".join(f"<li>{escape(line)}</li>\n" for line in self.meaning())
         title = escape(f"Robustness under protocol {self.protocol['name']}")
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-            f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"<title>{title}</title>\n<style>{figures.STYLE}</style></head>\n<body><h1>{title}</h1>\n"
             f"<p class=caption>protocol hash <code>{escape(self.protocol_hash)}</code></p>\n{main}{drawn}{''.join(rest)}"
             f"<section><h2>What these numbers are</h2><ul>\n{meaning}</ul></section></body></html>\n"
         )
@@ -238,7 +230,12 @@ class Report:
     def write(self, folder: str, pictures: Mapping[str, bytes] | None = None) -> str:
         """Write table.md, table.csv, per_set.csv, table.tex, every figure and report.html into a folder; return where the page lies."""
         drawn = {**self.figures(), **(pictures or {})}
-        texts = {"table.md": self.markdown(), "table.csv": self.csv(), "per_set.csv": self.csv(per_set=True), "table.tex": self.latex()}
+        texts = {
+            "table.md": self.markdown(),
+            "table.csv": self.csv(),
+            "per_set.csv": self.csv(per_set=True),
+            "table.tex": self.sheets[0].latex(),
+        }
         page = {"report.html": self.html(drawn)}
         for name, content in {**{f"{storage.safe_name(name)}.png": png for name, png in drawn.items()}, **texts, **page}.items():
             storage.write_bytes(storage.join(folder, name), content if isinstance(content, bytes) else content.encode())
@@ -246,21 +243,6 @@ class Report:
 
 
 VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
-FIGURES = {
-    "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
-    "the line joins the models that no other beats in both.",
-    "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean.",
-}
-STYLE = """
-body{max-width:980px;margin:3rem auto;padding:0 1.5rem;font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff}
-h1{font-size:1.7rem;font-weight:600;margin:0}h2{font-size:1.15rem;font-weight:600;margin:2.6rem 0 .7rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
-table{border-top:2px solid #1c1c1c;border-bottom:2px solid #1c1c1c}thead{border-bottom:1px solid #1c1c1c}
-th{font-weight:600;vertical-align:bottom}th,td{text-align:right;padding:.34rem .6rem}th:first-child,td:first-child{text-align:left;padding-left:0}
-tbody tr+tr{border-top:1px solid #ececec}td small{color:#6b6b6b;white-space:nowrap;font-size:.8em;display:block}
-.caption,figcaption{color:#555;font-size:.86rem;margin:.6rem 0;overflow-wrap:anywhere}figure{margin:2.4rem 0}img{width:100%;max-width:700px;display:block}
-ul{padding-left:1.2rem}li{margin:.35rem 0;overflow-wrap:anywhere}code{font-size:.92em}
-"""
 
 
 def from_records(
@@ -287,21 +269,20 @@ def from_records(
             fault = "has no records for" if name in protocol["sets"] else "has records for a set outside the protocol:"
             raise UserError(f"model {model!r} {fault} {name!r}; finish its evaluation under protocol {protocol['name']}")
     metrics.check_same_images(outcomes)
-    order = list(outcomes)
-    baseline, chosen = baseline or order[0], chosen or order[-1]
+    names = dict(names or {})
+    if len({names.get(model, model) for model in outcomes}) < len(outcomes):
+        raise UserError("two models of the report have the same name: give them different ones")
+    baseline, chosen = baseline or next(iter(outcomes)), chosen or list(outcomes)[-1]
     for model in (baseline, chosen):
-        _known(model, order)
-    protocol_hash = table["protocol_hash"][0].as_py()
-    return Report(outcomes, protocol, protocol_hash, baseline, chosen, dict(names or {}), _settings(table), tuple(notes))
+        _known(model, outcomes)
+    return Report(outcomes, protocol, table["protocol_hash"][0].as_py(), baseline, chosen, names, _settings(table), tuple(notes))
 
 
 def _settings(table: pa.Table) -> dict[str, str]:
-    pairs = table.group_by(["attack", "attack_config"]).aggregate([])
-    found: dict[str, list[str]] = {}
-    for attack, config in zip(pairs["attack"].to_pylist(), pairs["attack_config"].to_pylist(), strict=True):
-        if config:
-            found.setdefault(attack, []).append(config)
-    return {attack: "; ".join(sorted(configs)) for attack, configs in found.items()}
+    """Return attack -> how it was run, everything that the records say about it."""
+    found = table.group_by("attack").aggregate([("attack_config", "distinct")])
+    pairs = zip(found["attack"].to_pylist(), found["attack_config_distinct"].to_pylist(), strict=True)
+    return {attack: "; ".join(sorted(filter(None, configs))) for attack, configs in pairs}
 
 
 def _known(model: str, models: Iterable[str]) -> None:
@@ -318,12 +299,3 @@ def percent(estimate: metrics.Estimate) -> str:
 def points(difference: metrics.Difference) -> str:
     """Return "+12.3 [+10.1, +14.4]"."""
     return f"{100 * difference.point:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-
-
-def _small_interval(cell: str) -> str:
-    return re.sub(r" (\[[^\]]*\])$", r" <small>\1</small>", cell)
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "−": "--"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
