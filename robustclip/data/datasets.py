@@ -70,6 +70,12 @@ def load(folder: str) -> DatasetCard:
     return DatasetCard(**{**card, "folder": folder})
 
 
+def whole(card: DatasetCard) -> bool:
+    """Return whether every shard is there with the bytes the card says."""
+    shards = [(storage.join(card.folder, shard["file"]), shard["sha256"]) for shards in card.shards.values() for shard in shards]
+    return all(storage.exists(path) and storage.sha256_file(path) == sha256 for path, sha256 in shards)
+
+
 def _missing(folder: str) -> UserError:
     from robustclip.data.world import SETS
 
