@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 GREY = "#8a8a8a"
 COLUMNS = 3
+IMAGES = 6  # in one row of the grid: wider and the names below do not fit
 CAPTIONS = {
     "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
     "the line joins the models that no other beats in both.",
@@ -27,7 +28,6 @@ CAPTIONS = {
     "training_curves": "Training.",
     "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean.",
 }
-IMAGES = 6  # in one row of the grid: wider and the names below do not fit
 
 STYLE = """
 body{max-width:980px;margin:3rem auto;padding:0 1.5rem;font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff}

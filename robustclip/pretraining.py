@@ -32,6 +32,7 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     shift: int = 2
+    merges: int = 2000
     seed: int = 0
 
 
@@ -71,7 +72,7 @@ def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, 
     torch.manual_seed(derive(recipe.seed, "pretraining", "weights"))
     model = CLIP(**config["model_cfg"]).train()
     text_cfg, statistics = config["model_cfg"]["text_cfg"], config["preprocess_cfg"]
-    tokenizer = cut_tokenizer(config["robustclip"]["tokenizer_merges"], text_cfg["context_length"])
+    tokenizer = cut_tokenizer(recipe.merges, text_cfg["context_length"])
     mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
 
     images, captions = world.corpus(recipe.pairs, recipe.seed)
@@ -101,13 +102,7 @@ def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, 
     return model.eval()
 
 
-def save(model: nn.Module, recipe: Pretraining, folder: Path, seconds: float) -> None:
-    """Write the weights as fp16 safetensors beside their config, with the recipe, its cost, class names and templates."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
+def card(recipe: Pretraining, seconds: float) -> dict:
+    """Return what config.json says of the embedded weights: recipe, cost, tokenizer, and the class names and templates of the world."""
     sets = {name: {"class_names": s.class_names, "templates": s.templates} for name, s in world.SETS.items()}
-    card = {"recipe": asdict(recipe), "seconds": round(seconds), "finished": time.strftime("%Y-%m-%d"), "sets": sets}
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return {"format": FORMAT, "tokenizer": {"merges": recipe.merges}, "pretraining": asdict(recipe), "seconds": round(seconds), "sets": sets}

@@ -20,7 +20,7 @@ from robustclip.records import CLEAN
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, both keys of `outcomes`.
+    """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, if it is another model.
 
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run.
     """
@@ -197,8 +197,7 @@ class Report:
                     values = {key: value for key, value in vars(found).items() if key != "sets"}
                     where = {"set": name} if per_set else {"sets": len(self.classes)}
                     lines.append({**line, **where, **values, "protocol": self.protocol["name"], "protocol_hash": self.protocol_hash})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer = csv.DictWriter(text := io.StringIO(), list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
         return text.getvalue()

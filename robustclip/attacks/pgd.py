@@ -1,0 +1,182 @@
+"""Projected gradient ascent on any per-image objective (Madry et al. 2018), the attack of training and the cheap one of scoring."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustclip.attacks.base import Example, Objective, Scored, Trace
+from robustclip.seeds import generator
+from robustclip.threat import Ball
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode without parameter gradients while it is attacked, and restore both afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
+    """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already."""
+
+    def objective(images: Tensor) -> Scored:
+        logits = classifier(images)
+        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) != labels)
+
+    return objective
+
+
+def random_start(ball: Ball, images: Tensor, ids: list[str], *key: str | int) -> Tensor:
+    """Return perturbations [B,C,H,W] uniform in the ball, each drawn from its own image's id and `key`: no batch or order matters."""
+    draws = []
+    for id_ in ids:
+        g = generator(*key, "start", id_)
+        if ball.norm == "Linf":
+            draws.append(torch.rand(images.shape[1:], generator=g) * 2 - 1)
+        else:
+            direction = torch.randn(images.shape[1:], generator=g)
+            draws.append(direction / direction.norm() * torch.rand(1, generator=g) ** (1 / direction.numel()))
+    return torch.stack(draws).to(images) * ball.radius
+
+
+def move(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
+    """Return the attacked images [B,C,H,W]: delta projected on the ball, then the sum clamped to [0,1]."""
+    return (images + ball.project(delta)).clamp(0, 1)
+
+
+def gradient(objective: Objective, images: Tensor) -> tuple[Scored, Tensor]:
+    """Return the scores of images and the gradient of the summed loss with respect to them; parameters get none.
+
+    The sum, not the mean: with a mean the gradient shrinks with the batch and confident images lose theirs to rounding.
+    """
+    images = images.detach().requires_grad_(True)
+    scored = objective(images)
+    (g,) = torch.autograd.grad(scored.loss.sum(), images)
+    return Scored(scored.loss.detach(), scored.fooled), g
+
+
+class Best:
+    """The best iterate of each image so far, in place: one that fools the model beats one that does not, then the higher loss wins."""
+
+    def __init__(self, images: Tensor, scored: Scored):
+        self.images, self.loss = images.clone(), scored.loss.clone()
+        self.fooled = torch.zeros_like(self.loss, dtype=torch.bool) if scored.fooled is None else scored.fooled.clone()
+        self.first_success = torch.where(self.fooled, 0, -1)
+
+    def update(self, images: Tensor, scored: Scored, step: int) -> None:
+        """Take over every image that does better than before; an image that fooled the model once is never changed again."""
+        fooled = torch.zeros_like(self.fooled) if scored.fooled is None else scored.fooled
+        better = ~self.fooled & (fooled | (scored.loss > self.loss))
+        self.first_success = torch.where(better & fooled, step, self.first_success)
+        self.images[better], self.loss[better] = images[better], scored.loss[better]
+        self.fooled |= better & fooled
+
+
+class GradientShares:
+    """The shares of exactly zero and of non-finite gradient entries of each image, averaged over the steps it was attacked."""
+
+    def __init__(self, images: Tensor):
+        self.zero, self.bad, self.steps = (torch.zeros(len(images), device=images.device) for _ in range(3))
+
+    def add(self, g: Tensor, active: Tensor) -> Tensor:
+        """Count g [B,...] for the active images and return it with non-finite entries set to 0."""
+        finite = torch.isfinite(g)
+        self.zero += active * (g == 0).flatten(1).float().mean(1)
+        self.bad += active * (~finite).flatten(1).float().mean(1)
+        self.steps += active
+        return torch.where(finite, g, 0.0)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return the two shares [B]."""
+        return self.zero / self.steps.clamp(min=1), self.bad / self.steps.clamp(min=1)
+
+
+def pgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None = None) -> Tensor:
+    """Return the last iterate [B,3,H,W] of `steps` steps of size alpha * eps from images + start: the attack of adversarial training.
+
+    eps = 0 or steps = 0 return the images bit for bit.
+    """
+    if ball.radius == 0 or steps == 0:
+        return images
+    x = images if start is None else move(images, start, ball)
+    for _ in range(steps):
+        _, g = gradient(objective, x)
+        x = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
+    return x.detach()
+
+
+def pgd_best(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None) -> tuple[Tensor, Trace]:
+    """Return the best iterate of PGD and its trace; an image is left alone after its first success."""
+    x = images if start is None or steps == 0 else move(images, start, ball)
+    scored, g = gradient(objective, x)
+    best, shares, loss_start, last, forwards = Best(x, scored), GradientShares(images), scored.loss, scored.loss, 1
+    for step in range(1, steps + 1):
+        active = ~best.fooled
+        if ball.radius == 0 or not active.any():
+            break
+        g = shares.add(g, active)
+        moved = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
+        x = torch.where(active[:, None, None, None], moved, x)
+        scored, g = gradient(objective, x)
+        best.update(x, scored, step)
+        last, forwards = torch.where(active, scored.loss, last), forwards + 1
+    return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards)
+
+
+def with_restarts(run: Callable[[int], tuple[Tensor, Trace]], restarts: int) -> tuple[Tensor, Trace]:
+    """Return the best of `restarts` runs per image, by (fooled, loss); later runs are skipped once every image is fooled."""
+    images, trace = run(0)
+    for restart in range(1, restarts):
+        if bool((trace.first_success >= 0).all()):
+            break
+        other_images, other = run(restart)
+        fooled, other_fooled = trace.first_success >= 0, other.first_success >= 0
+        better = ~fooled & (other_fooled | (other.loss_best > trace.loss_best))
+        fields = ("loss_start", "loss_best", "loss_end", "first_success", "zero_gradient", "nonfinite_gradient")
+        chosen = {name: torch.where(better, getattr(other, name), getattr(trace, name)) for name in fields}
+        images = torch.where(better[:, None, None, None], other_images, images)
+        trace = replace(trace, **chosen, forwards=trace.forwards + other.forwards)
+    return images, trace
+
+
+def clean_trace(scored: Scored) -> Trace:
+    """Return the trace of an attack that did nothing."""
+    zeros = torch.zeros_like(scored.loss)
+    fooled = torch.zeros_like(zeros, dtype=torch.bool) if scored.fooled is None else scored.fooled
+    return Trace(scored.loss, scored.loss, scored.loss, torch.where(fooled, 0, -1), zeros, zeros, forwards=1)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """PGD on the cross-entropy with best iterate: `alpha` is the step as a share of eps, starts are uniform in the ball."""
+
+    steps: int = 10
+    alpha: float = 0.25
+    restarts: int = 1
+    random_start: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"pgd-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
+        def run(restart: int) -> tuple[Tensor, Trace]:
+            start = random_start(ball, images, ids, seed, self.name, restart) if self.random_start and ball.radius else None
+            return pgd_best(objective, images, ball, steps=self.steps, alpha=self.alpha, start=start)
+
+        objective = cross_entropy(classifier, labels)
+        with frozen(classifier):
+            adversarial, trace = with_restarts(run, self.restarts)
+        return Example(adversarial, trace=trace)

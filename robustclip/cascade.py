@@ -1,0 +1,90 @@
+"""A cascade of attacks on one cell: from cheap to dear and upward in eps, survivors only, repacked into full micro-batches."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustclip.attacks import Attack, Example
+from robustclip.classifier import ZeroShotClassifier
+from robustclip.config import to_json
+from robustclip.protocols import Protocol
+from robustclip.records import CLEAN
+from robustclip.threat import Ball
+
+TOLERANCE = 1e-6  # in pixel units: what adding and clamping in fp32 may cost
+
+
+def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, ids: list[str], protocol: Protocol) -> list[dict[str, Any]]:
+    """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
+
+    An image broken once is broken for every later attack and larger eps; its missing rows say so. The worst case is the exhaustive one,
+    because an image's result depends on nothing but itself.
+    """
+    started = time.perf_counter()
+    predictions = predict(classifier, images, protocol.micro_batch)
+    seconds = (time.perf_counter() - started) / max(len(ids), 1)
+    clean = predictions.tolist()
+    rows: list[dict[str, Any]] = []
+    for i, id_ in enumerate(ids):
+        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN, eps=0.0, seconds=seconds))
+    alive = predictions == labels
+    for ball in protocol.balls():
+        for attack in protocol.attacks:
+            survivors = alive.nonzero()[:, 0]
+            for part, padded in micro_batches(survivors, protocol.micro_batch):
+                started = time.perf_counter()
+                example = attack(classifier, images[padded], labels[padded], [ids[i] for i in padded.tolist()], ball, protocol.seed)
+                attacked = predict(classifier, example.images, protocol.micro_batch)[: len(part)]
+                seconds = (time.perf_counter() - started) / len(part)
+                for place, i in enumerate(part.tolist()):
+                    facts = _facts(attack, ball, protocol.seed, example, images[i], place)
+                    rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
+                alive[part] = attacked == labels[part]
+    return rows
+
+
+def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (part, padded): up to `size` of the places, and the same filled up to `size` by repeating the last one."""
+    for part in places.split(size) if len(places) else ():
+        yield part, torch.cat([part, part[-1:].expand(size - len(part))])
+
+
+def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
+    """Return the predicted classes [N], computed in micro-batches of one size."""
+    with torch.no_grad():
+        return torch.cat(
+            [classifier(images[padded]).argmax(1)[: len(part)] for part, padded in micro_batches(torch.arange(len(images)), micro_batch)]
+        )
+
+
+def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -> dict[str, Any]:
+    known = {"image_id": image_id, "label": label, "clean_prediction": clean, "prediction": prediction, "correct": prediction == label}
+    return known | facts
+
+
+def _facts(attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int) -> dict[str, Any]:
+    """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
+    delta = (example.images[place] - image)[None]
+    if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
+        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {float(ball.size(delta)) * 255:.4f}/255 for eps {ball.eps:g}/255")
+    facts = {
+        "attack": attack.name,
+        "attack_config": json.dumps(to_json(attack), sort_keys=True),
+        "norm": ball.norm,
+        "eps": float(ball.eps),
+        "seed": seed,
+        "restarts": getattr(attack, "restarts", None),
+        "linf": float(delta.abs().max()),
+        "l2": float(delta.norm()),
+    }
+    trace = example.trace
+    if trace is None:
+        return facts
+    names = ("loss_start", "loss_best", "loss_end", "zero_gradient", "nonfinite_gradient")
+    success = int(trace.first_success[place])
+    known = {name: float(getattr(trace, name)[place]) for name in names}
+    return facts | known | {"first_success": success if success >= 0 else None, "forwards": trace.forwards}

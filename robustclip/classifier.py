@@ -1,0 +1,93 @@
+"""The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustclip.errors import UserError
+from robustclip.prompts import VisualPrompt
+
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model wants to see: side length in pixels, channel means and standard deviations, interpolation of the resize."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+
+class ZeroShotClassifier(nn.Module):
+    """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
+
+    Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
+    renormalised mean over templates, computed once; `logit_scale` (and SigLIP's bias) are the model's own, fixed.
+    Raises UserError for class names or templates that are empty.
+    """
+
+    class_embeddings: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        preprocess: Preprocess,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        visual_prompt: VisualPrompt | None = None,
+    ):
+        super().__init__()
+        check_prompts(class_names, templates)
+        self.clip, self.tokenizer, self.preprocess, self.visual_prompt = clip, tokenizer, preprocess, visual_prompt
+        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
+        with torch.no_grad():
+            texts = [template.format(name) for name in self.class_names for template in self.templates]
+            per_text = self.embed_texts(texts).view(len(self.class_names), len(self.templates), -1)
+            self.register_buffer("class_embeddings", F.normalize(per_text.mean(1), dim=-1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        bias = getattr(self.clip, "logit_bias", None)
+        logits = self.clip.logit_scale.exp() * self.embed_images(images) @ self.class_embeddings.T  # type: ignore
+        return logits if bias is None else logits + bias
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return unit image features [B,D] of images [B,3,H,W] in [0,1], through the visual prompt if there is one."""
+        size = self.preprocess.size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode=self.preprocess.interpolation, antialias=images.shape[-1] > size)
+        x = (images - self.mean) / self.std
+        visual: nn.Module = self.clip.visual  # type: ignore[assignment]
+        if self.visual_prompt is not None:
+            x = self.visual_prompt.on_pixels(x)
+        with self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
+            features = visual(x)
+        return F.normalize(features, dim=-1)
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Return unit text features [N,D] of texts."""
+        device = next(self.clip.parameters()).device
+        tokens = self.tokenizer(texts).to(device)
+        return torch.cat([F.normalize(self.clip.encode_text(part), dim=-1) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+
+
+def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise UserError for an empty list, an empty class name, or a template without exactly one {}."""
+    if not class_names or not templates:
+        raise UserError("a zero-shot classifier needs at least one class name and one template")
+    for i, name in enumerate(class_names):
+        if not name.strip():
+            raise UserError(f"class {i} has an empty name: give it one in dataset.json")
+    for template in templates:
+        if template.count("{}") != 1 or template.replace("{}", "").count("{") or template.replace("{}", "").count("}"):
+            raise UserError(f"template {template!r} must contain {{}} exactly once, where the class name goes")

@@ -1,0 +1,80 @@
+"""Joining or starting Ray, and dividing what it has: the one place that knows about CPUs, GPUs, threads and Ray's switches."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+from robustclip.errors import UserError
+
+SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
+
+
+def connect() -> None:
+    """Join the cluster RAY_ADDRESS names (a Ray job sets it), or start Ray on this machine; quietly, once.
+
+    On this machine alone Ray listens on 127.0.0.1 and its token authentication, which writes into the home folder, stays off unless asked for.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker of a trial gets: CPUs (a part of one on a laptop), GPUs, and the threads torch may use."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+
+def total() -> tuple[float, float]:
+    """Return CPUs and GPUs of the whole cluster as it is now."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def divide(concurrent: int, workers: int) -> Share:
+    """Return the share of each of `concurrent` trials' `workers`, leaving room for the data pipeline.
+
+    Train workers that hold every CPU would starve Ray Data without a word, so what cannot fit raises UserError instead of hanging.
+    """
+    cpus, gpus = total()
+    if gpus and concurrent * workers > gpus:
+        raise UserError(f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs, the cluster has {gpus:g}: lower --concurrent or --workers")
+    room = (cpus - 1) / (concurrent * workers)
+    share = 1.0 if room >= 1 else round(room - 0.005, 2)
+    if share < SMALLEST_SHARE:
+        raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
+    return Share(workers, share, 1.0 if gpus else 0.0)
+
+
+def fitting_trials(trials: int, workers: int) -> int:
+    """Return how many trials fit at once: one per GPU where there are GPUs, else two CPUs' worth of work on each pair of CPUs."""
+    cpus, gpus = total()
+    room = gpus // workers if gpus else cpus // workers
+    return int(max(1, min(trials, room)))
+
+
+def use_threads(threads: int) -> None:
+    """Set torch's threads in this process; results are the same bit for bit only for the same number."""
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,165 @@
+"""A run is a value: one tree of frozen dataclasses, of which command line, sweep, MLflow and checkpoint are views."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from robustclip.defenses import TeCoA
+from robustclip.errors import UserError
+from robustclip.threat import ThreatModel
+from robustclip.trainables import Trainable, VisualTower
+
+RESULT_VERSION = 1  # bump by hand when the same config would give other results: finished work is then done again
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which labelled images train: a set of `out/data` or of the embedded world, all of it, `n` in all or `per_class`.
+
+    `held_out` of its images never train: `val/` is measured on them. Images larger than the model's input are resized to `resize`
+    (shorter side; default the model's size) and cropped. `rendered` images are made when the set is one of the embedded world.
+    """
+
+    name: str = "labelled"
+    n: int | None = None
+    per_class: int | None = None
+    held_out: int = 256
+    resize: int | None = None
+    rendered: int = 8192
+    render_seed: int = 0
+
+
+@dataclass(frozen=True)
+class InnerAttack:
+    """PGD during training: `steps` of `alpha` times eps from a uniform start in the ball; its last iterate trains."""
+
+    steps: int = 2
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser: learning rate warmed up over `warmup` steps, then cosine to 0; a step averages `batch` images in micro-batches.
+
+    The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    warmup: int = 0
+    epochs: int = 4
+    batch: int = 128
+    micro_batch: int = 64
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The proxy for choosing between trials: clean accuracy and PGD at one eps (1/255), the same for every trial, on the held-out slice."""
+
+    images: int = 256
+    eps: float = 4.0
+    steps: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """One fine-tuning run."""
+
+    model: str = "tiny-vit8"
+    data: Data = Data()
+    defense: TeCoA = TeCoA()
+    trainable: Trainable = VisualTower()
+    threat: ThreatModel = ThreatModel()
+    attack: InnerAttack = InnerAttack()
+    optim: Optim = Optim()
+    validation: Validation = Validation()
+    templates: tuple[str, ...] | None = field(default=None)  # prompts of training; None: the data set's own
+    checkpoint_every: int = 50
+    seed: int = 0
+
+
+def to_json(value: Any) -> Any:
+    """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back."""
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__, **{f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def key(*parts: Any) -> str:
+    """Return 16 hex digits that name the work `parts` describe: the hash of their canonical JSON and RESULT_VERSION."""
+    text = json.dumps([RESULT_VERSION, *(to_json(part) for part in parts)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every leaf of a dataclass tree by its dotted path, a union member also by its type name."""
+    leaves: dict[str, Any] = {}
+    for name, item in to_json(value).items() if dataclasses.is_dataclass(value) else ():
+        path = f"{prefix}{name}"
+        child = getattr(value, name, None)
+        if dataclasses.is_dataclass(child):
+            leaves |= {path: type(child).__name__} | flatten(child, f"{path}.")
+        elif name != "type":
+            leaves[path] = item
+    return leaves
+
+
+def override(config: T, changes: Mapping[str, Any]) -> T:
+    """Return config with the leaves at dotted paths replaced; raises UserError for an unknown path (with a suggestion) or a wrong type."""
+    for path, value in changes.items():
+        config = _replaced(config, path.split("."), value, path, flatten(config))
+    return config
+
+
+def _replaced(node: Any, names: list[str], value: Any, path: str, known: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
+    if names[0] not in hints:
+        near = difflib.get_close_matches(path, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise UserError(f"unknown recipe key {path!r}: {hint}")
+    child = getattr(node, names[0])
+    new = _replaced(child, names[1:], value, path, known) if len(names) > 1 else _checked(value, hints[names[0]], path)
+    return dataclasses.replace(node, **{names[0]: new})
+
+
+def _checked(value: Any, hint: Any, path: str) -> Any:
+    """Return the value as the annotated type; whole numbers become floats, lists tuples, anything else must already fit."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for choice in choices:
+        origin = typing.get_origin(choice)
+        if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is Literal and value in typing.get_args(choice):
+            return value
+        if origin is tuple and isinstance(value, tuple | list):
+            return tuple(value)
+        if origin is None and isinstance(choice, type) and isinstance(value, choice) and not (choice is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise UserError(f"recipe key {path!r} takes {names}, not {value!r}")
+
+
+def from_json(kind: Any, data: Any, path: str = "config") -> Any:
+    """Return the dataclass tree that `to_json` wrote, read as the annotated type `kind`; raises UserError for what does not fit."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if isinstance(data, Mapping) and "type" in data:
+        cls = {c.__name__: c for c in choices if dataclasses.is_dataclass(c)}.get(data["type"])
+        if cls is None:
+            raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(getattr(c, '__name__', str(c)) for c in choices)}")
+        hints = typing.get_type_hints(cls)
+        unknown = [name for name in data if name not in hints and name != "type"]
+        if unknown:
+            raise UserError(f"{path}: {data['type']} has no field {unknown[0]!r}")
+        return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name != "type"})
+    return None if data is None else _checked(data, kind, path)

@@ -1,0 +1,61 @@
+"""Reading chosen rows of a split at once, for the evaluator and for validation (training streams units instead, see plan.py)."""
+
+import hashlib
+import json
+from collections import defaultdict
+
+import numpy as np
+
+from robustclip.data.datasets import DatasetCard
+from robustclip.data.images import BadImage, decode
+from robustclip.data.shards import Index, read_rows
+from robustclip.errors import UserError
+from robustclip.seeds import derive
+
+
+def decoded_size(card: DatasetCard, model_size: int) -> int | None:
+    """Return the side images are decoded to: None (as stored) where a set is native at or below the model's size, else the model's size.
+
+    Smaller images are attacked as they are and enlarged inside the classifier; larger ones are resized and cropped before the attack.
+    """
+    return None if card.native_size is not None and card.native_size <= model_size else model_size
+
+
+def read_images(index: Index, rows: np.ndarray, size: int | None, resize: int | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return ids, pixels uint8 [n,H,W,3] and labels int64 [n] of the rows (positions in the index), in their order.
+
+    Raises UserError naming the file and id of an image that cannot be decoded.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        groups[int(index.file[row]), int(index.row_group[row])].append(place)
+    pixels: list[np.ndarray] = [np.empty(0)] * len(rows)
+    for (file, row_group), places in groups.items():
+        wanted = index.row[rows[places]]
+        names, images, _ = read_rows(index.files[file], row_group, wanted)
+        for place, name, image in zip(places, names, images, strict=True):
+            try:
+                pixels[place] = decode(image, size, resize)
+            except BadImage as error:
+                raise UserError(f"{index.files[file]}: the image {name} cannot be decoded ({error}); prepare the set again") from error
+    return [str(name) for name in index.id[rows]], np.stack(pixels), index.label[rows]
+
+
+def stratified(index: Index, n: int | None) -> np.ndarray:
+    """Return n rows (all with None) that cover the classes as evenly as they can be: first of each class, second of each, by hash of id.
+
+    Fixed by the ids alone, and nested: the first 100 are among the first 200.
+    """
+    by_hash = np.argsort([derive("evaluation", str(name)) for name in index.id], kind="stable")
+    seen = np.zeros(len(index.class_names), dtype=np.int64)
+    turn = np.empty(len(by_hash), dtype=np.int64)
+    for place, row in enumerate(by_hash):
+        turn[place] = seen[index.label[row]]
+        seen[index.label[row]] += 1
+    return by_hash[np.argsort(turn, kind="stable")][:n]
+
+
+def split_identity(card: DatasetCard, split: str) -> str:
+    """Return the hash of a split's shards with the class names and templates it is read with."""
+    facts = [[shard["sha256"] for shard in card.shards[split]], card.class_names, card.templates]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,200 @@
+"""The Ray-parallel evaluator: long-lived actors pull cells, write their records, and finished cells are never computed again."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from robustclip import model as models
+from robustclip import records, storage
+from robustclip.cluster import use_threads
+from robustclip.errors import UserError
+from robustclip.protocols import Cell, Resolved, TestSet
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # of one cell before it is reported as failed: a poison cell must not loop
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is: cells done, computed now and in all, and the seconds since it started."""
+
+    done: int
+    computed: int
+    total: int
+    seconds: float
+
+    def __str__(self) -> str:
+        left = self.seconds / max(self.computed, 1) * (self.total - self.done)
+        return f"evaluated {self.done}/{self.total} cells ({self.computed} now, {self.seconds:.0f} s, about {left:.0f} s left)"
+
+
+@dataclass
+class Queue:
+    """Cells still to do and how often each was tried; failures keep their reason and never stop the others."""
+
+    todo: list[Cell]
+    attempts: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def again(self, cell: Cell, reason: str) -> None:
+        """Put a cell back after its worker failed, or give it up."""
+        self.attempts[cell.key] = self.attempts.get(cell.key, 0) + 1
+        if self.attempts[cell.key] < ATTEMPTS:
+            self.todo.append(cell)
+        else:
+            self.failed[cell.key] = f"{cell.dataset} under {cell.model}: {reason}"
+
+
+class Worker:
+    """An actor's body: computes cells one after another and keeps the model it loaded last."""
+
+    def __init__(self, resolved: Resolved, out: str, threads: int, commit: str | None):
+        use_threads(threads)
+        self.resolved, self.out, self.threads, self.commit = resolved, out, threads, commit
+        self.loaded: tuple[str, models.Model] | None = None
+
+    def run(self, cell: Cell, model_name: str) -> str:
+        """Compute one cell, write its records, return its key."""
+        if self.loaded is None or self.loaded[0] != model_name:
+            self.loaded = (model_name, models.load(model_name))
+        rows = compute(self.loaded[1], cell, self.resolved)
+        shared = provenance(cell, self.resolved) | {"threads": self.threads, "commit": self.commit}
+        records.write(storage.join(self.out, "records"), cell.key, records.table([shared | row for row in rows]))
+        return cell.key
+
+
+def compute(model: models.Model, cell: Cell, resolved: Resolved) -> list[dict[str, Any]]:
+    """Return the attack rows of a cell; the model's weights decide the device."""
+    import torch
+
+    from robustclip.cascade import run_cascade
+    from robustclip.data.reading import decoded_size, read_images
+    from robustclip.learner import to_images
+
+    test_set, device = resolved.sets[cell.dataset], "cuda" if torch.cuda.is_available() else "cpu"
+    size = decoded_size(test_set.card, model.preprocess.size)
+    ids, pixels, labels = read_images(test_set.index, cell.rows, size, resolved.protocol.resize)
+    classifier = model.classifier(test_set.card.class_names, test_set.card.templates).to(device)
+    return run_cascade(classifier, to_images(pixels, device), torch.as_tensor(labels).to(device), ids, resolved.protocol)
+
+
+def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
+    """Return the columns that all rows of a cell share."""
+    protocol, test_set = resolved.protocol, resolved.sets[cell.dataset]
+    return {
+        "protocol": protocol.name,
+        "protocol_hash": resolved.hash,
+        "cell_key": cell.key,
+        "result_key": cell.result_key,
+        "model": cell.model,
+        "model_sha256": cell.model_sha256,
+        "dataset": cell.dataset,
+        "split": "test",
+        "shard_sha256": shards_of(test_set, cell),
+        "level": protocol.level,
+        "prompts_hash": test_set.prompts_hash,
+        "precision": "fp32",
+        "versions": library_versions(),
+    }
+
+
+def shards_of(test_set: TestSet, cell: Cell) -> str:
+    """Return the hashes of the shard files a cell's images come from, comma-separated."""
+    shards = test_set.card.shards["test"]
+    return ",".join(str(shards[int(i)]["sha256"]) for i in sorted(set(test_set.index.file[cell.rows].tolist())))
+
+
+@cache
+def library_versions() -> str:
+    """Return the versions that could move a number, as one string."""
+    names = ("robustclip", "torch", "open_clip_torch", "torchattacks", "numpy")
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit of a source checkout, None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def evaluate(
+    names: Sequence[str],
+    resolved: Resolved,
+    out: str,
+    *,
+    actors: int,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> pa.Table:
+    """Return the verified records of the models `names` under a protocol, computing only the cells that have none yet.
+
+    Raises UserError naming the cells that failed three times, after all the others are done and kept.
+    """
+    folder = storage.join(out, "records")
+    wanted = {name: resolved.cells(models.display_name(name), models.identity(name)) for name in names}
+    name_of = {cell.key: name for name, cells in wanted.items() for cell in cells}
+    missing = [cell for cells in wanted.values() for cell in cells if not storage.exists(records.path(folder, cell.key))]
+    if missing:
+        _compute_missing(missing, name_of, resolved, out, actors=actors, cpus=cpus, gpus=gpus, on_progress=on_progress)
+    return pa.concat_tables([_read(folder, cell) for cells in wanted.values() for cell in cells])
+
+
+def _read(folder: str, cell: Cell) -> pa.Table:
+    """Return a cell's records under the name its model is asked for by (the same weights may have had another one)."""
+    table = records.read(folder, cell.key)
+    other = set(table["versions"].unique().to_pylist()) - {library_versions()}
+    if other:
+        log.warning("records of %s under %s were made with other versions: %s", cell.dataset, cell.model, other.pop())
+    column = table.schema.get_field_index("model")
+    return table.set_column(column, "model", pa.array([cell.model] * len(table), pa.string()))
+
+
+def _compute_missing(
+    cells: list[Cell],
+    name_of: dict[str, str],
+    resolved: Resolved,
+    out: str,
+    *,
+    actors: int,
+    cpus: float,
+    gpus: float,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    import ray
+
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Worker)
+    workers = [actor.remote(resolved, out, max(1, int(cpus)), git_commit()) for _ in range(min(actors, len(cells)))]
+    queue, started, computed = Queue(list(cells)), time.monotonic(), 0
+    idle, running = list(workers), {}
+    while queue.todo or running:
+        while idle and queue.todo:
+            worker, cell = idle.pop(), queue.todo.pop(0)
+            running[worker.run.remote(cell, name_of[cell.key])] = (worker, cell)
+        for ref in ray.wait(list(running), num_returns=1)[0]:
+            worker, cell = running.pop(ref)
+            idle.append(worker)
+            try:
+                ray.get(ref)
+                computed += 1
+            except ray.exceptions.RayError as error:
+                queue.again(cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
+        on_progress(Progress(computed, computed, len(cells), time.monotonic() - started))
+    for worker in workers:
+        ray.kill(worker)
+    if queue.failed:
+        reasons = "; ".join(queue.failed.values())
+        raise UserError(f"{len(queue.failed)} of {len(cells)} cells failed, the others are kept: {reasons}; the same command tries them again")

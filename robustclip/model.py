@@ -1,0 +1,214 @@
+"""Models by name: the embedded ones, open_clip's zoo, and checkpoint folders, all as one kind of value."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustclip import storage
+from robustclip.classifier import Preprocess, ZeroShotClassifier
+from robustclip.errors import UserError
+from robustclip.prompts import VisualPrompt
+
+FORMAT = 1  # of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, with a visual prompt, prompt.safetensors
+IDENTITY_FILES = ("model.safetensors", "prompt.safetensors", "open_clip_config.json")
+ZOO = "open_clip:"
+
+
+def embedded() -> dict[str, Path]:
+    """Return the checkpoint folders of the models that ship with the package, by name."""
+    root = Path(str(resources.files("robustclip"))) / "embedded"
+    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "model.safetensors").is_file()}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A CLIP model in fp32, eval mode, with all that is needed to classify with it and to save it again."""
+
+    name: str
+    clip: nn.Module
+    tokenizer: Callable[[list[str]], Tensor]
+    open_clip_config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    visual_prompt: VisualPrompt | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        cfg = self.open_clip_config["preprocess_cfg"]
+        size = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
+        return Preprocess(size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("interpolation", "bicubic"))
+
+    @property
+    def sha256(self) -> str:
+        """The hash of every tensor of the model and its prompt, whatever file they came from."""
+        prompt = {} if self.visual_prompt is None else self.visual_prompt.state_dict()
+        return tensors_sha256({**self.clip.state_dict(), **{f"visual_prompt.{name}": tensor for name, tensor in prompt.items()}})
+
+    def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
+        """Return the classifier of this model over `class_names`; classifiers of one model share its weights."""
+        return ZeroShotClassifier(self.clip, self.tokenizer, self.preprocess, class_names, templates, self.visual_prompt).eval()
+
+    def copy(self) -> "Model":
+        """Return a model with weights of its own."""
+        return replace(self, clip=copy.deepcopy(self.clip), visual_prompt=copy.deepcopy(self.visual_prompt))
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return the hash of names, types, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(name: str) -> Model:
+    """Return the model `name`: an embedded one, `open_clip:NAME/TAG` (a tag, a hub name or a local file), or a checkpoint folder.
+
+    Raises UserError for anything else, for weights that do not fit their config, and for OpenAI weights in a plain-GELU model.
+    """
+    if name.startswith(ZOO):
+        return _from_zoo(name)
+    folder = str(embedded().get(name, name))
+    if not storage.exists(storage.join(folder, "config.json")):
+        raise UserError(f"no model {name!r}: give an embedded one ({', '.join(embedded())}), {ZOO}NAME/TAG, or a checkpoint folder")
+    return _from_folder(name, folder)
+
+
+def identity(name: str) -> str:
+    """Return the hash that names the model's weights, prompt and architecture in keys and records, without building a folder's model."""
+    folder = str(embedded().get(name, name))
+    if name.startswith(ZOO):
+        return load(name).sha256
+    files = [file for file in storage.list_files(folder) if file.rsplit("/", 1)[-1] in IDENTITY_FILES]
+    if not files:
+        load(name)  # says what is wrong
+    return hashlib.sha256("".join(storage.sha256_file(file) for file in sorted(files)).encode()).hexdigest()
+
+
+def display_name(name: str) -> str:
+    """Return how records and tables call a model: its name, or run-<key> for the checkpoint of a run wherever it lies."""
+    if name.startswith(ZOO) or name in embedded():
+        return name
+    card = storage.read_json(storage.join(name, "config.json")) if storage.exists(storage.join(name, "config.json")) else {}
+    return f"run-{card['run']}" if "run" in card else storage.name_of(name)
+
+
+def input_size(name: str) -> int:
+    """Return the side of the images a model works on, from its config alone where there is one."""
+    return (load(name) if name.startswith(ZOO) else _sized(name)).preprocess.size
+
+
+def _sized(name: str) -> Model:
+    folder = str(embedded().get(name, name))
+    if not storage.exists(storage.join(folder, "config.json")):
+        return load(name)  # says what is wrong
+    config = storage.read_json(storage.join(folder, "open_clip_config.json"))
+    return Model(name, nn.Identity(), lambda texts: torch.empty(0), config, {})
+
+
+def _from_zoo(name: str) -> Model:
+    import open_clip
+
+    architecture, _, pretrained = name.removeprefix(ZOO).partition("/")
+    if architecture.startswith("hf-hub:"):
+        architecture, pretrained = name.removeprefix(ZOO), ""
+    elif architecture not in open_clip.list_models():
+        raise UserError(f"open_clip has no model {architecture!r}: see open_clip.list_models()")
+    else:
+        check_activation(architecture, pretrained)
+    try:
+        clip = open_clip.create_model(architecture, pretrained or None, precision="fp32")
+    except Exception as error:  # the hub's, the file system's and torch's errors all mean: these weights cannot be had
+        raise UserError(f"{name}: open_clip could not load it: {' '.join(str(error).split())[:300]}") from error
+    model_cfg = open_clip.get_model_config(architecture) or {}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(clip.visual.preprocess_cfg)}  # type: ignore[arg-type]
+    return Model(name, clip.eval(), open_clip.get_tokenizer(architecture), config, {"format": FORMAT, "tokenizer": {"open_clip": architecture}})
+
+
+def check_activation(architecture: str, pretrained: str) -> None:
+    """Raise UserError where open_clip would build plain GELU for weights trained with QuickGELU (or the reverse) and only warn."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tag = get_pretrained_cfg(architecture, pretrained)
+    built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
+    if tag and bool(tag.get("quick_gelu", False)) != built:
+        right = architecture.removesuffix("-quickgelu") if built else f"{architecture}-quickgelu"
+        raise UserError(f"{architecture}/{pretrained}: these weights use {'plain GELU' if built else 'QuickGELU'}; load {ZOO}{right}/{pretrained}")
+
+
+def _from_folder(name: str, folder: str) -> Model:
+    from safetensors.torch import load as load_tensors
+
+    from robustclip.trainables import prompt_of
+
+    card = storage.read_json(storage.join(folder, "config.json"))
+    if card.get("format", 0) > FORMAT:
+        raise UserError(f"{name} has checkpoint format {card['format']}, this robustclip reads up to {FORMAT}: upgrade robustclip")
+    config = storage.read_json(storage.join(folder, "open_clip_config.json"))
+    clip = build(config)
+    _fill(clip, load_tensors(storage.read_bytes(storage.join(folder, "model.safetensors"))), name)
+    model = Model(name, clip.eval(), tokenizer_from(card, config), config, card)
+    prompt = prompt_of(card, model)
+    if prompt is None:
+        return model
+    _fill(prompt, load_tensors(storage.read_bytes(storage.join(folder, "prompt.safetensors"))), name)
+    return replace(model, visual_prompt=prompt)
+
+
+def build(open_clip_config: Mapping[str, Any]) -> nn.Module:
+    """Return a model of open_clip's config with random weights: its towers, without any download."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    cfg = copy.deepcopy(dict(open_clip_config["model_cfg"]))
+    custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    if "timm_model_name" in cfg["vision_cfg"]:
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in cfg["text_cfg"]:
+        cfg["text_cfg"]["hf_model_pretrained"] = False
+    return (CustomTextCLIP if custom else CLIP)(**cfg)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: the weights do not fit the architecture of its config: {first}") from error
+
+
+def tokenizer_from(card: Mapping[str, Any], open_clip_config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """Return the tokenizer a checkpoint's card names: cut to its first merges, or open_clip's for an architecture."""
+    import open_clip
+
+    from robustclip.tokenizers import cut_tokenizer
+
+    named = card["tokenizer"]
+    if "merges" in named:
+        return cut_tokenizer(named["merges"], open_clip_config["model_cfg"]["text_cfg"]["context_length"])
+    return partial(open_clip.get_tokenizer(named["open_clip"]))
+
+
+def save(model: Model, folder: str, **card: Any) -> None:
+    """Write a checkpoint folder that `load` and open_clip's `local-dir:` read; `card` is what config.json says beside the format."""
+    from safetensors.torch import save as save_tensors
+
+    def dump(state: Mapping[str, Tensor]) -> bytes:
+        return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+    storage.write_bytes(storage.join(folder, "model.safetensors"), dump(model.clip.state_dict()))
+    if model.visual_prompt is not None:
+        storage.write_bytes(storage.join(folder, "prompt.safetensors"), dump(model.visual_prompt.state_dict()))
+    storage.write_json(storage.join(folder, "open_clip_config.json"), json.loads(json.dumps(model.open_clip_config)))
+    # config.json last: a folder that has one is complete.
+    storage.write_json(storage.join(folder, "config.json"), {"format": FORMAT, "tokenizer": model.card["tokenizer"], **card})

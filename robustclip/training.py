@@ -1,0 +1,217 @@
+"""Distributed adversarial fine-tuning: Ray Data streams the plan's units, Ray Train steps, and a killed run goes on bit for bit."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustclip import model as models
+from robustclip import storage
+from robustclip.cluster import Share, use_threads
+from robustclip.config import Config, key, to_json
+from robustclip.data.datasets import DatasetCard, ensure_set
+from robustclip.data.plan import Plan, read_unit, select
+from robustclip.data.reading import decoded_size, read_images, split_identity
+from robustclip.data.shards import Index, scan
+from robustclip.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config with everything it depends on found: its data, its plan, its key, and where its results go."""
+
+    config: Config
+    out: str
+    key: str
+    card: DatasetCard
+    index: Index
+    plan: Plan
+    val_rows: Any
+    size: int | None
+
+    @property
+    def folder(self) -> str:
+        """runs/<key>: `model/` (the checkpoint) and result.json, written last."""
+        return storage.join(self.out, "runs", self.key)
+
+
+def prepare(config: Config, out: str) -> Job:
+    """Return the job of a config; raises UserError for whatever would only fail later: data, subset sizes, model, trainable."""
+    data, optim = config.data, config.optim
+    card = ensure_set(out, data.name, {"train": data.rendered}, data.render_seed)
+    index = scan(card.folder, card, "train")
+    train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
+    plan = Plan.of(index, train_rows, micro_batch=optim.micro_batch, batch=optim.batch, epochs=optim.epochs, seed=config.seed)
+    size = decoded_size(card, models.input_size(config.model))
+    return Job(config, out, key(config, models.identity(config.model), split_identity(card, "train")), card, index, plan, val_rows, size)
+
+
+def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train the job on its share of the cluster and return its result; a finished job returns its stored result, a killed one goes on.
+
+    The result is {"key", "checkpoint", "sha256", "metrics", "history"}. Raises UserError with the reason a run could not finish.
+    """
+    result_file = storage.join(job.folder, "result.json")
+    if storage.exists(result_file):
+        return storage.read_json(result_file)
+    from ray.data import ExecutionOptions
+    from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    job.plan.check_world(share.workers)
+    resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "threads": share.threads},
+        torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=share.workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
+        run_config=RunConfig(
+            name=job.key,
+            storage_path=storage.join(job.out, "ray"),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
+        ),
+        datasets={"train": lambda: stream(job, share.cpus)},
+        # The order of units, and which rank gets which, must not depend on timing: resume and world size rest on it.
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
+    )
+    result = trainer.fit().return_value
+    if "error" in result:
+        raise UserError(result["error"])
+    storage.write_json(result_file, result)
+    return result
+
+
+def stream(job: Job, cpus: float) -> Any:
+    """Return the Ray Dataset of the job's units from its oldest kept checkpoint on, one unit a block.
+
+    Train resumes from a checkpoint it kept, so the oldest is never too late; the loop drops the few units already done.
+    """
+    import ray.data
+
+    steps = [int(name.removeprefix("step_")) for name in storage.list_folders(storage.join(job.out, "ray", job.key)) if name.startswith("step_")]
+    first = min(steps, default=0) * job.plan.units_per_step
+    units = job.plan.steps * job.plan.units_per_step - first
+    if units == 0:  # everything is done but the last report: the loop needs an empty stream
+        return ray.data.from_items([{"step": 0}]).limit(0)
+    plan, size, resize = job.plan, job.size, job.config.data.resize
+
+    def read(batch: dict[str, Any]) -> Any:
+        for i in batch["id"]:
+            step, unit = divmod(int(i) + first, plan.units_per_step)
+            yield read_unit(plan, {"step": step, "unit": unit}, size, resize)
+
+    return ray.data.range(units, override_num_blocks=units).map_batches(read, batch_size=1, num_cpus=cpus)
+
+
+def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
+    """Run on every worker: attack, accumulate, step, report; return the result (rank 0's counts) or the error that ends the run."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    job: Job = settings["job"]
+    use_threads(settings["threads"])
+    try:
+        learner, history = build_learner(job, get_device()), []
+        if checkpoint := ray.train.get_checkpoint():
+            history = restore(learner, checkpoint)
+        world = ray.train.get_context().get_world_size()
+        shard, pending, new = ray.train.get_dataset_shard("train"), 0, []
+        for unit in shard.iter_torch_batches(batch_size=job.plan.micro_batch) if learner.step < job.plan.steps else ():
+            if int(unit["step"][0]) < learner.step:
+                continue
+            learner.accumulate(unit["pixels"], unit["label"], [str(key) for key in unit["key"].tolist()])
+            pending += 1
+            if pending < job.plan.units_per_step // world:
+                continue
+            pending, new = 0, [*new, learner.update() | {"step": learner.step}]
+            if learner.step % job.config.checkpoint_every == 0 or learner.step % job.plan.steps_per_epoch == 0:
+                history, new = report(job, learner, history, new), []
+        if learner.step < job.plan.steps:
+            raise UserError(f"run {job.key}: the data ended at step {learner.step} of {job.plan.steps}")
+        return finish(job, learner, history)
+    except UserError as error:
+        # Returned, not raised: Train would restart the workers, and this error would only come back.
+        return {"error": str(error)}
+
+
+def build_learner(job: Job, device: Any) -> Any:
+    """Return the learner of a job, its gradients summed over the workers of this Train run."""
+    import torch.distributed as dist
+
+    from robustclip.learner import Learner
+
+    def sum_over_workers(tensor: Any) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(tensor)
+
+    model = models.load(job.config.model)
+    return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, sum_over_workers=sum_over_workers)
+
+
+def restore(learner: Any, checkpoint: Any) -> list[dict[str, float]]:
+    """Bring the learner to a checkpoint and return the history so far."""
+    import torch
+
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / "state.pt", weights_only=True, map_location=learner.device)
+    learner.restore(state["learner"])
+    return state["history"]
+
+
+def report(job: Job, learner: Any, history: list[dict[str, float]], new: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Report the new steps and a checkpoint to Train (every rank does, rank 0 writes), validated at the end of an epoch."""
+    import ray.train
+    import torch
+
+    rank = ray.train.get_context().get_world_rank()
+    if learner.step % job.plan.steps_per_epoch == 0 and rank == 0:
+        new = [*new[:-1], new[-1] | learner.validate(*validation_images(job, learner))]
+    history = history + new
+    metrics = {"epoch": learner.step / job.plan.steps_per_epoch, **new[-1], "curve": new}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            torch.save({"learner": learner.state(), "history": history}, Path(folder) / "state.pt")
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        # The name depends on the step alone, so a repeated step writes the same bytes to the same place.
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{learner.step:06d}")
+    return history
+
+
+def validation_images(job: Job, learner: Any) -> tuple[Any, Any, list[str]]:
+    """Return images [N,3,S,S], labels [N] and ids of the held-out rows that `val/` is measured on."""
+    import torch
+
+    from robustclip.learner import to_images
+
+    ids, pixels, labels = read_images(job.index, job.val_rows[: job.config.validation.images], job.size, job.config.data.resize)
+    return to_images(pixels, learner.device), torch.as_tensor(labels), ids
+
+
+def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str, Any]:
+    """Write the trained model (rank 0) and return the result."""
+    import ray.train
+
+    folder = storage.join(job.folder, "model")
+    if ray.train.get_context().get_world_rank() == 0:
+        learner.model.clip.float()
+        models.save(
+            learner.model,
+            folder,
+            run=job.key,
+            base={"name": job.config.model, "sha256": models.identity(job.config.model)},
+            config=to_json(job.config),
+            trainable=to_json(job.config.trainable),
+            class_names=list(job.card.class_names),
+            templates=list(job.config.templates or job.card.templates),
+        )
+    last = {name: value for row in history for name, value in row.items()}
+    return {"key": job.key, "checkpoint": folder, "sha256": learner.model.sha256, "metrics": last, "history": history}
+
