@@ -1,25 +1,37 @@
-"""Turn records into tables, figures and one HTML page: report.py [--protocol NAME_OR_HASH] [--compare A B] [MODEL ...]."""
+"""Turn records into tables, figures and one HTML page.
+
+Example: python pipelines/report.py --protocol demo tiny-vit8 my-tecoa
+"""
+
+import argparse
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from robustclip import errors, records, report, storage
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="in this order, the last against the first (default: all, by name)")
+    parser.add_argument("--out", default="outputs", help="path or file://, s3://, gs:// URI (default: %(default)s)")
+    parser.add_argument("--protocol", default="", help="name or start of the hash; needed when there are records of several")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="only say whether A is better than B")
+    return parser.parse_args()
 
 
 def choose(folder: str, protocol: str) -> tuple[str, list[str]]:
     """Return the one protocol hash that `protocol` (a name, the start of a hash, or nothing) stands for, and its record files."""
     files: dict[tuple[str, str], list[str]] = {}
     for path in storage.list_files(folder, ".parquet"):
-        row = storage.read_table(path, ["protocol", "protocol_hash"]).slice(0, 1).to_pylist()
-        for each in row:
-            files.setdefault((each["protocol"], each["protocol_hash"]), []).append(path)
+        for row in storage.read_table(path, ["protocol", "protocol_hash"]).slice(0, 1).to_pylist():
+            files.setdefault((row["protocol"], row["protocol_hash"]), []).append(path)
     found = {key: paths for key, paths in files.items() if not protocol or key[0] == protocol or key[1].startswith(protocol)}
     if not found:
-        known = ", ".join(sorted({name for name, _ in files})) or "none at all: run pipelines/evaluate.py first"
-        raise errors.UserError(f"{folder} holds no records of protocol {protocol or 'any name'}; there are: {known}")
+        known = f"there are: {', '.join(sorted({name for name, _ in files}))}" if files else "run pipelines/evaluate.py first"
+        raise errors.UserError(f"{folder} holds no records{f' of protocol {protocol!r}' if protocol else ''}; {known}")
     if len(found) > 1:
-        lines = "; ".join(f"{name} {key[:12]} ({describe(paths)})" for (name, key), paths in found.items())
+        lines = "; ".join(f"{name} {key[:12]} ({describe(paths)})" for (name, key), paths in sorted(found.items()))
         raise errors.UserError(f"records of {len(found)} protocols cannot be compared; choose one with --protocol HASH: {lines}")
     return next((key, paths) for (_, key), paths in found.items())
 
@@ -28,27 +40,27 @@ def describe(paths: list[str]) -> str:
     """Return how many models a protocol's record files are about and when the last was written."""
     models = {model for path in paths for model in pc.unique(storage.read_table(path, ["model"])["model"]).to_pylist()}
     last = max(system.get_file_info(inside).mtime for system, inside in map(storage.filesystem, paths))
-    return f"{len(models)} models, last written {last:%Y-%m-%d %H:%M} UTC"
+    return f"{len(models)} {'model' if len(models) == 1 else 'models'}, last written {last:%Y-%m-%d %H:%M} UTC"
 
 
-def main(
-    models: tyro.conf.Positional[tuple[str, ...]] = (), out: str = "outputs", protocol: str = "", compare: tuple[str, ...] = ()
-) -> None:
-    """Report on MODELS (default: all records of PROTOCOL, a name or the start of a hash), or say whether COMPARE's A is better than B."""
-    out = storage.resolve(out)
-    if compare and len(compare) != 2:
-        raise errors.UserError("--compare takes two models: --compare A B")
+def run() -> None:
+    args = arguments()
+    out = storage.resolve(args.out)
     folder = storage.join(out, "records")
-    protocol_hash, paths = choose(folder, protocol)
+    protocol_hash, paths = choose(folder, args.protocol)
+    described = storage.join(out, "protocols", f"{protocol_hash}.json")
+    if not storage.exists(described):
+        raise errors.UserError(f"{described} is missing: run pipelines/evaluate.py again, it writes it and does no finished work twice")
+    protocol = storage.read_json(described)
     table = pa.concat_tables(records.read(folder, storage.name_of(path).removesuffix(".parquet")) for path in paths)
-    described = storage.read_json(storage.join(out, "protocols", f"{protocol_hash}.json"))
-    if compare:
-        print(report.from_records(table, described, compare, chosen=compare[0], baseline=compare[1]).comparison())
+    if args.compare:
+        print(report.from_records(table, protocol, args.compare, chosen=args.compare[0], baseline=args.compare[1]).comparison())
         return
-    built = report.from_records(table, described, models)
-    where = built.write(storage.join(out, "reports", protocol_hash[:12]))
-    print(f"{built.markdown()}\nEverything lies in {storage.parent_of(where)}; open {where} in a browser.")
+    models = args.models or sorted(pc.unique(table["model"]).to_pylist())
+    built = report.from_records(table, protocol, models, chosen=None if args.models else models[0])  # nobody asked for a comparison
+    page = built.write(storage.join(out, "reports", protocol_hash[:12]))
+    print(f"{built.markdown()}\nEverything lies in {storage.parent_of(page)}; open {page} in a browser.")
 
 
 if __name__ == "__main__":
-    errors.main(lambda: tyro.cli(main))
+    errors.main(run)

@@ -26,7 +26,8 @@ CAPTIONS = {
     "the line joins the models that no other beats in both.",
     "adversarial_grid": "Images, what the attack added, and what it made of them, with the predicted class below; a changed one in colour.",
     "training_curves": "Training.",
-    "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean.",
+    "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean. "
+    "Models at the same ε are set apart a little, so that no interval hides another.",
 }
 
 STYLE = """
@@ -35,7 +36,7 @@ h1{font-size:1.7rem;font-weight:600;margin:0}h2{font-size:1.15rem;font-weight:60
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
 table{border-top:2px solid #1c1c1c;border-bottom:2px solid #1c1c1c}thead{border-bottom:1px solid #1c1c1c}
 th{font-weight:600;vertical-align:bottom}th,td{text-align:right;padding:.34rem .6rem}
-th:first-child,td:first-child{text-align:left;padding-left:0}
+.left{text-align:left}th:first-child,td:first-child{padding-left:0}
 tbody tr+tr{border-top:1px solid #ececec}td small{color:#6b6b6b;white-space:nowrap;font-size:.8em;display:block}
 .caption,figcaption{color:#555;font-size:.86rem;margin:.6rem 0;overflow-wrap:anywhere}
 figure{margin:2.4rem 0}img{width:100%;max-width:700px;display:block}
@@ -45,23 +46,26 @@ ul{padding-left:1.2rem}li{margin:.35rem 0;overflow-wrap:anywhere}code{font-size:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table of text; the first column names the row."""
+    """One table of text; the first columns, as many as `left`, name the row and are set flush left."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str
+    left: int = 1
 
     def markdown(self) -> str:
         """Return the sheet as a Markdown section."""
-        lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
+        lines = [self.header, ("---",) * self.left + ("---:",) * (len(self.header) - self.left), *self.rows]
         table = "\n".join("| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines)
         return f"## {self.title}\n\n{table}\n\n{self.caption}\n"
 
     def html(self) -> str:
         """Return the sheet as an HTML section; intervals are set smaller than the numbers they belong to."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        body = "".join("<tr>" + "".join(f"<td>{_small_interval(escape(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows)
+        side = ["<{} class=left>"] * self.left + ["<{}>"] * (len(self.header) - self.left)
+        head = "".join(f"{tag.format('th')}{escape(cell)}</th>" for tag, cell in zip(side, self.header, strict=True))
+        lines = ("".join(f"{tag.format('td')}{_small_interval(escape(cell))}</td>" for tag, cell in zip(side, row)) for row in self.rows)
+        body = "".join(f"<tr>{line}</tr>\n" for line in lines)
         table = f"<div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
         return f"<section><h2>{escape(self.title)}</h2>\n{table}\n<p class=caption>{escape(self.caption)}</p></section>\n"
 
@@ -69,7 +73,7 @@ class Sheet:
         """Return the sheet as a booktabs table."""
         lines = [" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.rows)]
         body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-        columns = "l" + "r" * (len(self.header) - 1)
+        columns = "l" * self.left + "r" * (len(self.header) - self.left)
         caption = f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(self.caption)}}}\n"
         return f"{caption}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n"
 

@@ -113,7 +113,7 @@ class Report:
             for model, seen in self.outcomes.items()
         )
         caption = "Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above."
-        return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption)
+        return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption, left=2)
 
     def _stages(self) -> Sheet:
         stages = [(e, attack) for e in self.eps for attack in self.protocol["attacks"]]
@@ -164,7 +164,7 @@ class Report:
         header = ("set", "accuracy", "n", f"only {a} right", f"only {b} right", "difference", "p", "p (Holm)")
         caption = "Exact McNemar test on the images that exactly one of the two gets right; Holm: corrected for the number of sets."
         sentences = "".join(f"- {self.verdict(column)}\n" for column in self.columns)
-        return f"{self._paired().markdown()}\n{Sheet('Set by set', header, rows, caption).markdown()}\n{sentences}"
+        return f"{self._paired().markdown()}\n{Sheet('Set by set', header, rows, caption, left=2).markdown()}\n{sentences}"
 
     def meaning(self) -> list[str]:
         """Return sentences on what was run and what the numbers are and are not."""
@@ -229,15 +229,12 @@ class Report:
     def write(self, folder: str, pictures: Mapping[str, bytes] | None = None) -> str:
         """Write table.md, table.csv, per_set.csv, table.tex, every figure and report.html into a folder; return where the page lies."""
         drawn = {**self.figures(), **(pictures or {})}
-        texts = {
-            "table.md": self.markdown(),
-            "table.csv": self.csv(),
-            "per_set.csv": self.csv(per_set=True),
-            "table.tex": self.sheets[0].latex(),
-        }
-        page = {"report.html": self.html(drawn)}
-        for name, content in {**{f"{storage.safe_name(name)}.png": png for name, png in drawn.items()}, **texts, **page}.items():
-            storage.write_bytes(storage.join(folder, name), content if isinstance(content, bytes) else content.encode())
+        tables = {"table.md": self.markdown(), "table.csv": self.csv(), "per_set.csv": self.csv(per_set=True)}
+        texts = {**tables, "table.tex": self.sheets[0].latex(), "report.html": self.html(drawn)}
+        for name, png in drawn.items():
+            storage.write_bytes(storage.join(folder, f"{storage.safe_name(name)}.png"), png)
+        for name, text in texts.items():
+            storage.write_bytes(storage.join(folder, name), text.encode())
         return storage.join(folder, "report.html")
 
 

@@ -1,12 +1,21 @@
 """A report on a rendered world with planted differences: what it prints, what it refuses and what it escapes."""
 
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from robustclip import records, report
+from robustclip import figures, records, report, storage
 from robustclip.errors import UserError
 
+PROTOCOL_HASH = "0123456789abcdef" * 4
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0, 4.0)
 PROTOCOL = {
     "name": "demo",
@@ -22,7 +31,7 @@ PROTOCOL = {
 SKILL = {"plain": (0.9, 0.0), "tecoa": (0.8, 0.8), "fare": (0.84, 0.7)}  # clean accuracy, chance to survive one attack
 
 
-def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protocol_hash: str = "0123456789abcdef" * 4) -> pa.Table:
+def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protocol_hash: str = PROTOCOL_HASH) -> pa.Table:
     """Return the records of a cascade over random models."""
     rows = []
     for model, (clean, survive) in skill.items():
@@ -59,10 +68,143 @@ def built() -> report.Report:
 
 def test_markdown_prints_every_number_with_n_interval_and_protocol(built: report.Report) -> None:
     text = built.markdown()
-    print(text)
     assert "n = 180 images" in text
+    assert PROTOCOL_HASH in text
+    assert "| TeCoA ε=2 | 75.6 [68.8, 81.3] | 46.1 [39.0, 53.4] |" in text
+    assert "pgd-10 (restarts=1), apgd-ce-20 (restarts=1)" in text
+    assert "2 of 3 sets are rendered" in text
+    for sheet in built.sheets:
+        assert all(len(row) == len(sheet.header) for row in sheet.rows)
+
+
+def test_mean_above_chance_uses_the_classes_of_every_set(built: report.Report) -> None:
+    accuracies = [built.outcomes["plain"][name].clean.mean() for name in ("shapes", "letters", "digits")]
+    expected = np.mean(accuracies) - np.mean([1 / 2, 1 / 4, 1 / 10])
+    assert built.mean("plain", "clean").above_chance == pytest.approx(expected)
+
+
+def test_csv_holds_the_numbers_of_the_table(built: report.Report) -> None:
+    lines = list(csv.DictReader(io.StringIO(built.csv(per_set=True))))
+    assert len(lines) == 3 * 3 * 4
+    assert all(float(line["mean"]) == int(line["correct"]) / int(line["n"]) for line in lines)
+    assert {line["protocol_hash"] for line in csv.DictReader(io.StringIO(built.csv()))} == {PROTOCOL_HASH}
+
+
+def test_the_verdict_is_one_plain_sentence(built: report.Report) -> None:
+    assert built.verdict(1.0).startswith("robust ε=1: fare is better than plain (+39.4 points, n=180, 95 % +")
+    assert "is not distinguishable from" in built.verdict("clean")
+    mirrored = report.from_records(synthetic(), PROTOCOL, baseline="fare", chosen="plain")
+    assert "plain is worse than fare" in mirrored.verdict(1.0)
+
+
+def test_one_model_alone_has_no_comparison() -> None:
+    assert "against" not in report.from_records(synthetic(), PROTOCOL, models=["fare"]).markdown()
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean tecoa"):
         report.from_records(synthetic(), PROTOCOL, models=["teco"])
+
+
+def test_a_set_that_was_not_evaluated_is_refused() -> None:
+    table = synthetic()
+    with pytest.raises(UserError, match="no records for 'letters'"):
+        report.from_records(table.filter(pc.not_equal(table["dataset"], "letters")), PROTOCOL)
+
+
+def test_a_model_that_lacks_images_is_refused() -> None:
+    table = pa.concat_tables([synthetic({"plain": (0.9, 0.0)}), synthetic({"fare": (0.8, 0.5)}, n=50)])
+    with pytest.raises(UserError, match="differ in 10 images"):
+        report.from_records(table, PROTOCOL)
+
+
+def test_two_models_under_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="same name"):
+        report.from_records(synthetic(), PROTOCOL, names={"plain": "fare"})
+
+
+def test_the_page_stands_alone_and_escapes_what_comes_from_data(tmp_path: Path) -> None:
+    evil = "<script>alert('&')</script>"
+    built = report.from_records(synthetic({"plain": (0.9, 0.0), evil: (0.8, 0.5)}), {**PROTOCOL, "name": evil}, notes=[evil])
+    text = Path(built.write(str(tmp_path))).read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)" in text
+    assert not re.search(r"(src|href)=.(?!data:)|@import|url\(", text)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table.md", "table.csv", "per_set.csv", "table.tex", "report.html", "clean_against_robust.png", "security_curve.png",
+    }  # fmt: skip
+
+
+def test_tables_survive_the_signs_of_their_languages() -> None:
+    sheet = figures.Sheet("t", ("a|b", "50 %"), (("x_1 & y", "81.5 [79.2, 83.6]"),), "c")
+    assert "a\\|b" in sheet.markdown()
+    assert r"x\_1 \& y & 81.5 [79.2, 83.6] \\" in sheet.latex()
+    assert "<td>81.5 <small>[79.2, 83.6]</small></td>" in sheet.html()
+
+
+def test_figures_are_deterministic() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    history = [{"step": i, "loss/a": 1.0 / (i + 1), **({"accuracy": 50.0} if i % 2 else {})} for i in range(4)]
+    grid = figures.adversarial_grid(images, images, [("a", "b")] * 3)
+    assert grid.startswith(b"\x89PNG")
+    assert grid == figures.adversarial_grid(images, images, [("a", "b")] * 3)
+    assert figures.training_curves(history) == figures.training_curves(history)
+
+
+def test_figures_keep_out_of_global_state() -> None:
+    code = """
+import sys
+from robustclip import figures, report
+assert not {"matplotlib", "torch", "ray", "mlflow"} & set(sys.modules)
+figures.training_curves([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Return an output folder with the records of two protocols, one of them with its description."""
+    for i, (model, skill) in enumerate(SKILL.items()):
+        records.write(str(tmp_path / "records"), f"cell{i}", synthetic({model: skill}))
+    records.write(str(tmp_path / "records"), "other", synthetic({"plain": (0.9, 0.0)}, protocol_hash="f" * 64))
+    storage.write_json(str(tmp_path / "protocols" / f"{PROTOCOL_HASH}.json"), PROTOCOL)
+    return tmp_path
+
+
+def command(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "pipelines" / "report.py"
+    return subprocess.run([sys.executable, str(script), "--out", str(out), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_the_report_of_the_chosen_protocol(out: Path) -> None:
+    done = command(out, "--protocol", PROTOCOL_HASH[:8], "plain", "fare")
+    assert done.returncode == 0, done.stderr
+    page = out / "reports" / PROTOCOL_HASH[:12] / "report.html"
+    assert page.exists()
+    assert f"open {page}" in done.stdout
+    assert "## fare against plain" in done.stdout
+    assert "tecoa" not in done.stdout
+
+
+def test_the_command_compares_two_models(out: Path) -> None:
+    done = command(out, "--protocol", PROTOCOL_HASH, "--compare", "fare", "plain")
+    assert done.returncode == 0, done.stderr
+    assert "robust ε=1: fare is better than plain" in done.stdout
+    assert "p (Holm)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "records of 2 protocols cannot be compared.*demo 0123456789ab .3 models, last written.*demo ffffffffffff .1 model,"),
+        (["--protocol", "dem"], "no records of protocol 'dem'; there are: demo"),
+        (["--protocol", "ffff"], "is missing: run pipelines/evaluate.py again"),
+        (["--protocol", "0123", "teco"], "did you mean tecoa"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(out: Path, arguments: list[str], message: str) -> None:
+    done = command(out, *arguments)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert done.stderr.count("\n") == 1
