@@ -43,6 +43,15 @@ def describe(paths: list[str]) -> str:
     return f"{len(models)} {'model' if len(models) == 1 else 'models'}, last written {last:%Y-%m-%d %H:%M} UTC"
 
 
+def _name(model: str) -> str:
+    """Return what records call a model: a checkpoint folder is called by its run."""
+    if not storage.exists(storage.join(storage.resolve(model), "config.json")):
+        return model
+    from robustclip.model import display_name  # brings torch, which names alone do not need
+
+    return display_name(storage.resolve(model))
+
+
 def run() -> None:
     args = arguments()
     out = storage.resolve(args.out)
@@ -53,6 +62,7 @@ def run() -> None:
         raise errors.UserError(f"{described} is missing: run pipelines/evaluate.py again, it writes it and does no finished work twice")
     protocol = storage.read_json(described)
     table = pa.concat_tables(records.read(folder, storage.name_of(path).removesuffix(".parquet")) for path in paths)
+    args.models, args.compare = ([_name(model) for model in given] for given in (args.models, args.compare or ()))
     if args.compare:
         print(report.from_records(table, protocol, args.compare, chosen=args.compare[0], baseline=args.compare[1]).comparison())
         return

@@ -124,8 +124,11 @@ def worst_case(table: pa.Table, attacks: Sequence[str], eps: Sequence[float]) ->
     outcomes: dict[str, dict[str, Survival]] = {}
     for model in pc.unique(table["model"]).to_pylist():
         rows = table.filter(pc.equal(table["model"], model))
-        if len(pc.unique(rows["model_sha256"])) > 1:
-            raise UserError(f"model {model!r} stands for different weights in these records: evaluate them under different names")
+        weights = [str(sha256)[:12] for sha256 in pc.unique(rows["model_sha256"]).to_pylist()]
+        if len(weights) > 1:
+            raise UserError(
+                f"model {model!r} stands for different weights, model_sha256 {', '.join(weights)}: keep the records of one only"
+            )
         outcomes[model] = {
             name: _survival(rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, f"model {model!r}, set {name!r}")
             for name in pc.unique(rows["dataset"]).to_pylist()

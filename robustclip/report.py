@@ -77,8 +77,7 @@ class Report:
     def _main(self) -> Sheet:
         largest, separate = self.eps[-1], self.real if len(self.classes) > 1 else []
         header = ["model", *self.columns.values(), f"above chance, clean / ε={largest:g}"]
-        for name in separate:
-            header += [f"{name} clean", f"{name} ε={largest:g}"]
+        header += [f"{name} {title}" for name in separate for title in ("clean", f"ε={largest:g}")]
         rows = []
         for model in self.outcomes:
             means = {column: self.mean(model, column) for column in self.columns}
@@ -238,6 +237,7 @@ class Report:
         return storage.join(folder, "report.html")
 
 
+JSON_SIGNS = str.maketrans("", "", '{}"')
 VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
 
 
@@ -261,9 +261,12 @@ def from_records(
     found = metrics.worst_case(table, protocol["attacks"], protocol["eps"])
     outcomes = {model: found[model] for model in models or found}
     for model, seen in outcomes.items():
-        for name in set(seen) ^ set(protocol["sets"]):
-            fault = "has no records for" if name in protocol["sets"] else "has records for a set outside the protocol:"
-            raise UserError(f"model {model!r} {fault} {name!r}; finish its evaluation under protocol {protocol['name']}")
+        if outside := set(seen) - set(protocol["sets"]):
+            raise UserError(f"model {model!r} has records for a set outside protocol {protocol['name']}: {outside.pop()!r}")
+        for name, each in protocol["sets"].items():
+            n, wanted = len(seen[name].ids) if name in seen else 0, each.get("n")
+            if n == 0 or n != (wanted or n):
+                raise UserError(f"model {model!r} has {n} of {wanted or 'all'} images of set {name!r}; finish its evaluation")
     metrics.check_same_images(outcomes)
     names = dict(names or {})
     if len({names.get(model, model) for model in outcomes}) < len(outcomes):
@@ -275,10 +278,9 @@ def from_records(
 
 
 def _settings(table: pa.Table) -> dict[str, str]:
-    """Return attack -> how it was run, everything that the records say about it."""
     found = table.group_by("attack").aggregate([("attack_config", "distinct")])
     pairs = zip(found["attack"].to_pylist(), found["attack_config_distinct"].to_pylist(), strict=True)
-    return {attack: "; ".join(sorted(filter(None, configs))) for attack, configs in pairs}
+    return {attack: "; ".join(sorted(filter(None, configs))).translate(JSON_SIGNS) for attack, configs in pairs}
 
 
 def _known(model: str, models: Iterable[str]) -> None:

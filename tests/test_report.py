@@ -55,7 +55,7 @@ def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protoc
                                 "label": 1,
                                 "prediction": int(alive),
                                 "correct": alive,
-                                "attack_config": "" if attack == "clean" else "restarts=1",
+                                "attack_config": "" if attack == "clean" else '{"restarts": 1}',
                             }
                         )
     return records.table(rows)
@@ -71,7 +71,7 @@ def test_markdown_prints_every_number_with_n_interval_and_protocol(built: report
     assert "n = 180 images" in text
     assert PROTOCOL_HASH in text
     assert "| TeCoA ε=2 | 75.6 [68.8, 81.3] | 46.1 [39.0, 53.4] |" in text
-    assert "pgd-10 (restarts=1), apgd-ce-20 (restarts=1)" in text
+    assert "pgd-10 (restarts: 1), apgd-ce-20 (restarts: 1)" in text
     assert "2 of 3 sets are rendered" in text
     for sheet in built.sheets:
         assert all(len(row) == len(sheet.header) for row in sheet.rows)
@@ -108,7 +108,7 @@ def test_an_unknown_model_is_refused_with_a_suggestion() -> None:
 
 def test_a_set_that_was_not_evaluated_is_refused() -> None:
     table = synthetic()
-    with pytest.raises(UserError, match="no records for 'letters'"):
+    with pytest.raises(UserError, match="0 of all images of set 'letters'"):
         report.from_records(table.filter(pc.not_equal(table["dataset"], "letters")), PROTOCOL)
 
 
@@ -116,6 +116,12 @@ def test_a_model_that_lacks_images_is_refused() -> None:
     table = pa.concat_tables([synthetic({"plain": (0.9, 0.0)}), synthetic({"fare": (0.8, 0.5)}, n=50)])
     with pytest.raises(UserError, match="differ in 10 images"):
         report.from_records(table, PROTOCOL)
+
+
+def test_a_set_that_is_not_finished_is_refused() -> None:
+    sets = {name: {**each, "n": 61} for name, each in PROTOCOL["sets"].items()}
+    with pytest.raises(UserError, match="model 'fare' has 60 of 61 images of set 'shapes'"):
+        report.from_records(synthetic(), {**PROTOCOL, "sets": sets}, models=["fare"])
 
 
 def test_two_models_under_one_name_are_refused() -> None:
@@ -192,6 +198,14 @@ def test_the_command_compares_two_models(out: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "robust ε=1: fare is better than plain" in done.stdout
     assert "p (Holm)" in done.stdout
+
+
+def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
+    records.write(str(out / "records"), "run", synthetic({"run-abc": (0.8, 0.9)}))
+    storage.write_json(str(out / "checkpoint" / "config.json"), {"run": "abc"})
+    done = command(out, "--protocol", PROTOCOL_HASH, str(out / "checkpoint"))
+    assert done.returncode == 0, done.stderr
+    assert "| run-abc | " in done.stdout
 
 
 @pytest.mark.parametrize(
