@@ -1,18 +1,27 @@
 """What lies in a folder or a tar archive of class folders, {class}/image or {split}/{class}/image; archives are never unpacked to disk."""
 
+import bz2
+import gzip
 import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from robustclip import storage
 from robustclip.errors import UserError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    ".tar": nullcontext,
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,13 @@ class Entry:
 
 def entries(source: str) -> Iterator[Entry]:
     """Yield all files and folders of a source, a local folder or a tar archive (local or in an object store)."""
-    if source.lower().endswith(TAR_SUFFIXES):
+    if source.lower().endswith(tuple(UNPACKERS)):
         return _tar_entries(source)
     if storage.is_local(source) and os.path.isdir(source):
         return _folder_entries(source)
     if not storage.exists(source):
         raise UserError(f"{source}: no such folder or file; give a folder, a tar archive of class folders, or world:SET")
-    raise UserError(f"{source}: neither a local folder nor a tar archive ({', '.join(TAR_SUFFIXES)})")
+    raise UserError(f"{source}: neither a local folder nor a tar archive ({', '.join(UNPACKERS)})")
 
 
 def _folder_entries(source: str) -> Iterator[Entry]:
@@ -50,12 +59,31 @@ def _folder_entries(source: str) -> Iterator[Entry]:
 def _tar_entries(source: str) -> Iterator[Entry]:
     if not storage.exists(source):
         raise UserError(f"{source}: no such file")
-    with _intact(source), storage.open_read(source) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-        for member in archive:
-            if member.isdir():
-                yield Entry(member.name)
-            elif member.isreg():
-                yield Entry(member.name, member.size, lambda member=member: _member(source, archive, member))
+    unpack = next(unpack for suffix, unpack in UNPACKERS.items() if source.lower().endswith(suffix))
+    with _intact(source), storage.open_read(source) as packed, unpack(packed) as stream:
+        watched = _Watched(stream)
+        with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]  # reading is all a stream archive asks
+            for member in archive:
+                if member.isdir():
+                    yield Entry(member.name)
+                elif member.isreg():
+                    yield Entry(member.name, member.size, lambda member=member: _member(source, archive, member))
+        while watched.read(1 << 20):
+            pass
+        if watched.last.strip(b"\0"):  # tarfile takes a cut between two members for the end; a whole archive ends in zeros
+            raise tarfile.ReadError("no end mark")
+
+
+class _Watched:
+    """A stream of bytes that remembers the last 512 it gave."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.last = stream, b""
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.last = (self.last + data)[-512:]
+        return data
 
 
 def _member(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
