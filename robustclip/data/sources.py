@@ -50,7 +50,8 @@ def _folder_entries(source: str) -> Iterator[Entry]:
         inside = os.path.relpath(folder, source).replace(os.sep, "/")
         if inside.count("/") > 4:
             raise UserError(f"{source}: {inside} lies too deep; expected {{class}}/image or {{split}}/{{class}}/image")
-        yield Entry("" if inside == "." else inside)
+        if inside != ".":
+            yield Entry(inside)
         for name in sorted(files):
             path = os.path.join(folder, name)
             yield Entry(name if inside == "." else f"{inside}/{name}", os.path.getsize(path), lambda path=path: storage.read_bytes(path))
