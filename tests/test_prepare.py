@@ -1,4 +1,4 @@
-"""From class folders and archives to shards: bytes untouched, same source same shards, every fault of real sources named, nothing half-done."""
+"""From class folders and archives to shards: bytes untouched, same source same shards, every fault named, nothing half-done."""
 
 import io
 import os

@@ -6,7 +6,7 @@ Every row group is thereby a random sample of the split: reading some of them in
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ROW_GROUP = 128
 ROWS_PER_FILE = 64 * ROW_GROUP
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("label", pa.int64())])
+# The bytes are compressed images: compressing again, dictionaries or min/max of images would only cost.
+LAYOUT: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": ["label"]}
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,7 @@ def write_split(folder: str, split: str, rows: Iterable[Row], rows_per_file: int
 
 
 def _write_file(path: str, rows: Sequence[Row]) -> None:
-    # The bytes are compressed images: compressing again, dictionaries or min/max of images would only cost.
-    with (
-        storage.writing(path) as stream,
-        pq.ParquetWriter(stream, SCHEMA, compression="none", use_dictionary=False, write_statistics=["label"]) as writer,
-    ):
+    with storage.writing(path) as stream, pq.ParquetWriter(stream, SCHEMA, **LAYOUT) as writer:
         for start in range(0, len(rows), ROW_GROUP):
             part = rows[start : start + ROW_GROUP]
             images = [row.image if isinstance(row.image, bytes) else row.image() for row in part]

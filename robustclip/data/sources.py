@@ -62,8 +62,8 @@ def _tar_entries(source: str) -> Iterator[Entry]:
         raise UserError(f"{source}: no such file")
     unpack = next(unpack for suffix, unpack in UNPACKERS.items() if source.lower().endswith(suffix))
     with _intact(source), storage.open_read(source) as packed, unpack(packed) as stream:
-        watched = _Watched(stream)
-        with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]  # reading is all a stream archive asks
+        watched: Any = _Watched(stream)  # all that a stream archive asks of a file
+        with tarfile.open(fileobj=watched, mode="r|") as archive:
             for member in archive:
                 if member.isdir():
                     yield Entry(member.name)
