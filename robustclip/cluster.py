@@ -1,6 +1,7 @@
 """Joining or starting Ray, and dividing what it has: the one place that knows about CPUs, GPUs, threads and Ray's switches."""
 
 import logging
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's wa
 def connect() -> None:
     """Join the cluster RAY_ADDRESS names (a Ray job sets it), or start Ray on this machine; quietly, once.
 
-    On this machine alone Ray listens on 127.0.0.1 and its token authentication, which writes into the home folder, stays off unless asked for.
+    On this machine alone Ray listens on 127.0.0.1, and its token authentication, which writes into the home folder, stays off unless
+    RAY_AUTH_MODE asks for it.
     """
     import ray
 
@@ -21,6 +23,7 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; the package says on its log how trials fare
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
@@ -58,9 +61,11 @@ def divide(concurrent: int, workers: int) -> Share:
     """
     cpus, gpus = total()
     if gpus and concurrent * workers > gpus:
-        raise UserError(f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs, the cluster has {gpus:g}: lower --concurrent or --workers")
+        raise UserError(
+            f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs, the cluster has {gpus:g}: lower --concurrent or --workers"
+        )
     room = (cpus - 1) / (concurrent * workers)
-    share = 1.0 if room >= 1 else round(room - 0.005, 2)
+    share = 1.0 if room >= 1 else math.floor(room * 100) / 100
     if share < SMALLEST_SHARE:
         raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
     return Share(workers, share, 1.0 if gpus else 0.0)

@@ -176,10 +176,12 @@ def _compute_missing(
 ) -> None:
     import ray
 
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Worker)
+    # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="DEFAULT")(Worker)
     workers = [actor.remote(resolved, out, max(1, int(cpus)), git_commit()) for _ in range(min(actors, len(cells)))]
     queue, started, computed = Queue(list(cells)), time.monotonic(), 0
-    idle, running = list(workers), {}
+    idle = list(workers)
+    running: dict[Any, tuple[Any, Cell]] = {}
     while queue.todo or running:
         while idle and queue.todo:
             worker, cell = idle.pop(), queue.todo.pop(0)
@@ -197,4 +199,6 @@ def _compute_missing(
         ray.kill(worker)
     if queue.failed:
         reasons = "; ".join(queue.failed.values())
-        raise UserError(f"{len(queue.failed)} of {len(cells)} cells failed, the others are kept: {reasons}; the same command tries them again")
+        raise UserError(
+            f"{len(queue.failed)} of {len(cells)} cells failed, the others are kept: {reasons}; the same command tries them again"
+        )

@@ -95,7 +95,9 @@ def stream(job: Job, cpus: float) -> Any:
     """
     import ray.data
 
-    steps = [int(name.removeprefix("step_")) for name in storage.list_folders(storage.join(job.out, "ray", job.key)) if name.startswith("step_")]
+    steps = [
+        int(name.removeprefix("step_")) for name in storage.list_folders(storage.join(job.out, "ray", job.key)) if name.startswith("step_")
+    ]
     first = min(steps, default=0) * job.plan.units_per_step
     units = job.plan.steps * job.plan.units_per_step - first
     if units == 0:  # everything is done but the last report: the loop needs an empty stream
@@ -118,11 +120,13 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     job: Job = settings["job"]
     use_threads(settings["threads"])
     try:
-        learner, history = build_learner(job, get_device()), []
+        learner = build_learner(job, get_device())
+        history: list[dict[str, float]] = []
         if checkpoint := ray.train.get_checkpoint():
             history = restore(learner, checkpoint)
         world = ray.train.get_context().get_world_size()
-        shard, pending, new = ray.train.get_dataset_shard("train"), 0, []
+        shard, pending = ray.train.get_dataset_shard("train"), 0
+        new: list[dict[str, float]] = []
         for unit in shard.iter_torch_batches(batch_size=job.plan.micro_batch) if learner.step < job.plan.steps else ():
             if int(unit["step"][0]) < learner.step:
                 continue
@@ -214,4 +218,3 @@ def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str,
         )
     last = {name: value for row in history for name, value in row.items()}
     return {"key": job.key, "checkpoint": folder, "sha256": learner.model.sha256, "metrics": last, "history": history}
-

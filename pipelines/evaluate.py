@@ -1,0 +1,73 @@
+"""Attack any number of models by a protocol, plain CLIP always among them; finished cells are never computed again.
+
+Example: python pipelines/evaluate.py outputs/runs/0123456789abcdef/model --protocol demo
+"""
+
+import argparse
+import dataclasses
+import logging
+from typing import Any
+
+from robustclip import cli, cluster, errors, model, protocols, report
+from robustclip.attacks import ATTACKS
+from robustclip.errors import UserError
+from robustclip.evaluation import evaluate
+
+BASELINE = "tiny-vit8"
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folder, embedded name, or open_clip:NAME/TAG")
+    parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
+    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(ATTACKS)}")
+    parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
+    parser.add_argument("--n", type=int, help="images of each set instead")
+    parser.add_argument("--actors", type=int, help="evaluators at once (default: one a CPU, or one a GPU)")
+    cli.add_out(parser)
+    args = parser.parse_args()
+    cli.say_on_terminal()
+    out = cli.out_folder(args)
+    protocol = adapted(protocols.named(args.protocol), args)
+    names = [*dict.fromkeys([base_of(args.models), *args.models])]
+    resolved = protocols.resolve(protocol, out)
+    cluster.connect()
+    cpus, gpus = cluster.total()
+    progress = logging.getLogger("robustclip.evaluate")
+    table = evaluate(
+        names,
+        resolved,
+        out,
+        actors=args.actors or int(gpus or cpus),
+        gpus=1.0 if gpus else 0.0,
+        on_progress=lambda done: progress.info("%s", done),
+    )
+    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names])
+    page = built.write(f"{out}/reports/{resolved.hash}")
+    print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}")
+
+
+def base_of(names: list[str]) -> str:
+    """Return the undefended model that the first checkpoint was fine-tuned from, the embedded CLIP for anything else."""
+    card = model.load(names[0]).card
+    return card.get("base", {}).get("name", BASELINE)
+
+
+def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:
+    """Return the protocol with what the command line replaces."""
+    unknown = [name for name in args.attacks or () if name not in ATTACKS]
+    if unknown:
+        raise UserError(f"no attack {unknown[0]!r}{errors.did_you_mean(unknown[0], ATTACKS)}; there are {', '.join(ATTACKS)}")
+    changes: dict[str, Any] = {
+        "sets": tuple(args.sets or ()),
+        "attacks": tuple(ATTACKS[name] for name in args.attacks or ()),
+        "eps": tuple(args.eps or ()),
+        "n": args.n,
+    }
+    changes = {name: value for name, value in changes.items() if value}
+    return dataclasses.replace(protocol, **changes, name=f"{protocol.name} (changed)") if changes else protocol
+
+
+if __name__ == "__main__":
+    errors.main(run)

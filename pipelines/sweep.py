@@ -1,0 +1,52 @@
+"""Run one search space, start to finish, with its table and figures; without an argument: the demo, train eps on the embedded world.
+
+Example: python pipelines/sweep.py epsilon --optim.epochs 8 --asha
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from robustclip import cli, cluster, errors, protocols
+from robustclip.config import override
+from robustclip.recipes import named
+from robustclip.sweep_report import publish
+from robustclip.tracking import Tracker
+from robustclip.tuning import load_space, sweep
+
+SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
+log = logging.getLogger("robustclip.sweep")
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "space", nargs="?", default="epsilon", help="file name in tune_spaces/ without .py, or a path (default: %(default)s)"
+    )
+    parser.add_argument("--recipe", help="another recipe than the space's own; every key of its config is an option: --optim.lr 1e-4")
+    parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="draws from a random space (default: %(default)s)")
+    parser.add_argument("--asha", action="store_true", help="stop trials early that fall behind on the held-out metric")
+    parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
+    parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
+    cli.add_out(parser)
+    args, rest = parser.parse_known_args()
+    cli.say_on_terminal()
+    started, out = time.monotonic(), cli.out_folder(args)
+    path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
+    space, protocol = load_space(path), protocols.named(args.protocol)
+    config = override(named(args.recipe or space.recipe).config, cli.overrides(rest))
+    tracker = Tracker(out)
+    cluster.connect()
+    log.info("results go to %s; %g CPUs, %g GPUs", out, *cluster.total())
+    outcome = sweep(
+        space, config, protocol, out, tracker, workers=args.workers, concurrent=args.concurrent, samples=args.samples, asha=args.asha
+    )
+    print(publish(space, config, outcome, protocol, out, tracker, started))
+    if outcome.failures:
+        raise errors.UserError(f"{len(outcome.failures)} of {len(outcome.trials)} trials failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    errors.main(run)

@@ -1,0 +1,44 @@
+"""Fine-tune one recipe: Ray Train on shards streamed by Ray Data; the same command again goes on where it stopped.
+
+Example: python pipelines/train.py demo --threat.image.eps 2 --trainable TokenPrompt --trainable.tokens 8
+"""
+
+import argparse
+
+from robustclip import cli, cluster, errors
+from robustclip.config import flatten, override
+from robustclip.recipes import RECIPES, named
+from robustclip.tracking import Tracker, how_to_open
+from robustclip.training import fit, prepare
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
+    parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
+    cli.add_out(parser)
+    args, rest = parser.parse_known_args()
+    cli.say_on_terminal()
+    out = cli.out_folder(args)
+    config = override(named(args.recipe).config, cli.overrides(rest))
+    tracker = Tracker(out)
+    job = prepare(config, out)
+    cluster.connect()
+    run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
+    result = fit(job, cluster.divide(1, args.workers))
+    seen = tracker.last_step(run_id)
+    tracker.metrics(run_id, [row for row in result["history"] if row["step"] > seen])
+    tracker.tag(run_id, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
+    tracker.finish(run_id)
+    last = result["metrics"]
+    print(
+        f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
+    )
+    print(f"weights sha256 {result['sha256']}")
+    print(f"checkpoint     {result['checkpoint']}")
+    print(f"attack it      python pipelines/evaluate.py {result['checkpoint']} --out {out}")
+    print(f"MLflow         {how_to_open(out)}")
+
+
+if __name__ == "__main__":
+    errors.main(run)

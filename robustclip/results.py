@@ -1,0 +1,23 @@
+"""What a table of records says as plain metrics, by name: what Tune, MLflow and the last lines of a command show."""
+
+import pyarrow as pa
+
+from robustclip import metrics
+from robustclip.protocols import Resolved
+from robustclip.records import CLEAN
+
+
+def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
+    """Return test/clean, test/robust_4, ... of one model, averaged over sets, and the same per set as test/<set>/clean, ..., in [0,1]."""
+    protocol = resolved.protocol
+    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)
+    (outcomes,) = found.values()
+    classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
+    values = {}
+    for column in (CLEAN, *protocol.eps):
+        title = column if isinstance(column, str) else f"robust_{column:g}"
+        average = metrics.macro(outcomes, column, classes)
+        values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}
+        for name, outcome in outcomes.items():
+            values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean
+    return values

@@ -1,0 +1,287 @@
+"""Sweeps on Ray Tune: a trial is `fit(override(recipe, sample))`, then `evaluate`; chosen on val/, shown on test/."""
+
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robustclip import storage
+from robustclip.cluster import Share, divide, fitting_trials, total
+from robustclip.config import Config, flatten, from_json, key, override, to_json
+from robustclip.errors import UserError, did_you_mean
+from robustclip.evaluation import Progress, evaluate
+from robustclip.protocols import Protocol, resolve
+from robustclip.recipes import named
+from robustclip.results import set_metrics
+from robustclip.tracking import Tracker
+from robustclip.training import fit, prepare
+
+log = logging.getLogger(__name__)
+
+DRIVER = {"node:__internal_head__": 0.001}  # trial drivers sit on the head and hold no CPU: drivers that hold CPUs deadlock their workers
+
+
+@dataclass(frozen=True)
+class Space:
+    """A question as data: which recipe, which fields vary, and the held-out metric that chooses."""
+
+    name: str
+    question: str
+    recipe: str
+    space: Mapping[str, Any]
+    metric: str
+    mode: str
+
+
+def load_space(path: Path) -> Space:
+    """Return the space in a file of tune_spaces (a Python file: it is executed).
+
+    Raises UserError for a missing name, an unknown field, or a metric that is not held out.
+    """
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"no search space {path}{did_you_mean(path.stem, known)}; there are {', '.join(known) or 'none'}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    missing = [name for name in ("RECIPE", "SPACE", "METRIC", "MODE") if not hasattr(module, name)]
+    if missing or not module.__doc__:
+        raise UserError(
+            f"{path}: a space needs a docstring with its question, RECIPE, SPACE, METRIC and MODE; missing: {missing or 'docstring'}"
+        )
+    space = Space(path.stem, module.__doc__.strip(), module.RECIPE, module.SPACE, module.METRIC, module.MODE)
+    check_space(space, named(space.recipe).config)
+    return space
+
+
+def check_space(space: Space, config: Config) -> None:
+    """Raise UserError for a space that would choose on the test sets or vary a field that does not exist."""
+    if not space.metric.startswith("val/"):
+        raise UserError(
+            f"space {space.name}: METRIC is {space.metric!r}; only val/... may choose, a test metric would be selection on the suite"
+        )
+    if space.mode not in ("min", "max"):
+        raise UserError(f"space {space.name}: MODE is {space.mode!r}; it is min or max")
+    known = flatten(config)
+    for path in space.space:
+        if path not in known:
+            raise UserError(f"space {space.name}: unknown recipe key {path!r}{did_you_mean(path, known)}")
+
+
+@dataclass
+class Trial:
+    """One trial as it ended: the fields that were sampled, its run key, and its result or the reason it has none."""
+
+    sample: dict[str, Any]
+    key: str
+    result: dict[str, Any] | None = None
+    failure: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: the last part of each sampled path with its value."""
+        return "train " + ", ".join(
+            f"{path.rsplit('.', 1)[-1]} {value:g}" if isinstance(value, float) else f"{path}={value}" for path, value in self.sample.items()
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every trial of a sweep shares, as plain values: it travels to the trial's process."""
+
+    config: Any
+    protocol: Protocol
+    out: str
+    share: Share
+    actors: int
+
+
+def run_trial(sample: dict[str, Any], settings: Settings) -> None:
+    """The body of a trial: train, evaluate, report; a light process that only starts others."""
+    from ray import tune
+
+    config = override(from_json(Config, settings.config), sample)
+    started = time.monotonic()
+    job = prepare(config, settings.out)
+    fitted = fit(job, settings.share, [forward_epochs()])
+    trained = time.monotonic()
+    metrics = {name: value for name, value in fitted["metrics"].items() if name != "step"}
+
+    def progress(done: Progress) -> None:
+        tune.report({**metrics, "epoch": config.optim.epochs, "cells": f"{done.done}/{done.total}"})
+
+    resolved = resolve(settings.protocol, settings.out)
+    share = settings.share
+    table = evaluate(
+        [fitted["checkpoint"]], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress
+    )
+    seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
+    tested = set_metrics(table, resolved)
+    # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
+    tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted})
+
+
+def forward_epochs() -> Any:
+    """Return the Train callback that passes validated reports (ends of epochs) on to Tune, with the steps since the last one."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class ForwardEpochs(TuneReportCallback):
+        curve: list[dict[str, float]] = []  # noqa: RUF012 - one instance lives per controller
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            self.curve = [*self.curve, *metrics[0]["curve"]]
+            if "val/robust" in metrics[0]:
+                super().after_report(run_context, [metrics[0] | {"curve": self.curve}], checkpoint)
+                self.curve = []
+
+    return ForwardEpochs()
+
+
+def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
+    """Return the Tune callback that is MLflow's only writer and says on the log how the trials fare."""
+    from ray import tune
+
+    class Sweep(tune.Callback):
+        def __init__(self) -> None:
+            self.trials: dict[str, Trial] = {}
+            self.runs: dict[str, str] = {}
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            config = override(base, trial.config)
+            mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(config)))
+            self.runs[trial.trial_id] = tracker.run(mine.key, mine.label, flatten(config), parent)
+            log.info("trial %s: started", mine.label)
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+            mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
+            if result.get("final"):
+                mine.result = result
+                log_final(tracker, run_id, result)
+                log.info("trial %s: finished", mine.label)
+            elif "curve" in result:
+                seen = tracker.last_step(run_id)
+                tracker.metrics(run_id, [row for row in result["curve"] if row["step"] > seen])
+                log.info(
+                    "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
+                    mine.label,
+                    result["epoch"],
+                    base.optim.epochs,
+                    result["loss"],
+                    100 * result["val/clean"],
+                    100 * result["val/robust"],
+                )
+            else:
+                log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            tracker.finish(self.runs[trial.trial_id])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            mine = self.trials[trial.trial_id]
+            mine.failure = reason(trial)
+            log.error("trial %s failed: %s", mine.label, mine.failure)
+            if trial.trial_id in self.runs:
+                tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
+                tracker.finish(self.runs[trial.trial_id], failed=True)
+
+    return Sweep()
+
+
+def reason(trial: Any) -> str:
+    """Return the last line of a trial's error, which for a UserError is its message."""
+    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).is_file() else "no reason was given"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named_error = [line for line in lines if "UserError" in line]
+    return (named_error or lines)[-1].rsplit("UserError: ", 1)[-1]
+
+
+def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
+    """Log a trial's test metrics and where its checkpoint lies, once: a re-run finds them there."""
+    done = key({name: value for name, value in result.items() if name.startswith(("val/", "test/"))})
+    if tracker.logged(run_id) == done:
+        return
+    run, seen = result["run"], tracker.last_step(run_id)
+    tracker.metrics(run_id, [row for row in run["history"] if row["step"] > seen])
+    summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/"))}
+    tracker.metrics(run_id, [summary | {"step": run["metrics"]["step"]}])
+    tracker.tag(run_id, checkpoint=run["checkpoint"], weights_sha256=run["sha256"], logged=done)
+    tracker.artefacts(run_id, {"result.json": json.dumps(run, indent=1).encode()})
+
+
+@dataclass
+class Outcome:
+    """A finished sweep: its trials in the order of the space, the chosen one, and its MLflow parent."""
+
+    trials: list[Trial]
+    chosen: Trial | None
+    parent: str
+    concurrent: int
+    failures: list[Trial] = field(default_factory=list)
+
+
+def sweep(
+    space: Space,
+    config: Config,
+    protocol: Protocol,
+    out: str,
+    tracker: Tracker,
+    *,
+    workers: int = 1,
+    concurrent: int | None = None,
+    samples: int = 1,
+    asha: bool = False,
+) -> Outcome:
+    """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    check_space(space, config)
+    concurrent = concurrent or fitting_trials(count(space, samples), workers)
+    share = divide(concurrent, workers)
+    settings = Settings(to_json(config), protocol, out, share, evaluator_actors(share, concurrent))
+    parent = tracker.run(
+        key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
+    )
+    callback = sweep_callback(tracker, parent, config)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, settings=settings), DRIVER),
+        param_space=dict(space.space),
+        tune_config=tune.TuneConfig(
+            metric=space.metric,
+            mode=space.mode,
+            num_samples=samples,
+            # The same seed draws the same samples, so the same command finds the same runs. The limit must be given here:
+            # TuneConfig's own is ignored for a given generator, and more trials than fit would wait for each other for ever.
+            search_alg=BasicVariantGenerator(random_state=config.seed, constant_grid_search=True, max_concurrent=concurrent),
+            scheduler=ASHAScheduler(time_attr="epoch", max_t=config.optim.epochs, stop_last_trials=False) if asha else None,
+        ),
+        run_config=tune.RunConfig(name=f"sweep-{space.name}", storage_path=storage.join(out, "ray"), callbacks=[callback], verbose=0),
+    )
+    tuner.fit()
+    trials = list(callback.trials.values())
+    finished = [trial for trial in trials if trial.result]
+    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)  # type: ignore[index]
+    return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
+
+
+def count(space: Space, samples: int) -> int:
+    """Return how many trials a space has: the product of its grids times the samples."""
+    total = samples
+    for values in space.space.values():
+        total *= len(values["grid_search"]) if isinstance(values, Mapping) and "grid_search" in values else 1
+    return total
+
+
+def evaluator_actors(share: Share, concurrent: int) -> int:
+    """Return how many evaluator actors of one share a trial may run beside the other trials."""
+    cpus, gpus = total()
+    if share.gpus:
+        return max(1, int(gpus / concurrent))
+    return max(1, int((cpus if concurrent == 1 else cpus - 1) / concurrent / share.cpus))
