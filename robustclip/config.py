@@ -43,6 +43,10 @@ class InnerAttack:
     steps: int = 2
     alpha: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.alpha < 0:
+            raise UserError(f"attack.steps is {self.steps}, attack.alpha {self.alpha}: neither can be negative")
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -76,13 +80,13 @@ class Config:
 
     model: str = "tiny-vit8"
     data: Data = Data()
-    defense: TeCoA = TeCoA()
-    trainable: Trainable = VisualTower()
-    threat: ThreatModel = ThreatModel()
+    defense: TeCoA = field(default_factory=TeCoA)
+    trainable: Trainable = field(default_factory=VisualTower)
+    threat: ThreatModel = field(default_factory=ThreatModel)
     attack: InnerAttack = InnerAttack()
     optim: Optim = Optim()
     validation: Validation = Validation()
-    templates: tuple[str, ...] | None = field(default=None)  # prompts of training; None: the data set's own
+    templates: tuple[str, ...] | None = None  # prompts of training; None: the data set's own
     checkpoint_every: int = 50
     seed: int = 0
 
@@ -116,8 +120,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: T, changes: Mapping[str, Any]) -> T:
-    """Return config with the leaves at dotted paths replaced; raises UserError for an unknown path (with a suggestion) or a wrong type."""
-    for path, value in changes.items():
+    """Return config with the leaves at dotted paths replaced; {"trainable": "TokenPrompt"} replaces a node by its type's default.
+
+    Nodes are replaced before their leaves, whatever the order of `changes`. Raises UserError for an unknown path (with a suggestion) or a
+    value of a wrong type.
+    """
+    for path, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
         config = _replaced(config, path.split("."), value, path, flatten(config))
     return config
 
@@ -129,37 +137,47 @@ def _replaced(node: Any, names: list[str], value: Any, path: str, known: Mapping
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise UserError(f"unknown recipe key {path!r}: {hint}")
     child = getattr(node, names[0])
-    new = _replaced(child, names[1:], value, path, known) if len(names) > 1 else _checked(value, hints[names[0]], path)
+    new = _replaced(child, names[1:], value, path, known) if len(names) > 1 else _checked(value, hints[names[0]], path, child)
     return dataclasses.replace(node, **{names[0]: new})
 
 
-def _checked(value: Any, hint: Any, path: str) -> Any:
-    """Return the value as the annotated type; whole numbers become floats, lists tuples, anything else must already fit."""
-    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+def _type_name(choice: Any) -> str | None:
+    return choice.__name__ if isinstance(choice, type) and dataclasses.is_dataclass(choice) else None
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
+    """Return the value as the annotated type: numbers become floats, lists tuples, a type's name its default (or `current`, if of it)."""
+    choices = _choices(hint)
     for choice in choices:
+        if value == _type_name(choice):
+            return current if type(current) is choice else choice()
         origin = typing.get_origin(choice)
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if origin is Literal and value in typing.get_args(choice):
             return value
         if origin is tuple and isinstance(value, tuple | list):
-            return tuple(value)
+            return tuple(_checked(item, typing.get_args(choice)[0], f"{path}[{i}]") for i, item in enumerate(value))
         if origin is None and isinstance(choice, type) and isinstance(value, choice) and not (choice is int and isinstance(value, bool)):
             return value
-    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    names = " or ".join(str(choice) if typing.get_origin(choice) else choice.__name__ for choice in choices)
     raise UserError(f"recipe key {path!r} takes {names}, not {value!r}")
 
 
 def from_json(kind: Any, data: Any, path: str = "config") -> Any:
     """Return the dataclass tree that `to_json` wrote, read as the annotated type `kind`; raises UserError for what does not fit."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if isinstance(data, Mapping) and "type" in data:
-        cls = {c.__name__: c for c in choices if dataclasses.is_dataclass(c)}.get(data["type"])
-        if cls is None:
-            raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(getattr(c, '__name__', str(c)) for c in choices)}")
+        classes: dict[str | None, Any] = {_type_name(choice): choice for choice in _choices(kind)}
+        if data["type"] not in classes:
+            raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(filter(None, classes))}")
+        cls = classes[data["type"]]
         hints = typing.get_type_hints(cls)
         unknown = [name for name in data if name not in hints and name != "type"]
         if unknown:
             raise UserError(f"{path}: {data['type']} has no field {unknown[0]!r}")
         return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name != "type"})
-    return None if data is None else _checked(data, kind, path)
+    return _checked(data, kind, path)

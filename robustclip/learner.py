@@ -1,5 +1,6 @@
 """One learner: the model that trains, its optimiser and its step; plain torch, so that a test or a notebook can drive it."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ class Learner:
         self.model, self.parameters = config.trainable.install(model, config.seed)
         self.student = self.model.classifier(class_names, config.templates or templates).to(device, dtype)
         self.optimizer = make_optimizer(config.optim, self.parameters)
-        self.step, self.parts = 0, {}
+        self.step = 0
+        self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step
         self.teacher.requires_grad_(False)
 
     def accumulate(self, pixels: np.ndarray | Tensor, labels: Tensor, ids: list[str]) -> None:
@@ -84,7 +86,9 @@ class Learner:
         flat = torch.cat([g.flatten() for g in gradients] + [self.parts[name].to(gradients[0]).view(1) for name in names])
         self.sum_over_workers(flat)
         if not bool(torch.isfinite(flat).all()):
-            raise UserError(f"step {self.step + 1}: the loss or a gradient is not finite; lower optim.lr, or continue from the last checkpoint")
+            raise UserError(
+                f"step {self.step + 1}: the loss or a gradient is not finite; lower optim.lr, or continue from the last checkpoint"
+            )
         for g, summed in zip(gradients, flat.split([g.numel() for g in gradients] + [len(names)])[:-1], strict=True):
             g.copy_(summed.view_as(g))
         lr = lr_at(self.step, self.config.optim, self.steps)
@@ -110,8 +114,9 @@ class Learner:
         return {"val/clean": float(torch.cat(clean).float().mean()), "val/robust": float(torch.cat(robust).float().mean())}
 
     def state(self) -> dict[str, Any]:
-        """Return all that a later `restore` needs to go on bit for bit; the attack's randomness is keyed by step and id, so has no state."""
-        return {"step": self.step, "learned": [p.detach().cpu() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
+        """Return a copy of all that `restore` needs to go on bit for bit; the attack's randomness is keyed by step and id: no state."""
+        learned = [p.detach().cpu().clone() for p in self.parameters]
+        return {"step": self.step, "learned": learned, "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustclip import storage
 from robustclip.classifier import Preprocess, ZeroShotClassifier
-from robustclip.errors import UserError
+from robustclip.errors import UserError, did_you_mean
 from robustclip.prompts import VisualPrompt
 
 FORMAT = 1  # of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, with a visual prompt, prompt.safetensors
@@ -80,7 +80,8 @@ def load(name: str) -> Model:
         return _from_zoo(name)
     folder = str(embedded().get(name, name))
     if not storage.exists(storage.join(folder, "config.json")):
-        raise UserError(f"no model {name!r}: give an embedded one ({', '.join(embedded())}), {ZOO}NAME/TAG, or a checkpoint folder")
+        known = ", ".join(embedded())
+        raise UserError(f"no model {name!r}{did_you_mean(name, embedded())}: give an embedded one ({known}), {ZOO}NAME/TAG, or a folder")
     return _from_folder(name, folder)
 
 
@@ -123,7 +124,7 @@ def _from_zoo(name: str) -> Model:
     if architecture.startswith("hf-hub:"):
         architecture, pretrained = name.removeprefix(ZOO), ""
     elif architecture not in open_clip.list_models():
-        raise UserError(f"open_clip has no model {architecture!r}: see open_clip.list_models()")
+        raise UserError(f"open_clip has no model {architecture!r}{did_you_mean(architecture, open_clip.list_models())}")
     else:
         check_activation(architecture, pretrained)
     try:
@@ -131,8 +132,9 @@ def _from_zoo(name: str) -> Model:
     except Exception as error:  # the hub's, the file system's and torch's errors all mean: these weights cannot be had
         raise UserError(f"{name}: open_clip could not load it: {' '.join(str(error).split())[:300]}") from error
     model_cfg = open_clip.get_model_config(architecture) or {}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(clip.visual.preprocess_cfg)}  # type: ignore[arg-type]
-    return Model(name, clip.eval(), open_clip.get_tokenizer(architecture), config, {"format": FORMAT, "tokenizer": {"open_clip": architecture}})
+    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(clip.visual.preprocess_cfg)}
+    card = {"format": FORMAT, "tokenizer": {"open_clip": architecture}}
+    return Model(name, clip.eval(), open_clip.get_tokenizer(architecture), config, card)
 
 
 def check_activation(architecture: str, pretrained: str) -> None:
@@ -144,25 +146,28 @@ def check_activation(architecture: str, pretrained: str) -> None:
     built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
     if tag and bool(tag.get("quick_gelu", False)) != built:
         right = architecture.removesuffix("-quickgelu") if built else f"{architecture}-quickgelu"
-        raise UserError(f"{architecture}/{pretrained}: these weights use {'plain GELU' if built else 'QuickGELU'}; load {ZOO}{right}/{pretrained}")
+        raise UserError(
+            f"{architecture}/{pretrained}: these weights use {'plain GELU' if built else 'QuickGELU'}; load {ZOO}{right}/{pretrained}"
+        )
 
 
 def _from_folder(name: str, folder: str) -> Model:
-    from safetensors.torch import load as load_tensors
-
     from robustclip.trainables import prompt_of
 
     card = storage.read_json(storage.join(folder, "config.json"))
     if card.get("format", 0) > FORMAT:
         raise UserError(f"{name} has checkpoint format {card['format']}, this robustclip reads up to {FORMAT}: upgrade robustclip")
+    for file in ("open_clip_config.json", "model.safetensors"):
+        if not storage.exists(storage.join(folder, file)):
+            raise UserError(f"{name} is no checkpoint of robustclip: its folder has no {file}")
     config = storage.read_json(storage.join(folder, "open_clip_config.json"))
     clip = build(config)
-    _fill(clip, load_tensors(storage.read_bytes(storage.join(folder, "model.safetensors"))), name)
+    _fill(clip, storage.join(folder, "model.safetensors"))
     model = Model(name, clip.eval(), tokenizer_from(card, config), config, card)
     prompt = prompt_of(card, model)
     if prompt is None:
         return model
-    _fill(prompt, load_tensors(storage.read_bytes(storage.join(folder, "prompt.safetensors"))), name)
+    _fill(prompt, storage.join(folder, "prompt.safetensors"))
     return replace(model, visual_prompt=prompt)
 
 
@@ -179,12 +184,18 @@ def build(open_clip_config: Mapping[str, Any]) -> nn.Module:
     return (CustomTextCLIP if custom else CLIP)(**cfg)
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def _fill(module: nn.Module, path: str) -> None:
+    """Load a safetensors file, which can hold tensors and nothing that runs, into a module that must have exactly its tensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
     try:
-        module.load_state_dict(dict(state), strict=True)
+        module.load_state_dict(load_tensors(storage.read_bytes(path)), strict=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); other formats are not read") from error
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}: the weights do not fit the architecture of its config: {first}") from error
+        raise UserError(f"{path}: the weights do not fit the architecture of its config: {first}") from error
 
 
 def tokenizer_from(card: Mapping[str, Any], open_clip_config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
@@ -210,5 +221,6 @@ def save(model: Model, folder: str, **card: Any) -> None:
     if model.visual_prompt is not None:
         storage.write_bytes(storage.join(folder, "prompt.safetensors"), dump(model.visual_prompt.state_dict()))
     storage.write_json(storage.join(folder, "open_clip_config.json"), json.loads(json.dumps(model.open_clip_config)))
+    known = {name: model.card[name] for name in ("tokenizer", "trainable") if name in model.card}
     # config.json last: a folder that has one is complete.
-    storage.write_json(storage.join(folder, "config.json"), {"format": FORMAT, "tokenizer": model.card["tokenizer"], **card})
+    storage.write_json(storage.join(folder, "config.json"), {"format": FORMAT, **known, **card})

@@ -1,18 +1,16 @@
 """Pre-training of the embedded tiny CLIP on the rendered world: the plain symmetric contrastive loss, one process, no Ray."""
 
-import json
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from robustclip.data import world
+from robustclip.model import FORMAT
 from robustclip.seeds import derive, generator
 from robustclip.tokenizers import cut_tokenizer
 
@@ -80,7 +78,11 @@ def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, 
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda t: (t + 1) / recipe.warmup if t < recipe.warmup else 0.5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (recipe.steps - recipe.warmup))),
+        lambda t: (
+            (t + 1) / recipe.warmup
+            if t < recipe.warmup
+            else 0.5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (recipe.steps - recipe.warmup)))
+        ),
     )
     g = generator(recipe.seed, "pretraining", "batches")
     order = torch.empty(0, dtype=torch.long)
@@ -105,4 +107,10 @@ def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, 
 def card(recipe: Pretraining, seconds: float) -> dict:
     """Return what config.json says of the embedded weights: recipe, cost, tokenizer, and the class names and templates of the world."""
     sets = {name: {"class_names": s.class_names, "templates": s.templates} for name, s in world.SETS.items()}
-    return {"format": FORMAT, "tokenizer": {"merges": recipe.merges}, "pretraining": asdict(recipe), "seconds": round(seconds), "sets": sets}
+    return {
+        "format": FORMAT,
+        "tokenizer": {"merges": recipe.merges},
+        "pretraining": asdict(recipe),
+        "seconds": round(seconds),
+        "sets": sets,
+    }

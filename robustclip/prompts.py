@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,8 @@ class Tokens(nn.Module):
 
     def __init__(self, visual: nn.Module, count: int, deep: bool, g: torch.Generator):
         super().__init__()
-        require_vit(visual)
-        width, layers = visual.positional_embedding.shape[-1], len(visual.transformer.resblocks)  # type: ignore[union-attr]
+        vit = require_vit(visual)
+        width, layers = vit.positional_embedding.shape[-1], len(vit.transformer.resblocks)
         self.tokens = nn.Parameter(torch.randn(layers if deep else 1, count, width, generator=g))
 
     def on_pixels(self, x: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ class Tokens(nn.Module):
             yield
             return
         handles = [visual.ln_pre.register_forward_pre_hook(append), visual.transformer.register_forward_hook(drop)]  # type: ignore
-        for layer in range(1, len(self.tokens)):
-            handles.append(visual.transformer.resblocks[layer].register_forward_pre_hook(replace(layer)))  # type: ignore
+        blocks: Any = visual.transformer.resblocks  # type: ignore[union-attr]
+        handles += [blocks[layer].register_forward_pre_hook(replace(layer)) for layer in range(1, len(self.tokens))]
         try:
             yield
         finally:
@@ -86,9 +87,10 @@ class Tokens(nn.Module):
 VisualPrompt = PixelPad | Tokens
 
 
-def require_vit(visual: nn.Module) -> None:
-    """Raise UserError unless `visual` is open_clip's own vision transformer with batch-first blocks."""
+def require_vit(visual: nn.Module) -> Any:
+    """Return `visual`; raises UserError unless it is open_clip's own vision transformer with batch-first blocks."""
     from open_clip.transformer import VisionTransformer
 
     if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
         raise UserError(f"prompt tokens need a vision transformer of open_clip; this model's visual tower is a {type(visual).__name__}")
+    return visual

@@ -47,7 +47,10 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.sets or not self.attacks:
             raise UserError(f"protocol {self.name}: it needs at least one data set and one attack")
-        if list(self.eps) != sorted(set(self.eps)) or any(Ball("Linf", e).eps == 0 for e in self.eps):
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise UserError(f"protocol {self.name}: two attacks have one name in {', '.join(names)}")
+        if list(self.eps) != sorted(set(self.eps)) or any(ball.eps == 0 for ball in self.balls()):
             raise UserError(f"protocol {self.name}: eps must be positive and ascending, not {self.eps}")
 
     def balls(self) -> tuple[Ball, ...]:

@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
             templates=("This is a photo of a {}",),
             checkpoint_every=500,
         ),
-        about="TeCoA's fine-tuning as published (arXiv:2212.07016, section 4): ImageNet, eps 1/255, 2 steps. Needs a prepared set `imagenet`.",
+        about="TeCoA's fine-tuning as published (arXiv:2212.07016, section 4): ImageNet, eps 1/255, 2 steps; needs a prepared `imagenet`.",
         cost="12-16 h on one H100, as a third party reports; not run by us",
         published="mean of 16 sets: clean 55.97, robust 38.18 (PGD-100, eps 1/255; Tables 1 and 3)",
     ),

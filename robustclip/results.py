@@ -13,8 +13,9 @@ def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
     found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)
     (outcomes,) = found.values()
     classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
-    values = {}
-    for column in (CLEAN, *protocol.eps):
+    values: dict[str, float] = {}
+    columns: tuple[metrics.Column, ...] = (CLEAN, *protocol.eps)
+    for column in columns:
         title = column if isinstance(column, str) else f"robust_{column:g}"
         average = metrics.macro(outcomes, column, classes)
         values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}

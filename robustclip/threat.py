@@ -1,5 +1,6 @@
 """What the adversary may do: a ball around the image, a budget of edits on the text, or both."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -13,7 +14,8 @@ from robustclip.errors import UserError
 class Ball:
     """All images within `eps`/255 of the clean one in the `norm`, at the resolution the image is stored in, and inside [0,1].
 
-    `eps` is written in 1/255, as papers do; `radius` is the only place where it is converted. Raises UserError for a negative eps.
+    `eps` is written in 1/255, as papers do; `radius` is the only place where it is converted. Raises UserError for an eps that is negative
+    or not finite.
     """
 
     norm: Literal["Linf", "L2"] = "Linf"
@@ -22,8 +24,8 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in ("Linf", "L2"):
             raise UserError(f"threat.image.norm is {self.norm!r}: choose Linf or L2")
-        if not self.eps >= 0:
-            raise UserError(f"threat.image.eps is {self.eps}: eps is a radius in 1/255 and cannot be negative")
+        if not 0 <= self.eps < math.inf:
+            raise UserError(f"threat.image.eps is {self.eps}: eps is a radius in 1/255, finite and not negative")
 
     @property
     def radius(self) -> float:

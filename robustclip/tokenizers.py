@@ -16,7 +16,7 @@ def cut_tokenizer(merges: int, context_length: int) -> Tokenizer:
     """Return texts -> token ids [N,context_length] with the first `merges` merges of CLIP's vocabulary (512 bytes + merges + 2 ids)."""
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
-    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")[: merges + 1]
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")[: merges + 1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "merges.txt.gz"
         path.write_bytes(gzip.compress("\n".join(lines).encode()))

@@ -1,7 +1,7 @@
 """What learns, apart from what it learns by: the visual tower, a frame of pixels, or prompt tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ class VisualTower:
 
     def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
         """Return the model to train and its parameters that learn."""
+        refuse_prompted(model)
         model.clip.requires_grad_(False)
         visual: nn.Module = model.clip.visual  # type: ignore[assignment]
         return model, list(visual.requires_grad_(True).parameters())
@@ -31,7 +32,7 @@ class PadPrompt:
 
     def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
         """Return the model with a fresh frame and the frame's parameters."""
-        return with_prompt(model, self.build(model, seed))
+        return with_prompt(model, self, self.build(model, seed))
 
     def build(self, model: Model, seed: int) -> VisualPrompt:
         """Return the frame with its random start."""
@@ -51,7 +52,7 @@ class TokenPrompt:
 
     def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
         """Return the model with fresh tokens and the tokens; raises UserError for a tower that is no ViT."""
-        return with_prompt(model, self.build(model, seed))
+        return with_prompt(model, self, self.build(model, seed))
 
     def build(self, model: Model, seed: int) -> VisualPrompt:
         """Return the tokens with their random start."""
@@ -62,12 +63,20 @@ Trainable = VisualTower | PadPrompt | TokenPrompt
 TRAINABLES: tuple[type, ...] = (VisualTower, PadPrompt, TokenPrompt)
 
 
-def with_prompt(model: Model, prompt: VisualPrompt) -> tuple[Model, list[nn.Parameter]]:
-    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError when it already wears one."""
+def with_prompt(model: Model, trainable: PadPrompt | TokenPrompt, prompt: VisualPrompt) -> tuple[Model, list[nn.Parameter]]:
+    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for a second prompt or an empty one."""
+    refuse_prompted(model)
+    if not any(p.numel() for p in prompt.parameters()):
+        raise UserError(f"{model.name}: a visual prompt of size 0 leaves nothing to learn; make it larger")
+    model.clip.requires_grad_(False)
+    card = {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}  # what `load` builds the prompt from
+    return replace(model, visual_prompt=prompt, card=card), list(prompt.parameters())
+
+
+def refuse_prompted(model: Model) -> None:
+    """Raise UserError for a model that wears a visual prompt: a checkpoint says of one trainable how it was made."""
     if model.visual_prompt is not None:
         raise UserError(f"{model.name} already has a visual prompt: fine-tune the model it was made from")
-    model.clip.requires_grad_(False)
-    return replace(model, visual_prompt=prompt), list(prompt.parameters())
 
 
 def prompt_of(card: Mapping[str, Any], model: Model) -> VisualPrompt | None:

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ class Library:
     def name(self) -> str:
         return "torchattacks-" + "-".join([self.kind.lower(), *(f"{key}={value}" for key, value in self.settings)])
 
-    def _build(self, classifier: nn.Module, ball: Ball):
+    def _build(self, classifier: nn.Module, ball: Ball) -> Any:
         import torchattacks
 
-        cls = getattr(torchattacks, self.kind, None)
-        if not (inspect.isclass(cls) and issubclass(cls, torchattacks.attack.Attack)):
+        cls: Any = getattr(torchattacks, self.kind, None)
+        known_class = inspect.isclass(cls) and issubclass(cls, torchattacks.attack.Attack)
+        if not known_class:
             raise UserError(f"torchattacks has no attack {self.kind!r}")
         known = inspect.signature(cls.__init__).parameters
         unknown = [key for key, _ in self.settings if key not in known or key == "eps"]

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robustclip.data.images import BadImage, decode
-from robustclip.data.shards import Index, read_rows
+from robustclip.data.shards import Index, read_pixels
 from robustclip.errors import UserError
 from robustclip.seeds import derive
 
@@ -152,11 +151,12 @@ def read_unit(plan: Plan, item: Mapping[str, Any], size: int | None = None, resi
     `item` is one of plan.items(), its values numbers or arrays of one number. A damaged image or images of several sizes are a UserError.
     """
     step, i = (int(np.ravel(item[name])[0]) for name in ("step", "unit"))
-    ids, pixels, labels = [], [], []
+    ids: list[str] = []
+    pixels: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for file, row_group, rows in plan.unit(step, i):
-        names, images, some_labels = read_rows(plan.files[file], row_group, rows)
-        pixels += [_decoded(image, name, plan.files[file], size, resize) for image, name in zip(images, names, strict=True)]
-        ids += names
+        names, images, some_labels = read_pixels(plan.files[file], row_group, rows, size, resize)
+        ids, pixels = ids + names, pixels + images
         labels.append(some_labels)
     for name, image in zip(ids, pixels, strict=True):
         if image.shape != pixels[0].shape:
@@ -168,10 +168,3 @@ def read_unit(plan: Plan, item: Mapping[str, Any], size: int | None = None, resi
         "pixels": np.stack(pixels),
         "step": np.full(len(ids), step, dtype=np.int64),
     }
-
-
-def _decoded(image: bytes, name: str, path: str, size: int | None, resize: int | None) -> np.ndarray:
-    try:
-        return decode(image, size, resize)
-    except BadImage as error:
-        raise UserError(f"{path}: the image {name} cannot be decoded ({error}); the shard is damaged, prepare the set again") from error

@@ -7,9 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from robustclip.data.datasets import DatasetCard
-from robustclip.data.images import BadImage, decode
-from robustclip.data.shards import Index, read_rows
-from robustclip.errors import UserError
+from robustclip.data.shards import Index, read_pixels
 from robustclip.seeds import derive
 
 
@@ -31,13 +29,9 @@ def read_images(index: Index, rows: np.ndarray, size: int | None, resize: int | 
         groups[int(index.file[row]), int(index.row_group[row])].append(place)
     pixels: list[np.ndarray] = [np.empty(0)] * len(rows)
     for (file, row_group), places in groups.items():
-        wanted = index.row[rows[places]]
-        names, images, _ = read_rows(index.files[file], row_group, wanted)
-        for place, name, image in zip(places, names, images, strict=True):
-            try:
-                pixels[place] = decode(image, size, resize)
-            except BadImage as error:
-                raise UserError(f"{index.files[file]}: the image {name} cannot be decoded ({error}); prepare the set again") from error
+        _, images, _ = read_pixels(index.files[file], row_group, index.row[rows[places]], size, resize)
+        for place, image in zip(places, images, strict=True):
+            pixels[place] = image
     return [str(name) for name in index.id[rows]], np.stack(pixels), index.label[rows]
 
 

@@ -151,14 +151,13 @@ def _jittered(colour: Tensor, g: Generator) -> Tensor:
 
 def render(scenes: Scenes, glyphs: Tensor, g: Generator) -> Tensor:
     """Return uint8 images [n,3,32,32] of `scenes` drawn with the masks `glyphs` (see `atlas`)."""
-    n, k = scenes.glyph.shape
     size = 2 * SIZE  # drawn at twice the size, then averaged down: smooth edges
     background, second, ink = (_jittered(c, g) for c in (scenes.background, scenes.second, scenes.colour))
     backdrop = _pattern_masks(scenes.backdrop, size, g)[:, None] * scenes.strength[:, None, None, None]
     texture = _pattern_masks(scenes.texture, size, g)[:, None] * 0.75
     image = background * (1 - backdrop) + second * backdrop
     object_ = ink * (1 - texture) + second * texture
-    for j in range(k):
+    for j in range(scenes.glyph.shape[1]):
         rows = (scenes.glyph[:, j] >= 0).nonzero()[:, 0]
         if not len(rows):
             continue

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustclip import storage
+from robustclip.data.images import BadImage, decode
 from robustclip.errors import UserError
 from robustclip.seeds import derive
 
@@ -47,7 +48,7 @@ def shuffled(rows: Iterable[Row]) -> list[Row]:
 def write_split(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> tuple[dict, ...]:
     """Write <split>-00000.parquet ... and return {file, sha256, rows} of each, as the dataset card lists them."""
     ordered = shuffled(rows)
-    shards = []
+    shards: list[dict] = []
     for start in range(0, len(ordered), rows_per_file):
         part = ordered[start : start + rows_per_file]
         path = storage.join(folder, f"{storage.safe_name(split)}-{len(shards):05d}.parquet")
@@ -138,3 +139,17 @@ def read_rows(path: str, row_group: int, rows: Sequence[int] | np.ndarray) -> tu
     with _opened(path) as parquet:
         table = parquet.read_row_group(int(row_group), columns=SCHEMA.names).take(np.asarray(rows, dtype=np.int64))
     return table.column("id").to_pylist(), table.column("image").to_pylist(), table.column("label").to_numpy().astype(np.int64)
+
+
+def read_pixels(
+    path: str, row_group: int, rows: Sequence[int] | np.ndarray, size: int | None = None, resize: int | None = None
+) -> tuple[list[str], list[np.ndarray], np.ndarray]:
+    """Return what read_rows does with the images decoded to uint8 [H,W,3]; one that cannot be decoded is a UserError naming it."""
+    ids, images, labels = read_rows(path, row_group, rows)
+    pixels = []
+    for name, image in zip(ids, images, strict=True):
+        try:
+            pixels.append(decode(image, size, resize))
+        except BadImage as error:
+            raise UserError(f"{path}: the image {name} cannot be decoded ({error}); the shard is damaged, prepare the set again") from error
+    return ids, pixels, labels

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from robustclip import storage
@@ -54,7 +55,7 @@ def _folder_entries(source: str) -> Iterator[Entry]:
             yield Entry(inside)
         for name in sorted(files):
             path = os.path.join(folder, name)
-            yield Entry(name if inside == "." else f"{inside}/{name}", os.path.getsize(path), lambda path=path: storage.read_bytes(path))
+            yield Entry(name if inside == "." else f"{inside}/{name}", os.path.getsize(path), partial(storage.read_bytes, path))
 
 
 def _tar_entries(source: str) -> Iterator[Entry]:
@@ -68,7 +69,7 @@ def _tar_entries(source: str) -> Iterator[Entry]:
                 if member.isdir():
                     yield Entry(member.name)
                 elif member.isreg():
-                    yield Entry(member.name, member.size, lambda member=member: _member(source, archive, member))
+                    yield Entry(member.name, member.size, partial(_member, source, archive, member))
         while watched.read(1 << 20):
             pass
         if watched.last.strip(b"\0"):  # tarfile takes a cut between two members for the end; a whole archive ends in zeros

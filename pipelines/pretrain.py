@@ -1,0 +1,50 @@
+"""Make the weights of an embedded model from the rendered world; for cost and result see config.json beside the weights.
+
+Example: python pipelines/pretrain.py tiny-vit8 --to robustclip/embedded/tiny-vit8
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from robustclip import cli, errors, storage
+from robustclip.pretraining import Pretraining, card, pretrain
+
+log = logging.getLogger("robustclip.pretrain")
+EMBEDDED = Path(__file__).parents[1] / "robustclip" / "embedded"
+EVERY = 100  # steps between two lines of progress
+
+
+def run() -> None:
+    names = sorted(path.parent.name for path in EMBEDDED.glob("*/open_clip_config.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=names, help="the architecture in robustclip/embedded/NAME/open_clip_config.json")
+    parser.add_argument("--to", required=True, help="folder or URI for model.safetensors, open_clip_config.json and config.json")
+    parser.add_argument("--threads", type=int, default=2, help="other numbers give slightly other weights (default: %(default)s)")
+    args = parser.parse_args()
+    cli.say_on_terminal()
+    torch.set_num_threads(args.threads)
+    config, recipe = storage.read_json(str(EMBEDDED / args.name / "open_clip_config.json")), Pretraining()
+    started, losses = time.perf_counter(), []
+
+    def progress(step: int, loss: float, model: torch.nn.Module) -> None:
+        losses.append(loss)
+        if step % EVERY == 0:
+            mean = sum(losses[-EVERY:]) / EVERY
+            log.info("step %d of %d: loss %.3f, %.0f s", step, recipe.steps, mean, time.perf_counter() - started)
+
+    model = pretrain(config, recipe, progress)
+    halves = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    folder = storage.resolve(args.to)
+    storage.write_bytes(storage.join(folder, "model.safetensors"), save(halves))
+    storage.write_json(storage.join(folder, "open_clip_config.json"), config)
+    storage.write_json(storage.join(folder, "config.json"), card(recipe, time.perf_counter() - started))
+    log.info("weights in %s", folder)
+
+
+if __name__ == "__main__":
+    errors.main(run)
