@@ -28,6 +28,7 @@ def run() -> None:
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1, help="draws from a random space (default: %(default)s)")
     parser.add_argument("--asha", action="store_true", help="stop trials early that fall behind on the held-out metric")
+    parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
     parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
     cli.add_out(parser)
@@ -41,7 +42,16 @@ def run() -> None:
     cluster.connect()
     log.info("results go to %s; %g CPUs, %g GPUs", out, *cluster.total())
     outcome = sweep(
-        space, config, protocol, out, tracker, workers=args.workers, concurrent=args.concurrent, samples=args.samples, asha=args.asha
+        space,
+        config,
+        protocol,
+        out,
+        tracker,
+        workers=args.workers,
+        concurrent=args.concurrent,
+        samples=args.samples,
+        asha=args.asha,
+        fresh=args.fresh,
     )
     print(publish(space, config, outcome, protocol, out, tracker, started))
     if outcome.failures:

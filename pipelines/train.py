@@ -9,13 +9,14 @@ from robustclip import cli, cluster, errors
 from robustclip.config import flatten, override
 from robustclip.recipes import RECIPES, named
 from robustclip.tracking import Tracker, how_to_open
-from robustclip.training import fit, prepare
+from robustclip.training import fit, forget, prepare
 
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
     args, rest = parser.parse_known_args()
     cli.say_on_terminal()
@@ -23,6 +24,8 @@ def run() -> None:
     config = override(named(args.recipe).config, cli.overrides(rest))
     tracker = Tracker(out)
     job = prepare(config, out)
+    if args.fresh:
+        forget(job)
     cluster.connect()
     run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
     result = fit(job, cluster.divide(1, args.workers))
@@ -31,9 +34,8 @@ def run() -> None:
     tracker.tag(run_id, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
     tracker.finish(run_id)
     last = result["metrics"]
-    print(
-        f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
-    )
+    held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
+    print(f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
     print(f"weights sha256 {result['sha256']}")
     print(f"checkpoint     {result['checkpoint']}")
     print(f"attack it      python pipelines/evaluate.py {result['checkpoint']} --out {out}")

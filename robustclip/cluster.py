@@ -23,7 +23,9 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; the package says on its log how trials fare
+    # Tune's own tables and result files: the package says on its log how trials fare, and keeps its own results.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
@@ -61,9 +63,8 @@ def divide(concurrent: int, workers: int) -> Share:
     """
     cpus, gpus = total()
     if gpus and concurrent * workers > gpus:
-        raise UserError(
-            f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs, the cluster has {gpus:g}: lower --concurrent or --workers"
-        )
+        needed = f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs"
+        raise UserError(f"{needed}, the cluster has {gpus:g}: lower --concurrent or --workers")
     room = (cpus - 1) / (concurrent * workers)
     share = 1.0 if room >= 1 else math.floor(room * 100) / 100
     if share < SMALLEST_SHARE:

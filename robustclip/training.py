@@ -50,6 +50,12 @@ def prepare(config: Config, out: str) -> Job:
     return Job(config, out, key(config, models.identity(config.model), split_identity(card, "train")), card, index, plan, val_rows, size)
 
 
+def forget(job: Job) -> None:
+    """Delete what earlier runs of this job left, so that `fit` starts again from nothing."""
+    for folder in (job.folder, storage.join(job.out, "ray", job.key)):
+        storage.delete(folder)
+
+
 def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train the job on its share of the cluster and return its result; a finished job returns its stored result, a killed one goes on.
 

@@ -18,7 +18,7 @@ from robustclip.protocols import Protocol, resolve
 from robustclip.recipes import named
 from robustclip.results import set_metrics
 from robustclip.tracking import Tracker
-from robustclip.training import fit, prepare
+from robustclip.training import fit, forget, prepare
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Settings:
     out: str
     share: Share
     actors: int
+    fresh: bool
 
 
 def run_trial(sample: dict[str, Any], settings: Settings) -> None:
@@ -109,6 +110,8 @@ def run_trial(sample: dict[str, Any], settings: Settings) -> None:
     config = override(from_json(Config, settings.config), sample)
     started = time.monotonic()
     job = prepare(config, settings.out)
+    if settings.fresh:
+        forget(job)
     fitted = fit(job, settings.share, [forward_epochs()])
     trained = time.monotonic()
     metrics = {name: value for name, value in fitted["metrics"].items() if name != "step"}
@@ -236,6 +239,7 @@ def sweep(
     concurrent: int | None = None,
     samples: int = 1,
     asha: bool = False,
+    fresh: bool = False,
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
     from ray import tune
@@ -243,9 +247,11 @@ def sweep(
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     check_space(space, config)
+    prepare(config, out)  # data rendered once, not by every trial at the same time; what cannot work fails here
+    resolve(protocol, out)
     concurrent = concurrent or fitting_trials(count(space, samples), workers)
     share = divide(concurrent, workers)
-    settings = Settings(to_json(config), protocol, out, share, evaluator_actors(share, concurrent))
+    settings = Settings(to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
     )

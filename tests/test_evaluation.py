@@ -1,0 +1,66 @@
+"""The evaluator on Ray: the same records as one process makes, only missing cells computed, a poison cell never loses the others."""
+
+from pathlib import Path
+
+import pytest
+
+from robustclip import evaluation, protocols, records, storage
+from robustclip import model as models
+from robustclip.errors import UserError
+
+
+@pytest.fixture
+def resolved(tmp_path: Path) -> protocols.Resolved:
+    return protocols.resolve(protocols.named("smoke"), str(tmp_path))
+
+
+def cells_of(resolved: protocols.Resolved, name: str) -> list[protocols.Cell]:
+    return resolved.cells(models.display_name(name), models.identity(name))
+
+
+def test_two_actors_write_what_one_process_computes(
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
+) -> None:
+    seen: list[evaluation.Progress] = []
+    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=seen.append)
+    assert (seen[-1].done, seen[-1].total) == (2, 2)
+    here: list[dict] = []
+    for cell in cells_of(resolved, tiny_checkpoint):
+        shared = evaluation.provenance(cell, resolved) | {"threads": 1}
+        here += [shared | row for row in evaluation.compute(models.load(tiny_checkpoint), cell, resolved)]
+    assert records.content_sha256(table) == records.content_sha256(records.table(here))
+    assert table.column("dataset").unique().to_pylist() == list(resolved.protocol.sets)
+
+    # A second call computes nothing; after one file is lost, exactly that cell.
+    folder = storage.join(str(tmp_path), "records")
+    files = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(folder)}
+    evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, on_progress=lambda progress: pytest.fail("computed again"))
+    lost = next(iter(files))
+    storage.delete(lost)
+    seen.clear()
+    again = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5, on_progress=seen.append)
+    assert seen[-1].total == 1
+    assert {path for path, time in files.items() if Path(path).stat().st_mtime_ns != time} == {lost}
+    assert records.content_sha256(again) == records.content_sha256(table)
+
+
+def test_a_poison_cell_is_named_and_the_others_are_kept(
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
+) -> None:
+    good, bad = cells_of(resolved, tiny_checkpoint)
+    shard = storage.join(resolved.sets[bad.dataset].card.folder, resolved.sets[bad.dataset].card.shards["test"][0]["file"])
+    Path(shard).write_bytes(Path(shard).read_bytes()[:200])
+    with pytest.raises(UserError, match=f"1 of 2 cells failed.*{bad.dataset}"):
+        evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
+    assert storage.exists(records.path(storage.join(str(tmp_path), "records"), good.key))
+
+
+def test_a_cell_is_tried_three_times() -> None:
+    cell = protocols.Cell("key", "result", "model", "sha", "set", None)  # type: ignore[arg-type]
+    queue = evaluation.Queue([])
+    for _ in range(evaluation.ATTEMPTS - 1):
+        queue.again(cell, "lost")
+        assert queue.todo.pop() is cell
+    queue.again(cell, "lost")
+    assert not queue.todo
+    assert "set under model: lost" in queue.failed["key"]

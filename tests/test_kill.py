@@ -1,0 +1,59 @@
+"""A training run whose worker is killed twice ends with the weights of an undisturbed one, bit for bit."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from robustclip import cluster, storage, training
+from robustclip.config import Config, override
+from robustclip.recipes import RECIPES
+
+KILL_AFTER = (2, 4)  # steps: the first checkpoints at or after which a worker dies; none is the end of an epoch
+
+
+@pytest.fixture
+def config(tiny_checkpoint: str) -> Config:
+    changes = {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 96, "optim.epochs": 4, "checkpoint_every": 1}
+    return override(RECIPES["smoke"].config, changes)
+
+
+def train_workers() -> Iterator[psutil.Process]:
+    """Yield this machine's Ray Train worker processes."""
+    for process in psutil.process_iter(["cmdline"]):
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+            yield process
+
+
+def kill_at(folder: str, steps: tuple[int, ...], killed: list[int]) -> None:
+    """Send SIGKILL to a train worker when the checkpoint of each of `steps` is there."""
+    for step in steps:
+        while not any(name >= f"step_{step:06d}" for name in storage.list_folders(folder) if name.startswith("step_")):
+            time.sleep(0.02)
+        victims = list(train_workers())
+        while not victims:  # being restarted
+            time.sleep(0.02)
+            victims = list(train_workers())
+        os.kill(victims[0].pid, signal.SIGKILL)
+        killed.append(victims[0].pid)
+        victims[0].wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_two_kills_change_no_bit(ray_session: None, tmp_path: Path, config: Config) -> None:
+    share = cluster.Share(workers=1, cpus=0.5, gpus=0.0)
+    calm = training.fit(training.prepare(config, str(tmp_path / "calm")), share)
+    job = training.prepare(config, str(tmp_path / "killed"))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_at, args=(f"{job.out}/ray/{job.key}", KILL_AFTER, killed), daemon=True)
+    killer.start()
+    disturbed = training.fit(job, share)
+    killer.join(timeout=5)
+    assert len(set(killed)) == len(KILL_AFTER)
+    assert disturbed["sha256"] == calm["sha256"]
+    assert disturbed["history"] == calm["history"]

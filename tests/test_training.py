@@ -1,0 +1,55 @@
+"""Ray Train end to end on the smallest recipe: it learns, its result is kept, and what cannot work is refused before it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustclip import cluster, training
+from robustclip import model as models
+from robustclip.config import Config, override
+from robustclip.errors import UserError
+from robustclip.recipes import RECIPES
+
+
+@pytest.fixture
+def smoke(tiny_checkpoint: str) -> Config:
+    return override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes"})
+
+
+def test_a_run_writes_a_checkpoint_that_loads_and_is_not_run_again(ray_session: None, tmp_path: Path, smoke: Config) -> None:
+    job = training.prepare(smoke, str(tmp_path))
+    result = training.fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
+    trained = models.load(result["checkpoint"])
+    assert trained.sha256 == result["sha256"] != models.load(smoke.model).sha256
+    assert [row["step"] for row in result["history"]] == list(range(1, job.plan.steps + 1))
+    assert {"loss", "lr", "val/clean", "val/robust"} <= set(result["metrics"])
+    assert list(trained.card["class_names"]) == list(job.card.class_names)
+    again = training.fit(job, cluster.Share(workers=0, cpus=0.0, gpus=0.0))  # impossible resources: nothing may start
+    assert again == result
+
+
+def test_a_key_depends_on_config_weights_and_data(tmp_path: Path, smoke: Config) -> None:
+    base = training.prepare(smoke, str(tmp_path)).key
+    assert training.prepare(smoke, str(tmp_path)).key == base
+    for change in ({"optim.lr": 0.5}, {"data.render_seed": 7}, {"threat.image.eps": 1}, {"model": "tiny-vit8"}):
+        assert training.prepare(override(smoke, change), str(tmp_path)).key != base
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"data.name": "shapse"}, "did you mean shapes"),
+        ({"data.n": 10_000}, "10000"),
+        ({"model": "tiny-vit9"}, "tiny-vit9"),
+        ({"optim.micro_batch": 5}, "micro_batch"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tmp_path: Path, smoke: Config, change: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        training.prepare(override(smoke, change), str(tmp_path))
+
+
+def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, smoke: Config) -> None:
+    with pytest.raises(UserError, match="3 workers"):
+        training.fit(training.prepare(smoke, str(tmp_path)), cluster.Share(workers=3, cpus=0.5, gpus=0.0))
