@@ -4,12 +4,16 @@ Example: python pipelines/train.py demo --threat.image.eps 2 --trainable TokenPr
 """
 
 import argparse
+import logging
+from typing import Any
 
 from robustclip import cli, cluster, errors
 from robustclip.config import flatten, override
 from robustclip.recipes import RECIPES, named
 from robustclip.tracking import Tracker, how_to_open
-from robustclip.training import fit, forget, prepare
+from robustclip.training import fit, forget, prepare, relay
+
+log = logging.getLogger("robustclip.train")
 
 
 def run() -> None:
@@ -22,15 +26,20 @@ def run() -> None:
     cli.say_on_terminal()
     out = cli.out_folder(args)
     config = override(named(args.recipe).config, cli.overrides(rest))
-    tracker = Tracker(out)
     job = prepare(config, out)
     if args.fresh:
         forget(job)
-    cluster.connect()
+    tracker = Tracker(out)
     run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
-    result = fit(job, cluster.divide(1, args.workers))
-    seen = tracker.last_step(run_id)
-    tracker.metrics(run_id, [row for row in result["history"] if row["step"] > seen])
+    cluster.connect()
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        tracker.new_steps(run_id, metrics["curve"])
+        log.info("step %d of %d, epoch %.1f, loss %.3f", metrics["step"], job.plan.steps, metrics["epoch"], metrics["loss"])
+
+    with relay(on_report) as callback:
+        result = fit(job, cluster.divide(1, args.workers), [callback])
+    tracker.new_steps(run_id, result["history"])
     tracker.tag(run_id, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
     tracker.finish(run_id)
     last = result["metrics"]

@@ -110,6 +110,11 @@ class Tracker:
         """Return the last step of a curve, 0 if there is none: a resumed trial goes on from there."""
         return max((point.step for point in self.client.get_metric_history(run_id, metric)), default=0)
 
+    def new_steps(self, run_id: str, rows: Iterable[Mapping[str, float]]) -> None:
+        """Log the rows of a curve that lie beyond its last step: a resumed run repeats none."""
+        seen = self.last_step(run_id)
+        self.metrics(run_id, [row for row in rows if row["step"] > seen])
+
     def tag(self, run_id: str, **tags: str) -> None:
         """Set tags; an underscore in a name becomes a dot after the prefix robustclip."""
         for name, value in tags.items():

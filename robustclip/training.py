@@ -2,7 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,32 @@ def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]
         raise UserError(result["error"])
     storage.write_json(result_file, result)
     return result
+
+
+@contextmanager
+def relay(on_report: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """Yield a Train callback that hands every report of rank 0 to `on_report` in this process, while the run goes on elsewhere."""
+    import ray.train
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    class Relay(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            queue.put(metrics[0])
+
+    def drain() -> None:
+        while (metrics := queue.get()) is not None:
+            on_report(metrics)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield Relay()
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()
 
 
 def stream(job: Job, cpus: float) -> Any:

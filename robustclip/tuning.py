@@ -168,8 +168,7 @@ def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
                 log_final(tracker, run_id, result)
                 log.info("trial %s: finished", mine.label)
             elif "curve" in result:
-                seen = tracker.last_step(run_id)
-                tracker.metrics(run_id, [row for row in result["curve"] if row["step"] > seen])
+                tracker.new_steps(run_id, result["curve"])
                 log.info(
                     "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
                     mine.label,
@@ -209,8 +208,8 @@ def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
     done = key({name: value for name, value in result.items() if name.startswith(("val/", "test/"))})
     if tracker.logged(run_id) == done:
         return
-    run, seen = result["run"], tracker.last_step(run_id)
-    tracker.metrics(run_id, [row for row in run["history"] if row["step"] > seen])
+    run = result["run"]
+    tracker.new_steps(run_id, run["history"])
     summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/"))}
     tracker.metrics(run_id, [summary | {"step": run["metrics"]["step"]}])
     tracker.tag(run_id, checkpoint=run["checkpoint"], weights_sha256=run["sha256"], logged=done)
