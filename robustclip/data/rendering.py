@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 SIZE = 32
-CONTRAST = (0.45, 1.0)
+CONTRAST = (0.3, 0.8)
 NOISE = (0.0, 0.03)
 
 COLOURS = {
