@@ -8,12 +8,19 @@ import dataclasses
 import logging
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from robustclip import cli, cluster, errors, model, protocols, report
 from robustclip.attacks import ATTACKS
+from robustclip.config import key
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
+from robustclip.results import set_metrics
+from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
+log = logging.getLogger("robustclip.evaluate")
 
 
 def run() -> None:
@@ -32,20 +39,35 @@ def run() -> None:
     protocol = adapted(protocols.named(args.protocol), args)
     names = [*dict.fromkeys([base_of(args.models), *args.models])]
     resolved = protocols.resolve(protocol, out)
+    tracker = Tracker(out)
     cluster.connect()
+    cluster.warn_of_local_results(out)
     cpus, gpus = cluster.total()
-    progress = logging.getLogger("robustclip.evaluate")
     table = evaluate(
         names,
         resolved,
         out,
         actors=args.actors or int(gpus or cpus),
         gpus=1.0 if gpus else 0.0,
-        on_progress=lambda done: progress.info("%s", done),
+        on_progress=lambda done: log.info("%s", done),
     )
+    log_results(tracker, table, resolved)
     built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names])
     page = built.write(f"{out}/reports/{resolved.hash}")
-    print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}")
+    print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
+
+
+def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved) -> None:
+    """Log each model's accuracies to a run of its own, found again by protocol and weights."""
+    for model_name in table["model"].unique().to_pylist():
+        rows = table.filter(pc.equal(table["model"], model_name))
+        done = key(resolved.hash, rows["result_key"][0].as_py())
+        params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
+        run_id = tracker.run(done, f"evaluate {model_name}", params)
+        if tracker.logged(run_id) != done:
+            tracker.metrics(run_id, [set_metrics(rows, resolved)])
+            tracker.tag(run_id, logged=done)
+        tracker.finish(run_id)
 
 
 def base_of(names: list[str]) -> str:

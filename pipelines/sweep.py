@@ -40,6 +40,7 @@ def run() -> None:
     config = override(named(args.recipe or space.recipe).config, cli.overrides(rest))
     tracker = Tracker(out)
     cluster.connect()
+    cluster.warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *cluster.total())
     outcome = sweep(
         space,
@@ -55,7 +56,10 @@ def run() -> None:
     )
     print(publish(space, config, outcome, protocol, out, tracker, started))
     if outcome.failures:
-        raise errors.UserError(f"{len(outcome.failures)} of {len(outcome.trials)} trials failed; the same command tries them again")
+        reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
+        raise errors.UserError(
+            f"{len(outcome.failures)} of {len(outcome.trials)} trials failed ({reasons}); the same command tries them again"
+        )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def run() -> None:
     tracker = Tracker(out)
     run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
     cluster.connect()
+    cluster.warn_of_local_results(out)
 
     def on_report(metrics: dict[str, Any]) -> None:
         tracker.new_steps(run_id, metrics["curve"])

@@ -6,7 +6,10 @@ import os
 import warnings
 from dataclasses import dataclass
 
+from robustclip import storage
 from robustclip.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
 
@@ -26,6 +29,7 @@ def connect() -> None:
     # Tune's own tables and result files: the package says on its log how trials fare, and keeps its own results.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial's report of its failure has no metric
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
@@ -70,6 +74,19 @@ def divide(concurrent: int, workers: int) -> Share:
     if share < SMALLEST_SHARE:
         raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
     return Share(workers, share, 1.0 if gpus else 0.0)
+
+
+def warn_of_local_results(out: str) -> None:
+    """Warn when workers on other machines could not see a folder of this one (a mounted share is fine)."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and storage.is_local(out):
+        log.warning(
+            "the cluster has %d nodes and results go to the folder %s: it must be shared by all; or give --out s3://... or gs://...",
+            nodes,
+            out,
+        )
 
 
 def fitting_trials(trials: int, workers: int) -> int:

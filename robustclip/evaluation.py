@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,14 @@ def shards_of(test_set: TestSet, cell: Cell) -> str:
 def library_versions() -> str:
     """Return the versions that could move a number, as one string."""
     names = ("robustclip", "torch", "open_clip_torch", "torchattacks", "numpy")
-    return ", ".join(f"{name} {version(name)}" for name in names)
+    return ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a job runs robustclip from its working folder
+        return "from source"
 
 
 @cache

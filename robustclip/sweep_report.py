@@ -45,7 +45,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     page = built.write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out)
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
-    return "\n".join([built.markdown(), *times(finished, outcome, started), *places(out, page, chosen)])
+    return "\n".join([built.markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
 
 
 def checkpoint(trial: Trial) -> str:
@@ -112,6 +112,12 @@ def attach(tracker: Tracker, parent: str, folder: str, trials: list[Trial], reso
         kept = {f"records/{cell.dataset}-{cell.key}.parquet": storage.read_bytes(f"{out}/records/{cell.key}.parquet") for cell in cells}
         tracker.artefacts(run_id, kept)
         tracker.finish(run_id)
+
+
+def others(outcome: Outcome) -> list[str]:
+    """Return a line for every trial that has no place in the table, with the reason."""
+    stopped = [f"stopped early: {trial.label} after epoch {trial.stopped:g}" for trial in outcome.trials if trial.stopped]
+    return [*stopped, *(f"failed: {trial.label}: {trial.failure}" for trial in outcome.failures)]
 
 
 def times(trials: list[Trial], outcome: Outcome, started: float) -> list[str]:

@@ -76,12 +76,13 @@ def check_space(space: Space, config: Config) -> None:
 
 @dataclass
 class Trial:
-    """One trial as it ended: the fields that were sampled, its run key, and its result or the reason it has none."""
+    """One trial as it ended: the sampled fields, its key, and its result, or why it has none: a failure, or a stop at an epoch."""
 
     sample: dict[str, Any]
     key: str
     result: dict[str, Any] | None = None
     failure: str | None = None
+    stopped: float | None = None
 
     @property
     def label(self) -> str:
@@ -104,7 +105,17 @@ class Settings:
 
 
 def run_trial(sample: dict[str, Any], settings: Settings) -> None:
-    """The body of a trial: train, evaluate, report; a light process that only starts others."""
+    """Run a trial in its own light process, which only starts others; what a user must mend is reported: a retry would not mend it."""
+    from ray import tune
+
+    try:
+        train_and_evaluate(sample, settings)
+    except UserError as error:
+        tune.report({"failure": str(error)})
+
+
+def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
+    """Do the work of a trial: `fit(override(recipe, sample))`, then `evaluate`, reporting to Tune on the way."""
     from ray import tune
 
     config = override(from_json(Config, settings.config), sample)
@@ -163,7 +174,11 @@ def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
             mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
-            if result.get("final"):
+            if "failure" in result:
+                mine.failure = result["failure"]
+                tracker.tag(run_id, failure=mine.failure)
+                log.error("trial %s failed: %s", mine.label, mine.failure)
+            elif result.get("final"):
                 mine.result = result
                 log_final(tracker, run_id, result)
                 log.info("trial %s: finished", mine.label)
@@ -182,25 +197,26 @@ def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
                 log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            tracker.finish(self.runs[trial.trial_id])
+            mine = self.trials[trial.trial_id]
+            tracker.finish(self.runs[trial.trial_id], failed=mine.failure is not None)
+            if not (mine.result or mine.failure):
+                mine.stopped = trial.last_result.get("epoch")
+                log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = self.trials[trial.trial_id]
             mine.failure = reason(trial)
             log.error("trial %s failed: %s", mine.label, mine.failure)
-            if trial.trial_id in self.runs:
-                tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
-                tracker.finish(self.runs[trial.trial_id], failed=True)
+            tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
+            tracker.finish(self.runs[trial.trial_id], failed=True)
 
     return Sweep()
 
 
 def reason(trial: Any) -> str:
-    """Return the last line of a trial's error, which for a UserError is its message."""
+    """Return the last line of a crashed trial's error."""
     text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).is_file() else "no reason was given"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named_error = [line for line in lines if "UserError" in line]
-    return (named_error or lines)[-1].rsplit("UserError: ", 1)[-1]
+    return [line.strip() for line in text.splitlines() if line.strip()][-1]
 
 
 def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
@@ -267,7 +283,13 @@ def sweep(
             search_alg=BasicVariantGenerator(random_state=config.seed, constant_grid_search=True, max_concurrent=concurrent),
             scheduler=ASHAScheduler(time_attr="epoch", max_t=config.optim.epochs, stop_last_trials=False) if asha else None,
         ),
-        run_config=tune.RunConfig(name=f"sweep-{space.name}", storage_path=storage.join(out, "ray"), callbacks=[callback], verbose=0),
+        run_config=tune.RunConfig(
+            name=f"sweep-{space.name}",
+            storage_path=storage.join(out, "ray"),
+            callbacks=[callback],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),  # a lost driver process; the run itself goes on from its checkpoint
+        ),
     )
     tuner.fit()
     trials = list(callback.trials.values())
