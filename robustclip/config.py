@@ -153,7 +153,7 @@ def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
     """Return the value as the annotated type: numbers become floats, lists tuples, a type's name its default (or `current`, if of it)."""
     choices = _choices(hint)
     for choice in choices:
-        if value == _type_name(choice):
+        if value is not None and value == _type_name(choice):
             return current if type(current) is choice else choice()
         origin = typing.get_origin(choice)
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
