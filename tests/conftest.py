@@ -1,0 +1,113 @@
+"""What the tests share: tiny random CLIP models, pictures a model can learn from, and one local Ray for all tests that need it."""
+
+import os
+
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a test must not reach somebody's server
+    os.environ.pop(name, None)
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor
+
+from robustclip.classifier import ZeroShotClassifier
+from robustclip.model import FORMAT, Model, build, save
+from robustclip.tokenizers import cut_tokenizer
+
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
+
+MERGES = 200
+TEXT = {"context_length": 24, "vocab_size": 512 + MERGES + 2, "width": 16, "heads": 2, "layers": 1}
+VIT = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+STATISTICS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+KINDS: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
+    "resnet": {"embed_dim": 16, "vision_cfg": RESNET, "text_cfg": TEXT},
+    "siglip": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "init_logit_bias": -3.0, "init_logit_scale": 2.3},
+}
+COLOURS = {"red": (0.8, 0.2, 0.2), "green": (0.2, 0.8, 0.2), "blue": (0.2, 0.2, 0.8), "grey": (0.5, 0.5, 0.5)}
+NAMES, TEMPLATES = tuple(COLOURS), ("a photo of a {}.", "a {} thing.")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _built() -> dict[str, Model]:
+    return {}
+
+
+@pytest.fixture
+def make_model(_built: dict[str, Model]) -> Callable[..., Model]:
+    """Return a function that gives a tiny random model of its own: kind "vit" (16 px), "resnet" (32 px) or "siglip" (16 px)."""
+
+    def make(kind: str = "vit", seed: int = 0) -> Model:
+        if (name := f"{kind}-{seed}") not in _built:
+            config = {
+                "model_cfg": copy.deepcopy(KINDS[kind]),
+                "preprocess_cfg": STATISTICS | {"size": KINDS[kind]["vision_cfg"]["image_size"]},
+            }
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                clip = build(config).eval()
+            card = {"format": FORMAT, "tokenizer": {"merges": MERGES}}
+            _built[name] = Model(f"tiny-{kind}", clip, cut_tokenizer(MERGES, TEXT["context_length"]), config, card)
+        return _built[name].copy()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_model: Callable[..., Model]) -> Model:
+    """Return a tiny random CLIP: a ViT of 2 blocks on 16 px images."""
+    return make_model("vit")
+
+
+@pytest.fixture
+def tiny_classifier(tiny_model: Model) -> ZeroShotClassifier:
+    """Return the tiny CLIP as a classifier of four colours."""
+    return tiny_model.classifier(NAMES, TEMPLATES)
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_model: Model, tmp_path: Path) -> str:
+    """Return the folder of a checkpoint of the tiny CLIP; each test has its own."""
+    save(tiny_model, str(tmp_path / "tiny"))
+    return str(tmp_path / "tiny")
+
+
+@pytest.fixture
+def pictures() -> Callable[..., tuple[Tensor, Tensor, list[str]]]:
+    """Return a function that draws n noisy pictures of four colours: images [n,3,size,size] in [0,1], labels [n], ids."""
+
+    def draw(n: int = 32, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+        g = torch.Generator().manual_seed(seed)
+        labels = torch.arange(n) % len(COLOURS)
+        colour = torch.tensor(list(COLOURS.values()))[labels][:, :, None, None]
+        return (colour + 0.15 * torch.randn(n, 3, size, size, generator=g)).clamp(0, 1), labels, [f"picture/{seed}/{i}" for i in range(n)]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Start Ray on this machine with two CPUs, once, when the first test asks for it."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, logging_level=logging.WARNING, log_to_driver=False)
+    yield
+    ray.shutdown()

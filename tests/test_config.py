@@ -1,0 +1,129 @@
+"""A run is a value: overriding, writing and reading it, and the key that names its work."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustclip import config as configs
+from robustclip.config import Config, Optim, flatten, from_json, key, override, to_json
+from robustclip.errors import UserError
+from robustclip.recipes import RECIPES
+from robustclip.threat import Ball, ThreatModel
+from robustclip.trainables import PadPrompt, TokenPrompt, VisualTower
+
+LEAVES = {path: value for path, value in flatten(Config(templates=("{}",))).items() if path not in ("defense", "trainable")}
+NODES = {"data", "threat", "threat.image", "attack", "optim", "validation"}
+
+
+def changed(path, value):
+    """Return another valid value of a leaf."""
+    others = {"optim.name": "sgd", "threat.image.norm": "L2", "threat.text": None, "templates": ["a {}"]}
+    if path in others:
+        return others[path]
+    return {str: lambda: value + "x", int: lambda: value + 1, float: lambda: value + 0.5, type(None): lambda: 3}[type(value)]()
+
+
+def test_override_replaces_leaves_at_any_depth_and_nothing_else():
+    base = Config()
+    new = override(base, {"threat.image.eps": 2, "optim.lr": 1e-5, "seed": 3, "templates": ["{}"]})
+    assert (new.threat.image, new.optim.lr, new.seed, new.templates) == (Ball("Linf", 2.0), 1e-5, 3, ("{}",))
+    assert type(new.threat.image.eps) is float
+    assert base == Config()
+    back = {"threat.image.eps": base.threat.image.eps, "optim.lr": base.optim.lr, "seed": 0, "templates": None}
+    assert override(new, back) == base
+
+
+def test_a_union_member_is_chosen_by_its_type_name_in_any_order():
+    assert override(Config(), {"trainable": "TokenPrompt", "trainable.tokens": 3}).trainable == TokenPrompt(3)
+    assert override(Config(), {"trainable.tokens": 3, "trainable": "TokenPrompt"}).trainable == TokenPrompt(3)
+    assert override(Config(), {"trainable": PadPrompt(2)}).trainable == PadPrompt(2)
+    assert override(Config(trainable=TokenPrompt(5)), {"trainable": "TokenPrompt"}).trainable == TokenPrompt(5)
+    assert override(Config(trainable=TokenPrompt(5)), {"trainable": "VisualTower"}).trainable == VisualTower()
+    assert override(Config(), {"threat.image": None}).threat == ThreatModel(image=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim.lrr": 1}, "'optim.lr'"),
+        ({"trainble": "TokenPrompt"}, "'trainable'"),
+        ({"trainable.tokens": 3}, "unknown recipe key"),  # of a tower
+        ({"seed.x": 3}, "unknown recipe key"),
+        ({"trainable": "TokenPromt"}, "VisualTower or PadPrompt or TokenPrompt"),
+        ({"optim.lr": "fast"}, "takes float"),
+        ({"optim.lr": True}, "takes float"),
+        ({"optim.lr": None}, "takes float"),
+        ({"optim.epochs": 1.5}, "takes int"),
+        ({"optim.epochs": True}, "takes int"),
+        ({"optim.name": "adam"}, "adamw"),
+        ({"data": 3}, "takes Data"),
+        ({"templates": [1]}, r"templates\[0\]"),
+        ({"templates": "a {}"}, "takes tuple"),
+        ({"threat.image.eps": -1}, "eps is -1"),
+        ({"attack.steps": -1}, "attack.steps is -1"),
+        ({"trainable": "TokenPrompt", "trainable.tokens": -1}, "trainable.tokens is -1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(changes, said):
+    with pytest.raises(UserError, match=said):
+        override(Config(), changes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_reads_back_from_json_and_from_its_leaves(name):
+    config = RECIPES[name].config
+    assert from_json(Config, to_json(config)) == config
+    assert override(config, flatten(config)) == config
+    if isinstance(config.threat.image, Ball):
+        assert override(Config(), flatten(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"type": "Config", "sed": 1}, "no field 'sed'"),
+        ({"type": "Optim"}, "not one of Config"),
+        ({"type": "Config", "trainable": {"type": "LoRA"}}, "VisualTower, PadPrompt, TokenPrompt"),
+        ({"type": "Config", "optim": {"type": "Optim", "lr": None}}, "lr"),
+        ({"type": "Config", "seed": "0"}, "seed"),
+        ([1], "config"),
+    ],
+)
+def test_json_of_something_else_is_refused(wrong, said):
+    with pytest.raises(UserError, match=said):
+        from_json(Config, wrong)
+
+
+def test_keys_are_stable(monkeypatch):
+    monkeypatch.setattr(configs, "RESULT_VERSION", 1)
+    assert key({"b": 1, "a": (1, 2.5)}, "weights") == key({"a": [1, 2.5], "b": 1}, "weights") == "61a046eaae548e74"
+    assert key(Ball("L2", 0.5)) == "495798e5ebf5a725"
+    monkeypatch.setattr(configs, "RESULT_VERSION", 2)
+    assert key(Ball("L2", 0.5)) != "495798e5ebf5a725"
+
+
+@pytest.mark.parametrize("path", sorted(LEAVES.keys() - NODES - {"threat.text"}))
+def test_every_leaf_is_part_of_the_key(path):
+    base = Config(templates=("{}",))
+    assert key(override(base, {path: changed(path, LEAVES[path])})) != key(base)
+
+
+def test_types_without_fields_are_part_of_the_key():
+    configurations = [Config(), Config(trainable=PadPrompt()), Config(trainable=TokenPrompt()), Config(threat=ThreatModel(image=None))]
+    assert len({key(config) for config in configurations}) == 4
+    assert key("a", "b") != key("b", "a") != key("ab")
+
+
+@given(st.floats(1e-6, 10), st.integers(1, 500), st.sampled_from(["adamw", "sgd"]))
+def test_any_optimiser_survives_both_ways(lr, batch, name):
+    config = Config(optim=Optim(name=name, lr=lr, batch=batch))
+    assert from_json(Config, to_json(config)) == override(Config(), flatten(config)) == config
+
+
+def test_a_config_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1
+    assert math.isclose(RECIPES["tecoa-b32"].config.optim.lr, 1e-5)
