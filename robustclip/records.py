@@ -59,12 +59,18 @@ def write(folder: str, cell_key: str, records: pa.Table) -> None:
 def read(folder: str, cell_key: str) -> pa.Table:
     """Return the records of one cell; raises UserError when the file was made by a newer version or its content does not match its hash."""
     where = path(folder, cell_key)
-    records = storage.read_table(where)
+    try:
+        records = storage.read_table(where)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{where} is not a readable Parquet file: delete it and run the same command again") from error
     if "schema_version" not in records.column_names or not len(records):
         raise UserError(f"{where} holds no records: delete it and run the same command again")
     version = max(records["schema_version"].to_pylist())
     if version > SCHEMA_VERSION:
         raise UserError(f"{where} has schema version {version}, this robustclip reads up to {SCHEMA_VERSION}: upgrade robustclip")
+    for name in SCHEMA.names:
+        if name not in records.column_names:
+            raise UserError(f"{where} has no column {name!r}: delete it and run the same command again")
     stored = (records.schema.metadata or {}).get(b"content_sha256", b"").decode()
     records = records.select(SCHEMA.names).cast(SCHEMA)
     if stored != content_sha256(records):

@@ -1,16 +1,8 @@
 """What the tests share: tiny random CLIP models, pictures a model can learn from, and one local Ray for all tests that need it."""
 
-import os
-
-for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a test must not reach somebody's server
-    os.environ.pop(name, None)
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +16,12 @@ from robustclip.classifier import ZeroShotClassifier
 from robustclip.model import FORMAT, Model, build, save
 from robustclip.tokenizers import cut_tokenizer
 
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a test must not reach somebody's server
+    os.environ.pop(name, None)
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")
 
