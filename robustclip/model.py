@@ -31,7 +31,10 @@ def embedded() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Model:
-    """A CLIP model in fp32, eval mode, with all that is needed to classify with it and to save it again."""
+    """A CLIP model with all that is needed to classify with it and to save it again; as loaded: fp32, eval mode, all weights frozen.
+
+    Frozen, because torch chooses other kernels, which round otherwise, for weights that require a gradient, even under no_grad.
+    """
 
     name: str
     clip: nn.Module
@@ -134,7 +137,7 @@ def _from_zoo(name: str) -> Model:
     model_cfg = open_clip.get_model_config(architecture) or {}
     config = {"model_cfg": model_cfg, "preprocess_cfg": dict(clip.visual.preprocess_cfg)}
     card = {"format": FORMAT, "tokenizer": {"open_clip": architecture}}
-    return Model(name, clip.eval(), open_clip.get_tokenizer(architecture), config, card)
+    return Model(name, clip.eval().requires_grad_(False), open_clip.get_tokenizer(architecture), config, card)
 
 
 def check_activation(architecture: str, pretrained: str) -> None:
@@ -163,12 +166,12 @@ def _from_folder(name: str, folder: str) -> Model:
     config = storage.read_json(storage.join(folder, "open_clip_config.json"))
     clip = build(config)
     _fill(clip, storage.join(folder, "model.safetensors"))
-    model = Model(name, clip.eval(), tokenizer_from(card, config), config, card)
+    model = Model(name, clip.eval().requires_grad_(False), tokenizer_from(card, config), config, card)
     prompt = prompt_of(card, model)
     if prompt is None:
         return model
     _fill(prompt, storage.join(folder, "prompt.safetensors"))
-    return replace(model, visual_prompt=prompt)
+    return replace(model, visual_prompt=prompt.requires_grad_(False))
 
 
 def build(open_clip_config: Mapping[str, Any]) -> nn.Module:

@@ -1,7 +1,7 @@
 """What learns, apart from what it learns by: the visual tower, a frame of pixels, or prompt tokens."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -83,7 +83,7 @@ def prompt_of(card: Mapping[str, Any], model: Model) -> VisualPrompt | None:
     """Return an unfilled prompt of the kind a checkpoint's card names, or None."""
     settings = dict(card.get("trainable") or {"type": "VisualTower"})
     kind = {cls.__name__: cls for cls in TRAINABLES}.get(settings.pop("type"))
-    if kind is None:
+    if kind is None or settings.keys() - {field.name for field in fields(kind)}:
         raise UserError(f"{model.name}: its config.json names an unknown trainable {card['trainable']}: upgrade robustclip")
     trainable = kind(**settings)
     return None if isinstance(trainable, VisualTower) else trainable.build(model, seed=0)

@@ -61,7 +61,7 @@ def make_model(_built: dict[str, Model]) -> Callable[..., Model]:
             }
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                clip = build(config).eval()
+                clip = build(config).eval().requires_grad_(False)
             card = {"format": FORMAT, "tokenizer": {"merges": MERGES}}
             _built[name] = Model(f"tiny-{kind}", clip, cut_tokenizer(MERGES, TEXT["context_length"]), config, card)
         return _built[name].copy()

@@ -34,8 +34,8 @@ def test_an_unknown_column_is_refused():
 def test_the_content_hash_covers_every_column_but_the_volatile_ones(name):
     field = records.SCHEMA.field(name)
     value = {pa.string(): "other", pa.int64(): 7, pa.int32(): 7, pa.float64(): 7.5, pa.bool_(): True}[field.type]
-    plain = records.table(rows(1) + [{"image_id": "last"}])
-    changed = records.table(rows(1) + [{"image_id": "last", name: value}])
+    plain = records.table([*rows(1), {"image_id": "last"}])
+    changed = records.table([*rows(1), {"image_id": "last", name: value}])
     same = records.content_sha256(plain) == records.content_sha256(changed)
     assert same == (name in ("seconds", "versions", "commit"))
 
