@@ -87,9 +87,8 @@ class Trial:
     @property
     def label(self) -> str:
         """What tables call it: the last part of each sampled path with its value."""
-        return "train " + ", ".join(
-            f"{path.rsplit('.', 1)[-1]} {value:g}" if isinstance(value, float) else f"{path}={value}" for path, value in self.sample.items()
-        )
+        values = {path.rsplit(".", 1)[-1]: f"{value:g}" if isinstance(value, float) else str(value) for path, value in self.sample.items()}
+        return "train " + ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 @dataclass(frozen=True)

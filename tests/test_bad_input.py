@@ -66,7 +66,8 @@ def test_a_data_set_that_does_not_exist(fails: Fails) -> None:
 def test_truncated_jpeg(fails: Fails, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.effect_noise((40, 30), 60).save(tmp_path / "photos" / name / "1.jpg")
+        for i in (1, 2):
+            Image.effect_noise((40, 30), 60).save(tmp_path / "photos" / name / f"{i}.jpg")
     broken = tmp_path / "photos" / "b" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
     assert "b/1.jpg" in fails("prepare.py", str(tmp_path / "photos"), "--name", "mine", "--split", "train", "--strict")
@@ -99,4 +100,4 @@ def test_what_does_not_exist_is_named(fails: Fails) -> None:
     assert "did you mean demo" in fails("evaluate.py", "tiny-vit8", "--protocol", "dmo")
     assert "did you mean epsilon" in fails("sweep.py", "epsilom")
     assert "no model 'nothing'" in fails("evaluate.py", "nothing")
-    assert "did you mean pgd-10" in fails("evaluate.py", "tiny-vit8", "--attacks", "pgd-1o")
+    assert "did you mean apgd-ce-20" in fails("evaluate.py", "tiny-vit8", "--attacks", "apgd-ce-21")

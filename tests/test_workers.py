@@ -1,6 +1,6 @@
 """Two workers against one: the same global batch, so the same loss, gradient and weights (tecoa.md section 11, point 10)."""
 
-import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,6 @@ def work(rank: int, world_size: int, folder: str, dtype: torch.dtype, checkpoint
     """Take every world_size-th unit of each step, as streaming_split deals them, and save the first flat gradient and the last weights."""
     torch.set_num_threads(1)
     if world_size > 1:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     sums: list[torch.Tensor] = []
 
@@ -70,9 +69,7 @@ def test_the_comparison_sees_a_wrong_share(tmp_path: Path, tiny_checkpoint: str,
     work(0, 1, str(tmp_path), torch.float32, tiny_checkpoint)
     one = torch.load(tmp_path / "result-1.pt", weights_only=True)["first"]
     original = plan(64)
-    monkeypatch.setattr(
-        "tests.test_workers.plan" if __name__.startswith("tests.") else f"{__name__}.plan", lambda n: replace(original, seed=1)
-    )
+    monkeypatch.setattr(sys.modules[__name__], "plan", lambda images: replace(original, seed=1))
     work(0, 1, str(tmp_path), torch.float32, tiny_checkpoint)
     other = torch.load(tmp_path / "result-1.pt", weights_only=True)["first"]
     assert float((one - other).abs().max() / one.abs().max()) > 1e-3
