@@ -86,7 +86,8 @@ class APGD:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
         def run(restart: int) -> tuple[Tensor, Trace]:
-            start = surface_start(ball, images, ids, seed, self.name, restart) if ball.radius else torch.zeros_like(images)
+            key = (seed, f"apgd-ce-{self.steps}", restart)  # not the number of restarts: the first of many is the only one of one
+            start = surface_start(ball, images, ids, *key) if ball.radius else torch.zeros_like(images)
             return apgd(objective, images, ball, steps=self.steps, start=start)
 
         objective = cross_entropy(classifier, labels)

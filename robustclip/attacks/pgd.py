@@ -173,7 +173,8 @@ class PGD:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
         def run(restart: int) -> tuple[Tensor, Trace]:
-            start = random_start(ball, images, ids, seed, self.name, restart) if self.random_start and ball.radius else None
+            # Not keyed by the number of restarts: the first of many is the only one of one.
+            start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
             return pgd_best(objective, images, ball, steps=self.steps, alpha=self.alpha, start=start)
 
         objective = cross_entropy(classifier, labels)
