@@ -1,0 +1,183 @@
+"""The cascade: the same worst case as attacking everything with everything, in rows that packing does not change."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustclip import cascade, metrics, records
+from robustclip.attacks import APGD, PGD, Example
+from robustclip.cascade import micro_batches, predict, run_cascade
+from robustclip.protocols import Protocol
+from robustclip.threat import Ball
+
+NAMES, TEMPLATES, N = ["red", "green", "blue", "grey"], ["a photo of a {}."], 40
+ATTACKS = (PGD(1, alpha=1.0, random_start=False), PGD(5), APGD(5))
+
+
+def protocol(**changes):
+    settings = {"name": "test", "sets": ("toy",), "attacks": ATTACKS, "eps": (0.5, 2.0, 8.0), "micro_batch": 8, "seed": 3}
+    return Protocol(**(settings | changes))
+
+
+@pytest.fixture
+def task(tiny_model, pictures):
+    """Return a classifier, 40 images, labels of which it gets 35 right, and ids."""
+    classifier = tiny_model.classifier(NAMES, TEMPLATES)
+    x, _, ids = pictures(N)
+    with torch.no_grad():
+        y = classifier(x).argmax(1)
+    y[::8] = (y[::8] + 1) % 4
+    return classifier, x, y, ids
+
+
+def exhaustive(task, protocol):
+    """Return {(eps, attack, id): prediction}: every image, right or wrong, under every attack; nothing is skipped or repacked."""
+    classifier, x, y, ids = task
+    found = {}
+    for eps in protocol.eps:
+        for attack in protocol.attacks:
+            for part in torch.arange(N).split(protocol.micro_batch):
+                images = attack(classifier, x[part], y[part], [ids[i] for i in part], Ball("Linf", eps), protocol.seed).images
+                with torch.no_grad():
+                    predictions = classifier(images).argmax(1)
+                found |= {(eps, attack.name, ids[i]): int(p) for i, p in zip(part.tolist(), predictions)}
+    return found
+
+
+def worst(rows, ids, protocol):
+    """Return {(eps, id): right under clean and every attack up to eps}, where a missing row means: broken before."""
+    broken_at = {row["image_id"]: row["eps"] for row in rows if not row["correct"]}
+    return {(eps, id_): broken_at.get(id_, np.inf) > eps for eps in protocol.eps for id_ in ids}
+
+
+def test_the_worst_case_is_that_of_the_exhaustive_run(task):
+    classifier, x, y, ids = task
+    chosen, rows = protocol(), run_cascade(*task, protocol())
+    everything, label = exhaustive(task, chosen), dict(zip(ids, y.tolist()))
+    with torch.no_grad():
+        right = dict(zip(ids, (classifier(x).argmax(1) == y).tolist()))
+    expected = {
+        (eps, id_): right[id_]
+        and all(everything[e, attack.name, id_] == label[id_] for e in chosen.eps if e <= eps for attack in chosen.attacks)
+        for eps in chosen.eps
+        for id_ in ids
+    }
+    assert worst(rows, ids, chosen) == expected
+    counts = [sum(expected[eps, id_] for id_ in ids) for eps in chosen.eps]
+    assert N > sum(right.values()) > counts[0] >= counts[1] > counts[2]  # a test in which something happens
+    for row in rows:
+        if row["attack"] != records.CLEAN:
+            assert row["prediction"] == everything[row["eps"], row["attack"], row["image_id"]]
+
+
+def test_a_row_is_missing_exactly_where_the_image_was_broken_before(task):
+    chosen, rows = protocol(), run_cascade(*task, protocol())
+    stages = [(0.0, records.CLEAN), *((eps, attack.name) for eps in chosen.eps for attack in chosen.attacks)]
+    by_id = {id_: {(row["eps"], row["attack"]): row["correct"] for row in rows if row["image_id"] == id_} for id_ in task[3]}
+    assert sum(len(found) for found in by_id.values()) == len(rows)
+    for found in by_id.values():
+        verdicts = [found.get(stage) for stage in stages]
+        met = verdicts.index(None) if None in verdicts else len(stages)
+        assert all(verdict is None for verdict in verdicts[met:])
+        assert all(verdicts[: met - 1])
+        assert met == len(stages) or verdicts[met - 1] is False
+
+
+def comparable(rows):
+    """Return the rows without their time and their forward passes: a batch runs as long as its slowest image."""
+    kept = ({name: value for name, value in row.items() if name not in ("seconds", "forwards")} for row in rows)
+    return sorted(kept, key=lambda row: (row["image_id"], row["eps"], row["attack"]))
+
+
+def test_packing_and_order_change_no_row(task):
+    classifier, x, y, ids = task
+    rows = comparable(run_cascade(*task, protocol()))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    assert comparable(run_cascade(classifier, x[order], y[order], [ids[i] for i in order], protocol())) == rows
+    halves = [run_cascade(classifier, x[part], y[part], [ids[i] for i in part], protocol()) for part in torch.arange(N).split(13)]
+    assert comparable([row for half in halves for row in half]) == rows
+
+
+def test_the_metrics_read_the_cascade_as_the_worst_case(task):
+    chosen, rows = protocol(), run_cascade(*task, protocol())
+    shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
+    (outcomes,) = metrics.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
+    expected = worst(rows, task[3], chosen)
+    for eps in chosen.eps:
+        assert outcomes["toy"].flags(eps).mean() == pytest.approx(np.mean([expected[eps, id_] for id_ in task[3]]))
+
+
+def test_rows_say_what_happened(task):
+    classifier, x, y, ids = task
+    rows = run_cascade(*task, protocol())
+    assert records.table(rows).num_rows == len(rows)
+    assert [row["image_id"] for row in rows[:N]] == ids
+    for row in rows[N:]:
+        assert row["clean_prediction"] == row["label"]
+        assert 0 <= row["linf"] <= row["eps"] / 255 + 1e-6
+        assert (row["first_success"] is not None) == (not row["correct"])
+        assert row["loss_best"] >= row["loss_start"] - 1e-6
+        assert (row["norm"], row["seed"], row["restarts"]) == ("Linf", 3, 1)
+    cross_entropy = F.cross_entropy(classifier(x), y, reduction="none")
+    fgsm = {row["image_id"]: row["loss_start"] for row in rows if row["attack"] == "pgd-1" and row["eps"] == 0.5}
+    for i, id_ in enumerate(ids):
+        if id_ in fgsm:
+            assert fgsm[id_] == pytest.approx(cross_entropy[i].item(), rel=1e-4)
+
+
+def test_micro_batches_cover_every_place_once_and_are_all_full():
+    for n, size in ((0, 4), (1, 4), (4, 4), (9, 4)):
+        parts = list(micro_batches(torch.arange(n) * 3, size))
+        assert torch.cat([part for part, _ in parts] or [torch.arange(0)]).tolist() == [3 * i for i in range(n)]
+        for part, padded in parts:
+            assert len(padded) == size
+            assert padded[: len(part)].tolist() == part.tolist()
+            assert {*padded[len(part) :].tolist()} <= {int(part[-1])}
+
+
+class Counting(nn.Module):
+    """A classifier that is always right on class 0 and remembers the sizes of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return x.flatten(1)[:, :1] * 0 + torch.tensor([1.0, 0.0])
+
+
+def test_every_batch_has_the_one_size():
+    classifier, x = Counting(), torch.rand(11, 3, 2, 2)
+    rows = run_cascade(classifier, x, torch.zeros(11, dtype=torch.long), [str(i) for i in range(11)], protocol(micro_batch=4))
+    assert set(classifier.sizes) == {4}
+    assert len(rows) == 11 * (1 + 3 * 3)
+    assert predict(classifier, x, 4).tolist() == [0] * 11
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """An attack that leaves its ball, its range, or the numbers."""
+
+    kind: str
+    name: str = "cheat"
+
+    def __call__(self, classifier, images, labels, ids, ball, seed):
+        far = {"ball": ball.radius * 1.01, "range": ball.radius, "nan": float("nan"), "honest": ball.radius * 0.99}[self.kind]
+        return Example(images + far)
+
+
+@pytest.mark.parametrize("kind", ["ball", "range", "nan"])
+def test_an_attack_that_cheats_is_found_out(kind):
+    x = torch.full((3, 3, 2, 2), 1.0 if kind == "range" else 0.5)
+    task = (Counting(), x, torch.zeros(3, dtype=torch.long), ["a", "b", "c"])
+    with pytest.raises(RuntimeError, match="cheat left its ball"):
+        run_cascade(*task, protocol(attacks=(Cheat(kind),), eps=(4.0,)))
+    rows = run_cascade(Counting(), x * 0 + 0.5, *task[2:], protocol(attacks=(Cheat("honest"),), eps=(4.0,)))
+    assert rows[-1]["linf"] * 255 == pytest.approx(3.96, rel=1e-3)
+    assert "loss_best" not in rows[-1]  # no trace, no claim
+    assert 0.01 * Ball(eps=1.0).radius > cascade.TOLERANCE
