@@ -21,9 +21,11 @@ class Recipe:
 
 DEMO = Config(
     threat=ThreatModel(image=Ball("Linf", 4.0)),
-    attack=InnerAttack(steps=2, alpha=0.75),
-    optim=Optim(lr=1e-3, epochs=4, batch=128, micro_batch=64),
-    data=Data(n=6000),
+    # Chosen on held-out classes of the fine-tuning set: one big step on more images beat two steps on half as many, at equal cost.
+    attack=InnerAttack(steps=1, alpha=1.0),
+    optim=Optim(lr=7e-4, epochs=3, batch=64, micro_batch=32),
+    data=Data(n=12_000, rendered=12_800),
+    checkpoint_every=200,
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -38,7 +40,7 @@ RECIPES: dict[str, Recipe] = {
             trainable=TokenPrompt(tokens=8),
             threat=DEMO.threat,
             attack=DEMO.attack,
-            optim=Optim(lr=1e-2, epochs=4, batch=128, micro_batch=64),
+            optim=Optim(lr=1e-2, epochs=3, batch=64, micro_batch=32),
             data=DEMO.data,
         ),
         about="TeCoA's visual prompt tuning in small: 8 shallow tokens in front of the frozen ViT.",
@@ -49,7 +51,7 @@ RECIPES: dict[str, Recipe] = {
             trainable=PadPrompt(pad=4),
             threat=DEMO.threat,
             attack=DEMO.attack,
-            optim=Optim(name="sgd", lr=1.0, weight_decay=0.0, epochs=4, batch=128, micro_batch=64),
+            optim=Optim(name="sgd", lr=1.0, weight_decay=0.0, epochs=3, batch=64, micro_batch=32),
             data=DEMO.data,
         ),
         about="TeCoA's pixel prompt in small: a learnable frame of 4 px around the 32 px image.",

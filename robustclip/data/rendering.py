@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 SIZE = 32
-CONTRAST = (0.3, 0.8)
-NOISE = (0.0, 0.03)
+CONTRAST = (0.4, 0.9)
+NOISE = (0.0, 0.015)
 
 COLOURS = {
     "red": (0.85, 0.12, 0.12),
