@@ -104,7 +104,8 @@ class Resolved:
         """Return what `protocols/<hash>.json` says: settings, and per set its class names, templates and ids."""
         settings = to_json(self.protocol) | {"attacks": [attack.name for attack in self.protocol.attacks]}
         settings["attack_settings"] = {attack.name: to_json(attack) for attack in self.protocol.attacks}
-        return settings | {"sets": {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}}
+        sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
+        return settings | {"set_order": list(self.sets), "sets": sets}
 
     def _describe_set(self, name: str, test_set: TestSet) -> dict[str, Any]:
         return {

@@ -1,0 +1,50 @@
+"""Recipes: pages of a notebook that say where they come from, what they cost and what they gave."""
+
+import math
+
+import pytest
+
+from robustclip import model as models
+from robustclip.config import key
+from robustclip.data.world import SETS
+from robustclip.errors import UserError
+from robustclip.recipes import RECIPES, named
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_complete_and_possible(name):
+    recipe, config = named(name), named(name).config
+    assert recipe.about.endswith(".")
+    assert all((recipe.cost, recipe.published, recipe.measured))
+    assert config.optim.batch % config.optim.micro_batch == 0
+    assert config.data.n is None or config.data.per_class is None
+    if config.data.name in SETS:
+        assert (config.data.n or 1) + config.data.held_out <= config.data.rendered
+        assert config.data.n is None or config.data.n >= config.optim.batch
+        assert config.model in models.embedded() or config.model == "tiny-vit8"
+    assert config.validation.images <= config.data.held_out
+    assert "{}" in "".join(config.templates or ("{}",))
+
+
+def test_recipes_are_different_work():
+    assert len({key(recipe.config) for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+def test_tecoa_is_the_papers():
+    """Section 4: eps 1/255, 2 steps of 1/255, SGD 1e-5 with momentum 0.9, warm-up 1000, 10 epochs of batch 256, one template."""
+    config = RECIPES["tecoa-b32"].config
+    ball, optim = config.threat.image, config.optim
+    assert (ball.norm, ball.eps, config.attack.steps) == ("Linf", 1.0, 2)
+    assert math.isclose(config.attack.alpha * ball.radius, 1 / 255)
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay, optim.warmup, optim.epochs, optim.batch) == (
+        "sgd", 1e-5, 0.9, 0.0, 1000, 10, 256,
+    )  # fmt: skip
+    assert config.templates == ("This is a photo of a {}",)
+    assert config.model == "open_clip:ViT-B-32-quickgelu/openai"
+    models.check_activation("ViT-B-32-quickgelu", "openai")
+    assert config.data.resize == 256
+
+
+def test_an_unknown_recipe_is_refused_with_a_suggestion():
+    with pytest.raises(UserError, match="did you mean demo-tokens"):
+        named("demo-token")
