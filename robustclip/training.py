@@ -23,7 +23,7 @@ from robustclip.errors import UserError
 
 log = logging.getLogger(__name__)
 
-BLOCK_ROWS = 512  # of one rank in one block of the stream: 77 MB of decoded images at 224 px
+BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 5461 of 32 px, 111 of 224 px
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def relay(on_report: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
 def stream(job: Job, share: Share) -> Any:
     """Return the Ray Dataset of the job's units from its oldest kept checkpoint on; block j holds some steps' units of rank j mod workers.
 
-    streaming_split deals equal blocks in turn, so every rank gets its units in order. A block holds several steps because a block costs
-    about 0.1 s whatever its size. Train resumes from a checkpoint it kept, so the oldest is never too late; the loop drops what is done.
+    streaming_split deals equal blocks in turn, so every rank gets its units in order. A block holds several steps because each costs a
+    task, often a new process, and its executor polls while any is waiting. Train resumes from a checkpoint it kept, so the oldest is never too late; the loop drops what is done.
     """
     import ray.data
 
@@ -139,7 +139,8 @@ def stream(job: Job, share: Share) -> Any:
     plan, size, resize, workers = job.plan, job.size, job.config.data.resize, share.workers
     if first == plan.steps:  # everything is done but the last report: the loop needs an empty stream
         return ray.data.from_items([{"step": 0}]).limit(0)
-    steps_a_block = max(1, BLOCK_ROWS // (plan.batch // workers))
+    side = size or job.card.native_size or 224
+    steps_a_block = max(1, BLOCK_BYTES // (3 * side * side) // (plan.batch // workers))
     chunks = -(-(plan.steps - first) // steps_a_block)
 
     def read(batch: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ def test_ranks_get_their_units_in_order(
     """Ray promises no order between releases: this test is what resume and equal workers rest on. The last block is a short one."""
     import ray
 
-    monkeypatch.setattr(training, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(training, "BLOCK_BYTES", 32 * 3 * 32 * 32)
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
     job = training.prepare(config, str(tmp_path))
     if first:
