@@ -130,7 +130,8 @@ def stream(job: Job, share: Share) -> Any:
     """Return the Ray Dataset of the job's units from its oldest kept checkpoint on; block j holds some steps' units of rank j mod workers.
 
     streaming_split deals equal blocks in turn, so every rank gets its units in order. A block holds several steps because each costs a
-    task, often a new process, and its executor polls while any is waiting. Train resumes from a checkpoint it kept, so the oldest is never too late; the loop drops what is done.
+    task, often a new process, and its executor polls while any is waiting. Train resumes from a checkpoint it kept, so the oldest is
+    never too late; the loop drops what is done.
     """
     import ray.data
 
