@@ -11,9 +11,10 @@ from pathlib import Path
 from robustclip import cli, cluster, errors, protocols
 from robustclip.config import override
 from robustclip.recipes import named
+from robustclip.spaces import load_space
 from robustclip.sweep_report import publish
 from robustclip.tracking import Tracker
-from robustclip.tuning import load_space, sweep
+from robustclip.tuning import sweep
 
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
 log = logging.getLogger("robustclip.sweep")

@@ -11,8 +11,9 @@ from robustclip.config import Config
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
 from robustclip.protocols import Protocol, Resolved, resolve
+from robustclip.spaces import Space
 from robustclip.tracking import Tracker, how_to_open
-from robustclip.tuning import Outcome, Space, Trial
+from robustclip.tuning import Outcome, Trial
 
 EXAMPLES = 6  # images in the picture of adversarial examples
 

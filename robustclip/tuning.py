@@ -1,6 +1,5 @@
 """Sweeps on Ray Tune: a trial is `fit(override(recipe, sample))`, then `evaluate`; chosen on val/, shown on test/."""
 
-import importlib.util
 import json
 import logging
 import time
@@ -12,66 +11,17 @@ from typing import Any
 from robustclip import storage
 from robustclip.cluster import Share, divide, fitting_trials, total
 from robustclip.config import Config, flatten, from_json, key, override, to_json
-from robustclip.errors import UserError, did_you_mean
+from robustclip.errors import UserError
 from robustclip.evaluation import Progress, evaluate
 from robustclip.protocols import Protocol, resolve
-from robustclip.recipes import named
 from robustclip.results import set_metrics
+from robustclip.spaces import Space, check_space, count
 from robustclip.tracking import Tracker
 from robustclip.training import fit, forget, prepare
 
 log = logging.getLogger(__name__)
 
 DRIVER = {"node:__internal_head__": 0.001}  # trial drivers sit on the head and hold no CPU: drivers that hold CPUs deadlock their workers
-
-
-@dataclass(frozen=True)
-class Space:
-    """A question as data: which recipe, which fields vary, and the held-out metric that chooses."""
-
-    name: str
-    question: str
-    recipe: str
-    space: Mapping[str, Any]
-    metric: str
-    mode: str
-
-
-def load_space(path: Path) -> Space:
-    """Return the space in a file of tune_spaces (a Python file: it is executed).
-
-    Raises UserError for a missing name, an unknown field, or a metric that is not held out.
-    """
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"no search space {path}{did_you_mean(path.stem, known)}; there are {', '.join(known) or 'none'}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    missing = [name for name in ("RECIPE", "SPACE", "METRIC", "MODE") if not hasattr(module, name)]
-    if missing or not module.__doc__:
-        raise UserError(
-            f"{path}: a space needs a docstring with its question, RECIPE, SPACE, METRIC and MODE; missing: {missing or 'docstring'}"
-        )
-    space = Space(path.stem, module.__doc__.strip(), module.RECIPE, module.SPACE, module.METRIC, module.MODE)
-    check_space(space, named(space.recipe).config)
-    return space
-
-
-def check_space(space: Space, config: Config) -> None:
-    """Raise UserError for a space that would choose on the test sets or vary a field that does not exist."""
-    if not space.metric.startswith("val/"):
-        raise UserError(
-            f"space {space.name}: METRIC is {space.metric!r}; only val/... may choose, a test metric would be selection on the suite"
-        )
-    if space.mode not in ("min", "max"):
-        raise UserError(f"space {space.name}: MODE is {space.mode!r}; it is min or max")
-    known = flatten(config)
-    for path in space.space:
-        if path not in known:
-            raise UserError(f"space {space.name}: unknown recipe key {path!r}{did_you_mean(path, known)}")
 
 
 @dataclass
@@ -166,9 +116,9 @@ def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
             self.runs: dict[str, str] = {}
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            config = override(base, trial.config)
-            mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(config)))
-            self.runs[trial.trial_id] = tracker.run(mine.key, mine.label, flatten(config), parent)
+            mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(base, dict(trial.config))))
+            # Not override(): a value it refuses is the trial's failure, and must not end the sweep from inside a callback.
+            self.runs[trial.trial_id] = tracker.run(mine.key, mine.label, flatten(base) | mine.sample, parent)
             log.info("trial %s: started", mine.label)
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -293,16 +243,8 @@ def sweep(
     tuner.fit()
     trials = list(callback.trials.values())
     finished = [trial for trial in trials if trial.result]
-    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)  # type: ignore[index]
+    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)
     return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
-
-
-def count(space: Space, samples: int) -> int:
-    """Return how many trials a space has: the product of its grids times the samples."""
-    total = samples
-    for values in space.space.values():
-        total *= len(values["grid_search"]) if isinstance(values, Mapping) and "grid_search" in values else 1
-    return total
 
 
 def evaluator_actors(share: Share, concurrent: int) -> int:

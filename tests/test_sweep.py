@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from ray import tune
 
-from robustclip import protocols, storage, tuning
+from robustclip import protocols, spaces, storage, tuning
 from robustclip.config import Config, override
 from robustclip.recipes import RECIPES
 from robustclip.sweep_report import publish
 from robustclip.tracking import KEY_TAG, PARENT_TAG, Tracker
 
-SPACE = tuning.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
+SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
 
 
 @pytest.fixture

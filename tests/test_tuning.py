@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from robustclip import tuning
+from robustclip import spaces, tuning
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES
 
 SPACES = sorted((Path(__file__).parent.parent / "tune_spaces").glob("*.py"))
-GOOD = tuning.Space("x", "Why?", "demo", {"threat.image.eps": {"grid_search": [1.0, 2.0]}, "optim.lr": 1e-3}, "val/robust", "max")
+GOOD = spaces.Space("x", "Why?", "demo", {"threat.image.eps": {"grid_search": [1.0, 2.0]}, "optim.lr": 1e-3}, "val/robust", "max")
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_space_loads_asks_a_question_and_chooses_on_held_out_images(path: Path) -> None:
-    space = tuning.load_space(path)
+    space = spaces.load_space(path)
     assert space.metric.startswith("val/")
     assert "?" in space.question
-    assert tuning.count(space, samples=1) >= 2
+    assert spaces.count(space, samples=1) >= 2
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_every_space_loads_asks_a_question_and_chooses_on_held_out_images(path: 
 )
 def test_a_space_that_would_mislead_is_refused(change: dict, culprit: str) -> None:
     with pytest.raises(UserError, match=culprit):
-        tuning.check_space(replace(GOOD, **change), RECIPES["demo"].config)
+        spaces.check_space(replace(GOOD, **change), RECIPES["demo"].config)
 
 
 def test_a_space_file_is_checked(tmp_path: Path) -> None:
@@ -41,13 +41,13 @@ def test_a_space_file_is_checked(tmp_path: Path) -> None:
     )
     (tmp_path / "silent.py").write_text('RECIPE = "demo"\nSPACE = {}\nMETRIC = "val/robust"\nMODE = "max"\n')
     (tmp_path / "short.py").write_text('"""Why?"""\nRECIPE = "demo"\n')
-    assert tuning.load_space(tmp_path / "good.py").recipe == "demo"
+    assert spaces.load_space(tmp_path / "good.py").recipe == "demo"
     for name, culprit in (("silent", "docstring"), ("short", "SPACE"), ("goood", "did you mean good")):
         with pytest.raises(UserError, match=culprit):
-            tuning.load_space(tmp_path / f"{name}.py")
+            spaces.load_space(tmp_path / f"{name}.py")
 
 
 def test_trials_are_counted_and_named() -> None:
-    assert tuning.count(GOOD, samples=3) == 6
+    assert spaces.count(GOOD, samples=3) == 6
     assert tuning.Trial({"threat.image.eps": 4.0}, "key").label == "train eps 4"
     assert tuning.Trial({"trainable": "TokenPrompt", "optim.lr": 0.5}, "key").label == "train trainable TokenPrompt, lr 0.5"
