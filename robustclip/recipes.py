@@ -24,7 +24,8 @@ DEMO = Config(
     # Chosen on held-out classes of the fine-tuning set: one big step on more images beat two steps on half as many, at equal cost.
     attack=InnerAttack(steps=1, alpha=1.0),
     optim=Optim(lr=7e-4, epochs=3, batch=64, micro_batch=32),
-    data=Data(n=12_000, rendered=12_800),
+    data=Data(n=10_000, rendered=10_400),
+    validation=Validation(images=128),
     checkpoint_every=200,
 )
 

@@ -3,10 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ray import tune
 
 from robustclip import storage
 from robustclip.cluster import Share, divide, fitting_trials, total
@@ -55,8 +59,6 @@ class Settings:
 
 def run_trial(sample: dict[str, Any], settings: Settings) -> None:
     """Run a trial in its own light process, which only starts others; what a user must mend is reported: a retry would not mend it."""
-    from ray import tune
-
     try:
         train_and_evaluate(sample, settings)
     except UserError as error:
@@ -65,8 +67,6 @@ def run_trial(sample: dict[str, Any], settings: Settings) -> None:
 
 def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     """Do the work of a trial: `fit(override(recipe, sample))`, then `evaluate`, reporting to Tune on the way."""
-    from ray import tune
-
     config = override(from_json(Config, settings.config), sample)
     started = time.monotonic()
     job = prepare(config, settings.out)
@@ -106,60 +106,72 @@ def forward_epochs() -> Any:
     return ForwardEpochs()
 
 
-def sweep_callback(tracker: Tracker, parent: str, base: Config) -> Any:
-    """Return the Tune callback that is MLflow's only writer and says on the log how the trials fare."""
-    from ray import tune
+class SweepCallback(tune.Callback):
+    """Tune's callback in the driver: MLflow's only writer, and what says on the log how the trials fare.
 
-    class Sweep(tune.Callback):
-        def __init__(self) -> None:
-            self.trials: dict[str, Trial] = {}
-            self.runs: dict[str, str] = {}
+    `when_slot_is_free` is called once, when the first trial ends after all `expected` ones have started.
+    """
 
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(base, dict(trial.config))))
-            # Not override(): a value it refuses is the trial's failure, and must not end the sweep from inside a callback.
-            self.runs[trial.trial_id] = tracker.run(mine.key, mine.label, flatten(base) | mine.sample, parent)
-            log.info("trial %s: started", mine.label)
+    def __init__(self, tracker: Tracker, parent: str, base: Config, expected: int, when_slot_is_free: Callable[[], None]):
+        self.tracker, self.parent, self.base = tracker, parent, base
+        self.expected, self.when_slot_is_free = expected, when_slot_is_free
+        self.trials: dict[str, Trial] = {}
+        self.runs: dict[str, str] = {}
+        self.free = False
 
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-            mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
-            if "failure" in result:
-                mine.failure = result["failure"]
-                tracker.tag(run_id, failure=mine.failure)
-                log.error("trial %s failed: %s", mine.label, mine.failure)
-            elif result.get("final"):
-                mine.result = result
-                log_final(tracker, run_id, result)
-                log.info("trial %s: finished", mine.label)
-            elif "curve" in result:
-                tracker.new_steps(run_id, result["curve"])
-                log.info(
-                    "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
-                    mine.label,
-                    result["epoch"],
-                    base.optim.epochs,
-                    result["loss"],
-                    100 * result["val/clean"],
-                    100 * result["val/robust"],
-                )
-            else:
-                log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "when_slot_is_free": None}  # Tune pickles its callbacks; this one may hold a thread
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            mine = self.trials[trial.trial_id]
-            tracker.finish(self.runs[trial.trial_id], failed=mine.failure is not None)
-            if not (mine.result or mine.failure):
-                mine.stopped = trial.last_result.get("epoch")
-                log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
+    def slot_is_free(self) -> None:
+        """Say once that no trial waits for the place of one that ended."""
+        if len(self.trials) == self.expected and not self.free:
+            self.free = True
+            self.when_slot_is_free()
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            mine = self.trials[trial.trial_id]
-            mine.failure = reason(trial)
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(self.base, dict(trial.config))))
+        # Not override(): a value it refuses is the trial's failure, and must not end the sweep from inside a callback.
+        self.runs[trial.trial_id] = self.tracker.run(mine.key, mine.label, flatten(self.base) | mine.sample, self.parent)
+        log.info("trial %s: started", mine.label)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
+        if "failure" in result:
+            mine.failure = result["failure"]
+            self.tracker.tag(run_id, failure=mine.failure)
             log.error("trial %s failed: %s", mine.label, mine.failure)
-            tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
-            tracker.finish(self.runs[trial.trial_id], failed=True)
+        elif result.get("final"):
+            mine.result = result
+            log_final(self.tracker, run_id, result)
+            log.info("trial %s: finished", mine.label)
+        elif "curve" in result:
+            self.tracker.new_steps(run_id, result["curve"])
+            log.info(
+                "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
+                mine.label,
+                result["epoch"],
+                self.base.optim.epochs,
+                result["loss"],
+                100 * result["val/clean"],
+                100 * result["val/robust"],
+            )
+        else:
+            log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
 
-    return Sweep()
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        mine = self.trials[trial.trial_id]
+        self.tracker.finish(self.runs[trial.trial_id], failed=mine.failure is not None)
+        if not (mine.result or mine.failure):
+            mine.stopped = trial.last_result.get("epoch")
+            log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
+        self.slot_is_free()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        mine = self.trials[trial.trial_id]
+        mine.failure = reason(trial)
+        log.error("trial %s failed: %s", mine.label, mine.failure)
+        self.tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
+        self.tracker.finish(self.runs[trial.trial_id], failed=True)
 
 
 def reason(trial: Any) -> str:
@@ -206,10 +218,6 @@ def sweep(
     fresh: bool = False,
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
     check_space(space, config)
     prepare(config, out)  # data rendered once, not by every trial at the same time; what cannot work fails here
     resolve(protocol, out)
@@ -219,7 +227,31 @@ def sweep(
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
     )
-    callback = sweep_callback(tracker, parent, config)
+    with ThreadPoolExecutor(1) as beside:
+        baseline: list[Future[Any]] = []
+
+        def evaluate_baseline() -> None:
+            """Attack the undefended model while the last trials still run: they leave a slot free."""
+            work = partial(evaluate, [config.model], resolve(protocol, out), out, actors=1, cpus=share.cpus, gpus=share.gpus)
+            baseline.append(beside.submit(work))
+
+        callback = SweepCallback(tracker, parent, config, count(space, samples), evaluate_baseline)
+        tune_trials(space, config, settings, callback, concurrent=concurrent, samples=samples, asha=asha)
+        for future in baseline:
+            future.result()
+    trials = list(callback.trials.values())
+    finished = [trial for trial in trials if trial.result]
+    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)
+    return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
+
+
+def tune_trials(space: Space, config: Config, settings: Settings, callback: Any, *, concurrent: int, samples: int, asha: bool) -> None:
+    """Let Tune run the trials of a space; what becomes of them, the callback knows."""
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    # Tune looks for the result files of its own loggers, which are off.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, settings=settings), DRIVER),
         param_space=dict(space.space),
@@ -234,17 +266,13 @@ def sweep(
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{space.name}",
-            storage_path=storage.join(out, "ray"),
+            storage_path=storage.join(settings.out, "ray"),
             callbacks=[callback],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),  # a lost driver process; the run itself goes on from its checkpoint
         ),
     )
     tuner.fit()
-    trials = list(callback.trials.values())
-    finished = [trial for trial in trials if trial.result]
-    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)
-    return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
 
 
 def evaluator_actors(share: Share, concurrent: int) -> int:
