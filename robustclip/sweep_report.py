@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from robustclip import figures, report, storage
 from robustclip import model as models
 from robustclip.cluster import total
@@ -42,7 +40,8 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
             f"{space.question.splitlines()[0]} Chosen by {space.metric} on held-out images of the fine-tuning set, never by a number above."
         ],
     )
-    pictures = {"examples": examples([config.model, checkpoint(chosen)], resolved), "training": curves(finished)}
+    attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(checkpoint(chosen), resolved)}
+    pictures = attacked | {"training": curves(finished)}
     page = built.write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out)
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
@@ -73,32 +72,23 @@ def curves(trials: list[Trial]) -> bytes:
     return figures.training_curves(rows)
 
 
-def examples(names: list[str], resolved: Resolved) -> bytes:
-    """Return the picture of a few images of the first set, attacked under the last eps and each model: original, perturbation, attacked."""
+def examples(name: str, resolved: Resolved) -> bytes:
+    """Return the picture of a few images of the first set, attacked under one model and the last eps: original, perturbation, attacked."""
     import torch
 
     from robustclip.cascade import predict
     from robustclip.data.reading import decoded_size, read_images
     from robustclip.learner import to_images
 
-    (first, *_), protocol = resolved.sets.values(), resolved.protocol
-    originals, attacked, captions = [], [], []
-    for name in names:
-        loaded = models.load(name)
-        size = decoded_size(first.card, loaded.preprocess.size)
-        ids, pixels, labels = read_images(first.index, first.rows[:EXAMPLES], size, protocol.resize)
-        classifier, x, y = (
-            loaded.classifier(first.card.class_names, first.card.templates),
-            to_images(pixels, "cpu"),
-            torch.as_tensor(labels),
-        )
-        example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)
-        before, after = predict(classifier, x, len(x)), predict(classifier, example.images, len(x))
-        classes = first.card.class_names
-        originals.append(pixels)
-        attacked.append((example.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
-        captions += [(classes[int(b)], classes[int(a)]) for b, a in zip(before, after, strict=True)]
-    return figures.adversarial_grid(np.concatenate(originals), np.concatenate(attacked), captions)
+    (first, *_), protocol, loaded = resolved.sets.values(), resolved.protocol, models.load(name)
+    size = decoded_size(first.card, loaded.preprocess.size)
+    ids, pixels, labels = read_images(first.index, first.rows[:EXAMPLES], size, protocol.resize)
+    classifier, classes = loaded.classifier(first.card.class_names, first.card.templates), first.card.class_names
+    x, y = to_images(pixels, "cpu"), torch.as_tensor(labels)
+    example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)
+    attacked = (example.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    before, after = predict(classifier, x, len(x)), predict(classifier, example.images, len(x))
+    return figures.adversarial_grid(pixels, attacked, [(classes[int(b)], classes[int(a)]) for b, a in zip(before, after, strict=True)])
 
 
 def attach(tracker: Tracker, parent: str, folder: str, trials: list[Trial], resolved: Resolved, out: str) -> None:

@@ -240,8 +240,8 @@ def sweep(
         for future in baseline:
             future.result()
     trials = list(callback.trials.values())
-    finished = [trial for trial in trials if trial.result]
-    best = (max if space.mode == "max" else min)(finished, key=lambda trial: trial.result[space.metric], default=None)
+    scores = {i: trial.result[space.metric] for i, trial in enumerate(trials) if trial.result}
+    best = trials[(max if space.mode == "max" else min)(scores, key=lambda i: scores[i])] if scores else None
     return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
 
 

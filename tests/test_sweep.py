@@ -63,4 +63,4 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
         assert {"test/clean", "test/robust_2", "test/digits/clean", "test/shapes/robust_2", "val/robust"} <= set(child.data.metrics)
         assert len(tracker.client.get_metric_history(child.info.run_id, "test/clean")) == 1
         assert {a.path for a in tracker.client.list_artifacts(child.info.run_id)} == {"result.json", "records"}
-    assert {"table.md", "report.html", "curve.png"} <= {a.path for a in tracker.client.list_artifacts(parent)}
+    assert {"table.md", "report.html", "clean_against_robust.png"} <= {a.path for a in tracker.client.list_artifacts(parent)}
