@@ -2,7 +2,7 @@
 
 A rendered world is no benchmark of real CLIP. The corpus names every concept, as CLIP's does; no evaluated image is ever trained on;
 one set of the suite (`digits`, scikit-learn's scans) is real, and only `digits` and `sketch` are a shift of appearance.
-This specification was fixed before any weights were trained on it.
+This specification was fixed before the shipped weights were trained.
 """
 
 import random
