@@ -29,7 +29,6 @@ def connect() -> None:
     # Tune's own tables and result files: the package says on its log how trials fare, and keeps its own results.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial's report of its failure has no metric
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
