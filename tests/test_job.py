@@ -4,6 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,20 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def wait_for(url: str, seconds: float = 120) -> None:
+    """Return when a server answers, be it that a token is missing."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"{url} did not answer within {seconds} s")
+
+
 @pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """Start a head node with token authentication, a token of its own, and ports of its own; yield its job address and environment."""
@@ -31,6 +48,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     start = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
     process = subprocess.Popen([*RAY, *start, f"--temp-dir={folder}", "--disable-usage-stats", "--block"], env=env, start_new_session=True)
     try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version")
         yield f"http://127.0.0.1:{dashboard}", env
     finally:
         process.terminate()
