@@ -42,7 +42,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())  # short: Ray puts sockets below it
     token = folder / "token"
     token.write_text("a" * 64)
-    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the head's
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
     env.pop("RAY_ADDRESS", None)
     port, dashboard = free_port(), free_port()
     start = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
@@ -66,9 +67,7 @@ def test_a_submitted_sweep_succeeds(head: tuple[str, dict[str, str]], tmp_path: 
     )
     command = ["python", "pipelines/sweep.py", str(space), "--protocol", "smoke", "--out", str(tmp_path / "out")]
     submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *command]
-    done = subprocess.run(
-        submit, env=env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}, capture_output=True, text=True, timeout=800
-    )
+    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     assert (tmp_path / "out" / "mlflow.db").is_file()
