@@ -138,8 +138,7 @@ def stream(job: Job, share: Share) -> Any:
     """
     import ray.data
 
-    folders = storage.list_folders(storage.join(job.out, "ray", job.key))
-    first = min((int(name.removeprefix("step_")) for name in folders if name.startswith("step_")), default=0)
+    first = first_kept_step(storage.join(job.out, "ray", job.key))
     plan, size, resize, workers = job.plan, job.size, job.config.data.resize, share.workers
     if first == plan.steps:  # everything is done but the last report: the loop needs an empty stream
         return ray.data.from_items([{"step": 0}]).limit(0)
@@ -156,6 +155,17 @@ def stream(job: Job, share: Share) -> Any:
             yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return ray.data.range(chunks * workers, override_num_blocks=chunks * workers).map_batches(read, batch_size=1, num_cpus=share.cpus)
+
+
+def first_kept_step(folder: str) -> int:
+    """Return the step of the oldest checkpoint that Train knows of in its run folder, 0 without one: none it resumes from is older.
+
+    A folder alone proves nothing: what a worker wrote just before it died is there, but Train may never have heard of it.
+    """
+    snapshot = storage.join(folder, "checkpoint_manager_snapshot.json")
+    known = storage.read_bytes(snapshot).decode() if storage.exists(snapshot) else ""
+    names = [name for name in storage.list_folders(folder) if name.startswith("step_") and name in known]
+    return min((int(name.removeprefix("step_")) for name in names), default=0)
 
 
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +186,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         for unit in units_of(shard, job) if learner.step < job.plan.steps else ():
             if int(unit["step"][0]) < learner.step:
                 continue
+            if int(unit["step"][0]) > learner.step:
+                raise RuntimeError(f"run {job.key}: the stream is at step {int(unit['step'][0])}, the weights are at step {learner.step}")
             learner.accumulate(unit["pixels"], unit["label"], [str(key) for key in unit["key"].tolist()])
             pending += 1
             if pending < job.plan.units_per_step // world:

@@ -22,7 +22,9 @@ def test_ranks_get_their_units_in_order(
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
     job = training.prepare(config, str(tmp_path))
     if first:
-        storage.write_bytes(f"{job.out}/ray/{job.key}/step_{first:06d}/state.pt", b"")
+        for step in (first - 2, first):  # Train has heard of the second alone
+            storage.write_bytes(f"{job.out}/ray/{job.key}/step_{step:06d}/state.pt", b"")
+        storage.write_json(f"{job.out}/ray/{job.key}/checkpoint_manager_snapshot.json", {"checkpoint_dir_name": f"step_{first:06d}"})
     stream = training.stream(job, cluster.Share(workers, 0.5, 0.0))
     stream.context.execution_options.preserve_order = True
 
