@@ -151,13 +151,6 @@ def with_restarts(run: Callable[[int], tuple[Tensor, Trace]], restarts: int) -> 
     return images, trace
 
 
-def clean_trace(scored: Scored) -> Trace:
-    """Return the trace of an attack that did nothing."""
-    zeros = torch.zeros_like(scored.loss)
-    fooled = torch.zeros_like(zeros, dtype=torch.bool) if scored.fooled is None else scored.fooled
-    return Trace(scored.loss, scored.loss, scored.loss, torch.where(fooled, 0, -1), zeros, zeros, forwards=1)
-
-
 @dataclass(frozen=True)
 class PGD:
     """PGD on the cross-entropy with best iterate: `alpha` is the step as a share of eps, starts are uniform in the ball."""
