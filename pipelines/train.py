@@ -22,10 +22,10 @@ def run() -> None:
     parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
-    args, rest = parser.parse_known_args()
+    args, changes = cli.parse(parser)
     cli.say_on_terminal()
     out = cli.out_folder(args)
-    config = override(named(args.recipe).config, cli.overrides(rest))
+    config = override(named(args.recipe).config, changes)
     job = prepare(config, out)
     if args.fresh:
         forget(job)

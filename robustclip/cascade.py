@@ -1,14 +1,14 @@
-"""A cascade of attacks on one cell: from cheap to dear and upward in eps, survivors only, repacked into full micro-batches."""
+"""A cascade of attacks on one cell: from cheap to dear and upward in eps, survivors only."""
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustclip.attacks import Attack, Example
+from robustclip.attacks.pgd import micro_batches
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
 from robustclip.protocols import Protocol
@@ -35,22 +35,17 @@ def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, 
     for ball in protocol.balls():
         for attack in protocol.attacks:
             survivors = alive.nonzero()[:, 0]
-            for part, padded in micro_batches(survivors, protocol.micro_batch):
-                started = time.perf_counter()
-                example = attack(classifier, images[padded], labels[padded], [ids[i] for i in padded.tolist()], ball, protocol.seed)
-                attacked = predict(classifier, example.images, protocol.micro_batch)[: len(part)]
-                seconds = (time.perf_counter() - started) / len(part)
-                for place, i in enumerate(part.tolist()):
-                    facts = _facts(attack, ball, protocol.seed, example, images[i], place)
-                    rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
-                alive[part] = attacked == labels[part]
+            if not len(survivors):
+                continue
+            started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
+            example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
+            attacked = predict(classifier, example.images, protocol.micro_batch)
+            seconds = (time.perf_counter() - started) / len(survivors)
+            for place, i in enumerate(survivors.tolist()):
+                facts = _facts(attack, ball, protocol.seed, example, images[i], place)
+                rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
+            alive[survivors] = attacked == labels[survivors]
     return rows
-
-
-def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (part, padded): up to `size` of the places, and the same filled up to `size` by repeating the last one."""
-    for part in places.split(size) if len(places) else ():
-        yield part, torch.cat([part, part[-1:].expand(size - len(part))])
 
 
 def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
@@ -87,4 +82,4 @@ def _facts(attack: Attack, ball: Ball, seed: int, example: Example, image: Tenso
     names = ("loss_start", "loss_best", "loss_end", "zero_gradient", "nonfinite_gradient")
     success = int(trace.first_success[place])
     known = {name: float(getattr(trace, name)[place]) for name in names}
-    return facts | known | {"first_success": success if success >= 0 else None, "forwards": trace.forwards}
+    return facts | known | {"first_success": success if success >= 0 else None, "forwards": int(trace.forwards[place])}

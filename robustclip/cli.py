@@ -1,6 +1,7 @@
 """What the pipelines share at the edge: logging to the terminal, recipe keys as options, where results go."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustclip import storage
+from robustclip.config import Config
 from robustclip.errors import UserError
 
 
@@ -33,6 +35,22 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 def out_folder(args: argparse.Namespace) -> str:
     """Return --out as an absolute path or URI."""
     return storage.resolve(args.out)
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse the command line into the parser's own arguments and the changes to the recipe, wherever in the line each stands."""
+    keys, mine, theirs, words = {field.name for field in dataclasses.fields(Config)}, [], [], sys.argv[1:]
+    while words:
+        word = words.pop(0)
+        name, joined, _ = word.removeprefix("--").partition("=")
+        # Taken out before argparse sees them: it would take the value of an option it does not know for a positional argument.
+        if word.startswith("--") and ("." in name or name in keys):
+            theirs += [word] if joined else [word, *words[:1]]
+            words = words if joined else words[1:]
+        else:
+            mine.append(word)
+    args, unknown = parser.parse_known_args(mine)
+    return args, overrides([*theirs, *unknown])
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:

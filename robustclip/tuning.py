@@ -232,8 +232,8 @@ def sweep(
         baseline: list[Future[Any]] = []
 
         def evaluate_baseline() -> None:
-            """Attack the undefended model while the last trials still run: they leave a slot free."""
-            work = partial(evaluate, [config.model], resolve(protocol, out), out, actors=1, cpus=share.cpus, gpus=share.gpus)
+            """Attack the undefended model while the last trials still run: they leave a slot free, and soon the others too."""
+            work = partial(evaluate, [config.model], resolve(protocol, out), out, actors=concurrent, cpus=share.cpus, gpus=share.gpus)
             baseline.append(beside.submit(work))
 
         callback = SweepCallback(tracker, parent, config, count(space, samples), evaluate_baseline)
@@ -261,6 +261,7 @@ def tune_trials(space: Space, config: Config, settings: Settings, callback: Any,
             metric=space.metric,
             mode=space.mode,
             num_samples=samples,
+            reuse_actors=True,  # a trial's process has imported torch for the next one
             # The same seed draws the same samples, so the same command finds the same runs. The limit must be given here:
             # TuneConfig's own is ignored for a given generator, and more trials than fit would wait for each other for ever.
             search_alg=BasicVariantGenerator(random_state=config.seed, constant_grid_search=True, max_concurrent=concurrent),

@@ -1,12 +1,15 @@
 """A run is a value: overriding, writing and reading it, and the key that names its work."""
 
+import argparse
 import dataclasses
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustclip import cli
 from robustclip import config as configs
 from robustclip.config import Config, Optim, flatten, from_json, key, override, to_json
 from robustclip.errors import UserError
@@ -127,3 +130,18 @@ def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1
     assert math.isclose(RECIPES["tecoa-b32"].config.optim.lr, 1e-5)
+
+
+def test_recipe_keys_may_stand_anywhere_in_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("space", nargs="?", default="epsilon")
+    parser.add_argument("--asha", action="store_true")
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--data.n", "5000", "--asha", "--seed=3", "--trainable", "TokenPrompt"])
+    args, changes = cli.parse(parser)
+    assert (args.space, args.asha) == ("epsilon", True)
+    assert changes == {"data.n": 5000, "seed": 3, "trainable": "TokenPrompt"}
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr", "0.1", "other"])
+    assert cli.parse(parser)[0].space == "other"
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr"])
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        cli.parse(parser)

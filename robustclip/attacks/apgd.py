@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustclip.attacks.base import Example, Objective, Trace
-from robustclip.attacks.pgd import Best, GradientShares, cross_entropy, frozen, gradient, move, random_start, with_restarts
+from robustclip.attacks.base import Example, Trace
+from robustclip.attacks.pgd import Best, Found, GradientShares, Score, cross_entropy, frozen, move, random_start, resisting, with_restarts
 from robustclip.threat import Ball
 
 MOMENTUM = 0.75
@@ -40,16 +40,16 @@ class StepSize:
         return self.halved
 
 
-def apgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, start: Tensor) -> tuple[Tensor, Trace]:
-    """Return the best iterate [B,3,H,W] of `steps` steps from images + start and its trace; an image rests after its first success."""
+def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor, todo: Tensor) -> Found:
+    """Return the best iterate of APGD from images + start and its trace for the images `todo` [N]; a success is left alone."""
     x = move(images, start, ball)
-    scored, g = gradient(objective, x)
+    scored = score(x, todo)
     best, shares = Best(x, scored), GradientShares(images)
-    peak_x, peak_g, peak_loss = x.clone(), g.clone(), scored.loss.clone()  # where the loss was highest: the point to go back to
-    step_size, previous = StepSize(ball, steps, scored.loss), x
-    loss_start, last, forwards = scored.loss, scored.loss, 1
+    peak_x, peak_g, peak_loss = x.clone(), scored.gradient, scored.loss.clone()  # where the loss was highest: the point to go back to
+    step_size, previous, g = StepSize(ball, steps, scored.loss), x, scored.gradient.clone()
+    loss_start, last, forwards = scored.loss, scored.loss, todo.long()
     for step in range(1, steps + 1):
-        active = ~best.fooled
+        active = todo & ~best.fooled
         if ball.radius == 0 or not active.any():
             break
         g = shares.add(g, active)
@@ -57,13 +57,13 @@ def apgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, start:
         share = 1.0 if step == 1 else MOMENTUM
         moved = move(images, x - images + share * (proposed - x) + (1 - share) * (x - previous), ball)
         previous, x = x, torch.where(active[:, None, None, None], moved, x)
-        scored, g = gradient(objective, x)
+        scored = score(x, active)
         best.update(x, scored, step)
         higher = scored.loss > peak_loss
-        peak_x[higher], peak_g[higher], peak_loss[higher] = x[higher], g[higher], scored.loss[higher]
-        back = step_size.after(scored.loss, peak_loss)
-        x, g = torch.where(back[:, None, None, None], peak_x, x), torch.where(back[:, None, None, None], peak_g, g)
-        last, forwards = torch.where(active, scored.loss, last), forwards + 1
+        peak_x[higher], peak_g[higher], peak_loss[higher] = x[higher], scored.gradient[higher], scored.loss[higher]
+        back = step_size.after(scored.loss, peak_loss)[:, None, None, None]
+        x, g = torch.where(back, peak_x, x), torch.where(back, peak_g, scored.gradient)
+        last, forwards = torch.where(active, scored.loss, last), forwards + active
     return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards)
 
 
@@ -84,13 +84,15 @@ class APGD:
     def name(self) -> str:
         return f"apgd-ce-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
 
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
-        def run(restart: int) -> tuple[Tensor, Trace]:
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example:
+        def run(restart: int, todo: Tensor) -> Found:
             key = (seed, f"apgd-ce-{self.steps}", restart)  # not the number of restarts: the first of many is the only one of one
             start = surface_start(ball, images, ids, *key) if ball.radius else torch.zeros_like(images)
-            return apgd(objective, images, ball, steps=self.steps, start=start)
+            return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
 
-        objective = cross_entropy(classifier, labels)
+        score = resisting(lambda places: cross_entropy(classifier, labels[places]), micro_batch)
         with frozen(classifier):
-            adversarial, trace = with_restarts(run, self.restarts)
+            adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

@@ -21,7 +21,7 @@ Objective = Callable[[Tensor], Scored]  # images [B,3,H,W] in [0,1] -> per-image
 
 @dataclass(frozen=True)
 class Trace:
-    """What an attack saw, per image [B]: losses, the step of the first success (-1: none), shares of zero and non-finite gradients."""
+    """What an attack saw, per image [B]: losses, step of the first success (-1: none), shares of bad gradients, forward passes."""
 
     loss_start: Tensor
     loss_best: Tensor
@@ -29,7 +29,7 @@ class Trace:
     first_success: Tensor
     zero_gradient: Tensor
     nonfinite_gradient: Tensor
-    forwards: int
+    forwards: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Example:
 class Attack(Protocol):
     """A frozen dataclass whose fields are its settings; called with a classifier, images, labels and ids it returns an Example.
 
-    `ids` are the names of the images: all randomness is keyed by (seed, id, restart), so a result depends on nothing else.
+    `ids` are the names of the images: all randomness is keyed by (seed, id, restart), so a result depends on nothing else. The model sees
+    batches of `micro_batch` images, filled with those that still resist (None: of all images).
     """
 
     @property
     def name(self) -> str: ...
 
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example: ...
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example: ...

@@ -45,7 +45,9 @@ class Library:
             raise UserError(f"torchattacks.{self.kind} does not attack in {ball.norm}")
         return cls(classifier, eps=ball.radius, **norm, **dict(self.settings))
 
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example:
         if ball.radius == 0:
             return Example(images)
         with frozen(classifier), torch.random.fork_rng():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.seeds import generator
 from robustclip.threat import Ball
+
+Found = tuple[Tensor, Trace]  # attacked images [N,3,H,W] and how it went
 
 
 @contextmanager
@@ -67,21 +70,56 @@ def gradient(objective: Objective, images: Tensor) -> tuple[Scored, Tensor]:
     return Scored(scored.loss.detach(), scored.fooled), g
 
 
+def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (part, padded): up to `size` of the places, and the same filled up to `size` by repeating the last one."""
+    for part in places.split(size) if len(places) else ():
+        yield part, torch.cat([part, part[-1:].expand(size - len(part))])
+
+
+class Scores(NamedTuple):
+    """What an attack learns of images [N] in one pass: loss, whether they fool the model, the gradient; zeros where it did not ask."""
+
+    loss: Tensor
+    fooled: Tensor
+    gradient: Tensor
+
+
+Score = Callable[[Tensor, Tensor], Scores]  # images [N,3,H,W] and which of them [N] are still attacked
+
+
+def resisting(objective_of: Callable[[Tensor], Objective], micro_batch: int | None) -> Score:
+    """Return what scores the images that an attack still works on, repacked into full micro-batches of one size (None: of all images).
+
+    `objective_of` gives the objective of the images at some places. One size, because a matrix product may round differently in another:
+    so an image's scores and gradient do not depend on which others still resist.
+    """
+
+    def score(images: Tensor, active: Tensor) -> Scores:
+        scores = Scores(torch.zeros_like(images[:, 0, 0, 0]), torch.zeros_like(active), torch.zeros_like(images))
+        for part, padded in micro_batches(active.nonzero()[:, 0], micro_batch or len(images)):
+            scored, g = gradient(objective_of(padded), images[padded])
+            scores.loss[part], scores.gradient[part] = scored.loss[: len(part)], g[: len(part)]
+            if scored.fooled is not None:
+                scores.fooled[part] = scored.fooled[: len(part)]
+        return scores
+
+    return score
+
+
 class Best:
     """The best iterate of each image so far, in place: one that fools the model beats one that does not, then the higher loss wins."""
 
-    def __init__(self, images: Tensor, scored: Scored):
+    def __init__(self, images: Tensor, scored: Scores):
         self.images, self.loss = images.clone(), scored.loss.clone()
-        self.fooled = torch.zeros_like(self.loss, dtype=torch.bool) if scored.fooled is None else scored.fooled.clone()
+        self.fooled = scored.fooled.clone()
         self.first_success = torch.where(self.fooled, 0, -1)
 
-    def update(self, images: Tensor, scored: Scored, step: int) -> None:
+    def update(self, images: Tensor, scored: Scores, step: int) -> None:
         """Take over every image that does better than before; an image that fooled the model once is never changed again."""
-        fooled = torch.zeros_like(self.fooled) if scored.fooled is None else scored.fooled
-        better = ~self.fooled & (fooled | (scored.loss > self.loss))
-        self.first_success = torch.where(better & fooled, step, self.first_success)
+        better = ~self.fooled & (scored.fooled | (scored.loss > self.loss))
+        self.first_success = torch.where(better & scored.fooled, step, self.first_success)
         self.images[better], self.loss[better] = images[better], scored.loss[better]
-        self.fooled |= better & fooled
+        self.fooled |= better & scored.fooled
 
 
 class GradientShares:
@@ -117,38 +155,38 @@ def pgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: 
     return x.detach()
 
 
-def pgd_best(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None) -> tuple[Tensor, Trace]:
-    """Return the best iterate of PGD and its trace; an image is left alone after its first success."""
+def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None, todo: Tensor) -> Found:
+    """Return the best iterate of PGD and its trace for the images `todo` [N]; an image is left alone after its first success."""
     x = images if start is None or steps == 0 else move(images, start, ball)
-    scored, g = gradient(objective, x)
-    best, shares, loss_start, last, forwards = Best(x, scored), GradientShares(images), scored.loss, scored.loss, 1
+    scored = score(x, todo)
+    best, shares, loss_start, last, forwards = Best(x, scored), GradientShares(images), scored.loss, scored.loss, todo.long()
     for step in range(1, steps + 1):
-        active = ~best.fooled
+        active = todo & ~best.fooled
         if ball.radius == 0 or not active.any():
             break
-        g = shares.add(g, active)
+        g = shares.add(scored.gradient, active)
         moved = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
         x = torch.where(active[:, None, None, None], moved, x)
-        scored, g = gradient(objective, x)
+        scored = score(x, active)
         best.update(x, scored, step)
-        last, forwards = torch.where(active, scored.loss, last), forwards + 1
+        last, forwards = torch.where(active, scored.loss, last), forwards + active
     return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards)
 
 
-def with_restarts(run: Callable[[int], tuple[Tensor, Trace]], restarts: int) -> tuple[Tensor, Trace]:
-    """Return the best of `restarts` runs per image, by (fooled, loss); later runs are skipped once every image is fooled."""
-    images, trace = run(0)
+def with_restarts(run: Callable[[int, Tensor], Found], restarts: int, images: Tensor) -> Found:
+    """Return the best of `restarts` runs per image, by (fooled, loss); a later run works only on the images that still resist."""
+    found, trace = run(0, torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool))
     for restart in range(1, restarts):
-        if bool((trace.first_success >= 0).all()):
+        resist = trace.first_success < 0
+        if not resist.any():
             break
-        other_images, other = run(restart)
-        fooled, other_fooled = trace.first_success >= 0, other.first_success >= 0
-        better = ~fooled & (other_fooled | (other.loss_best > trace.loss_best))
+        others, other = run(restart, resist)
+        better = resist & ((other.first_success >= 0) | (other.loss_best > trace.loss_best))
         fields = ("loss_start", "loss_best", "loss_end", "first_success", "zero_gradient", "nonfinite_gradient")
         chosen = {name: torch.where(better, getattr(other, name), getattr(trace, name)) for name in fields}
-        images = torch.where(better[:, None, None, None], other_images, images)
+        found = torch.where(better[:, None, None, None], others, found)
         trace = replace(trace, **chosen, forwards=trace.forwards + other.forwards)
-    return images, trace
+    return found, trace
 
 
 @dataclass(frozen=True)
@@ -164,13 +202,15 @@ class PGD:
     def name(self) -> str:
         return f"pgd-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
 
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int) -> Example:
-        def run(restart: int) -> tuple[Tensor, Trace]:
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example:
+        def run(restart: int, todo: Tensor) -> Found:
             # Not keyed by the number of restarts: the first of many is the only one of one.
             start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
-            return pgd_best(objective, images, ball, steps=self.steps, alpha=self.alpha, start=start)
+            return pgd_best(score, images, ball, steps=self.steps, alpha=self.alpha, start=start, todo=todo)
 
-        objective = cross_entropy(classifier, labels)
+        score = resisting(lambda places: cross_entropy(classifier, labels[places]), micro_batch)
         with frozen(classifier):
-            adversarial, trace = with_restarts(run, self.restarts)
+            adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

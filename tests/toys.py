@@ -1,0 +1,57 @@
+"""Small models and images that attack tests share."""
+
+import torch
+from torch import nn
+
+from robustclip.attacks import Scored
+from robustclip.attacks.pgd import resisting
+
+
+class Linear(nn.Module):
+    """K classes with logits W x + b over the pixels."""
+
+    def __init__(self, classes=2, size=4, scale=1.0, seed=0):
+        super().__init__()
+        w = torch.randn(classes, 3 * size * size, generator=torch.Generator().manual_seed(seed)) * scale
+        self.w = nn.Parameter(torch.stack([w[0], -w[0]]) if classes == 2 else w)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.w.T
+
+
+class Wavy(nn.Module):
+    """A tower with many local maxima, dropout and batch statistics."""
+
+    def __init__(self, size=6, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = nn.Linear(8 * (size - 2) ** 2, 5)
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), head)
+
+    def forward(self, x):
+        return 3 * torch.sin(25 * self.layers(x))
+
+
+def middle(n, size=4, seed=0):
+    """Return images [n,3,size,size] in [0.3, 0.7]: no ball of eps <= 64 is clipped by [0,1]."""
+    return 0.3 + 0.4 * torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def only_loss(objective):
+    """Return the objective without its verdict: no attack stops early."""
+    return lambda x: Scored(objective(x).loss)
+
+
+def scored_by(objective):
+    """Return an objective as what an attack asks: every image is scored in every pass."""
+    return resisting(lambda places: objective, None)
+
+
+def all_of(x):
+    """Return the mask that an attack works on every image."""
+    return torch.ones(len(x), dtype=torch.bool)
+
+
+def ids_of(n):
+    return [f"image/{i}" for i in range(n)]
