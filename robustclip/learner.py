@@ -103,10 +103,11 @@ class Learner:
     def validate(self, images: Tensor, labels: Tensor, ids: list[str]) -> dict[str, float]:
         """Return val/clean and val/robust in [0,1]: accuracy on held-out images [N,3,H,W] and under the validation's PGD."""
         settings, attack = self.config.validation, PGD(self.config.validation.steps)
-        clean, robust = [], []
-        for part in torch.arange(len(images)).split(self.config.optim.micro_batch):
+        clean, robust, size = [], [], self.config.optim.micro_batch
+        for part in torch.arange(len(images)).split(8 * size):  # room for the attack to repack what resists
             x, y = images[part].to(self.device), labels[part].to(self.device)
-            adversarial = attack(self.student, x, y, [ids[i] for i in part.tolist()], Ball("Linf", settings.eps), self.config.seed)
+            names = [ids[i] for i in part.tolist()]
+            adversarial = attack(self.student, x, y, names, Ball("Linf", settings.eps), self.config.seed, size)
             with torch.no_grad(), frozen(self.student):
                 right = self.student(x).argmax(1) == y
                 clean.append(right)

@@ -22,7 +22,7 @@ class Pretraining:
     """The recipe of the shipped weights: AdamW on batches of image-caption pairs, warm-up then cosine, images shifted by up to 2 px."""
 
     pairs: int = 120_000
-    steps: int = 3_500
+    steps: int = 4_200
     batch: int = 256
     lr: float = 2e-3
     warmup: int = 200
