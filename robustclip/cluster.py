@@ -35,6 +35,8 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False)
 
 

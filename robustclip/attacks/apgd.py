@@ -43,7 +43,7 @@ class StepSize:
 def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor, todo: Tensor) -> Found:
     """Return the best iterate of APGD from images + start and its trace for the images `todo` [N]; a success is left alone."""
     x = move(images, start, ball)
-    scored = score(x, todo)
+    scored = score(x, todo, steps > 0)
     best, shares = Best(x, scored), GradientShares(images)
     peak_x, peak_g, peak_loss = x.clone(), scored.gradient, scored.loss.clone()  # where the loss was highest: the point to go back to
     step_size, previous, g = StepSize(ball, steps, scored.loss), x, scored.gradient.clone()
@@ -57,7 +57,7 @@ def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor,
         share = 1.0 if step == 1 else MOMENTUM
         moved = move(images, x - images + share * (proposed - x) + (1 - share) * (x - previous), ball)
         previous, x = x, torch.where(active[:, None, None, None], moved, x)
-        scored = score(x, active)
+        scored = score(x, active, step < steps)
         best.update(x, scored, step)
         higher = scored.loss > peak_loss
         peak_x[higher], peak_g[higher], peak_loss[higher] = x[higher], scored.gradient[higher], scored.loss[higher]

@@ -59,14 +59,14 @@ def move(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     return (images + ball.project(delta)).clamp(0, 1)
 
 
-def gradient(objective: Objective, images: Tensor) -> tuple[Scored, Tensor]:
-    """Return the scores of images and the gradient of the summed loss with respect to them; parameters get none.
+def gradient(objective: Objective, images: Tensor, wanted: bool = True) -> tuple[Scored, Tensor]:
+    """Return the scores of images and the gradient of the summed loss with respect to them (zeros if not wanted); parameters get none.
 
     The sum, not the mean: with a mean the gradient shrinks with the batch and confident images lose theirs to rounding.
     """
-    images = images.detach().requires_grad_(True)
+    images = images.detach().requires_grad_(True)  # even without a gradient: torch takes other kernels, which round differently
     scored = objective(images)
-    (g,) = torch.autograd.grad(scored.loss.sum(), images)
+    g = torch.autograd.grad(scored.loss.sum(), images)[0] if wanted else torch.zeros_like(images)
     return Scored(scored.loss.detach(), scored.fooled), g
 
 
@@ -84,7 +84,7 @@ class Scores(NamedTuple):
     gradient: Tensor
 
 
-Score = Callable[[Tensor, Tensor], Scores]  # images [N,3,H,W] and which of them [N] are still attacked
+Score = Callable[[Tensor, Tensor, bool], Scores]  # images [N,3,H,W], which of them [N] are still attacked, whether a step lies ahead
 
 
 def resisting(objective_of: Callable[[Tensor], Objective], micro_batch: int | None) -> Score:
@@ -94,10 +94,10 @@ def resisting(objective_of: Callable[[Tensor], Objective], micro_batch: int | No
     so an image's scores and gradient do not depend on which others still resist.
     """
 
-    def score(images: Tensor, active: Tensor) -> Scores:
+    def score(images: Tensor, active: Tensor, ahead: bool) -> Scores:
         scores = Scores(torch.zeros_like(images[:, 0, 0, 0]), torch.zeros_like(active), torch.zeros_like(images))
         for part, padded in micro_batches(active.nonzero()[:, 0], micro_batch or len(images)):
-            scored, g = gradient(objective_of(padded), images[padded])
+            scored, g = gradient(objective_of(padded), images[padded], ahead)
             scores.loss[part], scores.gradient[part] = scored.loss[: len(part)], g[: len(part)]
             if scored.fooled is not None:
                 scores.fooled[part] = scored.fooled[: len(part)]
@@ -158,7 +158,7 @@ def pgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: 
 def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None, todo: Tensor) -> Found:
     """Return the best iterate of PGD and its trace for the images `todo` [N]; an image is left alone after its first success."""
     x = images if start is None or steps == 0 else move(images, start, ball)
-    scored = score(x, todo)
+    scored = score(x, todo, steps > 0)
     best, shares, loss_start, last, forwards = Best(x, scored), GradientShares(images), scored.loss, scored.loss, todo.long()
     for step in range(1, steps + 1):
         active = todo & ~best.fooled
@@ -167,7 +167,7 @@ def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: flo
         g = shares.add(scored.gradient, active)
         moved = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
         x = torch.where(active[:, None, None, None], moved, x)
-        scored = score(x, active)
+        scored = score(x, active, step < steps)
         best.update(x, scored, step)
         last, forwards = torch.where(active, scored.loss, last), forwards + active
     return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards)
