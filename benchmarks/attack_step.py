@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 
 from robustclip import model as models
-from robustclip.attacks.pgd import cross_entropy, frozen, gradient
+from robustclip.attacks.losses import cross_entropy
+from robustclip.attacks.pgd import frozen, gradient
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.data import world
 

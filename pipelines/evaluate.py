@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip import cli, cluster, errors, model, protocols, report
-from robustclip.attacks import ATTACKS
+from robustclip.attacks import ATTACKS, Attack
+from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.config import key
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
@@ -20,6 +21,7 @@ from robustclip.results import set_metrics
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
+KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in ATTACKS.items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 
 
@@ -28,7 +30,7 @@ def run() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folder, embedded name, or open_clip:NAME/TAG")
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
-    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(ATTACKS)}")
+    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=int, help="images of each set instead")
     parser.add_argument("--actors", type=int, help="evaluators at once (default: one a CPU, or one a GPU)")
@@ -78,12 +80,12 @@ def base_of(names: list[str]) -> str:
 
 def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:
     """Return the protocol with what the command line replaces."""
-    unknown = [name for name in args.attacks or () if name not in ATTACKS]
+    unknown = [name for name in args.attacks or () if name not in KNOWN]
     if unknown:
-        raise UserError(f"no attack {unknown[0]!r}{errors.did_you_mean(unknown[0], ATTACKS)}; there are {', '.join(ATTACKS)}")
+        raise UserError(f"no attack {unknown[0]!r}{errors.did_you_mean(unknown[0], KNOWN)}; there are {', '.join(KNOWN)}")
     changes: dict[str, Any] = {
         "sets": tuple(args.sets or ()),
-        "attacks": tuple(ATTACKS[name] for name in args.attacks or ()),
+        "attacks": tuple(dict.fromkeys(attack for name in args.attacks or () for attack in KNOWN[name])),
         "eps": tuple(args.eps or ()),
         "n": args.n,
     }

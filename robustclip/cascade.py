@@ -1,14 +1,15 @@
 """A cascade of attacks on one cell: from cheap to dear and upward in eps, survivors only."""
 
 import json
+import math
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustclip.attacks import Attack, Example
-from robustclip.attacks.pgd import micro_batches
+from robustclip.attacks.classes import for_classes
+from robustclip.attacks.pgd import logits_of
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
 from robustclip.protocols import Protocol
@@ -22,10 +23,12 @@ def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, 
     """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
 
     An image broken once is broken for every later attack and larger eps; its missing rows say so. The worst case is the exhaustive one,
-    because an image's result depends on nothing but itself.
+    because an image's result depends on nothing but itself. Attacks run as they are defined on the classifier's number of classes: rows
+    carry the name the protocol calls them by and, as `attack_config`, the settings they ran with; one left out there has no rows at all.
     """
     started = time.perf_counter()
-    predictions = predict(classifier, images, protocol.micro_batch)
+    logits = logits_of(classifier, images, protocol.micro_batch)
+    predictions, attacks = logits.argmax(1), for_classes(protocol.attacks, logits.shape[1])
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
     rows: list[dict[str, Any]] = []
@@ -33,7 +36,7 @@ def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, 
         rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN, eps=0.0, seconds=seconds))
     alive = predictions == labels
     for ball in protocol.balls():
-        for attack in protocol.attacks:
+        for called, attack in attacks.items():
             survivors = alive.nonzero()[:, 0]
             if not len(survivors):
                 continue
@@ -42,7 +45,7 @@ def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, 
             attacked = predict(classifier, example.images, protocol.micro_batch)
             seconds = (time.perf_counter() - started) / len(survivors)
             for place, i in enumerate(survivors.tolist()):
-                facts = _facts(attack, ball, protocol.seed, example, images[i], place)
+                facts = _facts(called, attack, ball, protocol.seed, example, images[i], place)
                 rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
@@ -50,10 +53,7 @@ def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, 
 
 def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
     """Return the predicted classes [N], computed in micro-batches of one size."""
-    with torch.no_grad():
-        return torch.cat(
-            [classifier(images[padded]).argmax(1)[: len(part)] for part, padded in micro_batches(torch.arange(len(images)), micro_batch)]
-        )
+    return logits_of(classifier, images, micro_batch).argmax(1)
 
 
 def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -> dict[str, Any]:
@@ -61,13 +61,13 @@ def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -
     return known | facts
 
 
-def _facts(attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int) -> dict[str, Any]:
+def _facts(called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int) -> dict[str, Any]:
     """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
     delta = (example.images[place] - image)[None]
     if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
         raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {float(ball.size(delta)) * 255:.4f}/255 for eps {ball.eps:g}/255")
     facts = {
-        "attack": attack.name,
+        "attack": called,
         "attack_config": json.dumps(to_json(attack), sort_keys=True),
         "norm": ball.norm,
         "eps": float(ball.eps),
@@ -81,5 +81,5 @@ def _facts(attack: Attack, ball: Ball, seed: int, example: Example, image: Tenso
         return facts
     names = ("loss_start", "loss_best", "loss_end", "zero_gradient", "nonfinite_gradient")
     success = int(trace.first_success[place])
-    known = {name: float(getattr(trace, name)[place]) for name in names}
+    known = {name: value for name in names if not math.isnan(value := float(getattr(trace, name)[place]))}  # NaN: the attack did not look
     return facts | known | {"first_success": success if success >= 0 else None, "forwards": int(trace.forwards[place])}

@@ -111,9 +111,12 @@ class Difference:
         return 1 if self.point > 0 else -1
 
 
-def worst_case(table: pa.Table, attacks: Sequence[str], eps: Sequence[float]) -> dict[str, dict[str, Survival]]:
+def worst_case(
+    table: pa.Table, attacks: Sequence[str], eps: Sequence[float], reduced: Mapping[str, Mapping[str, str | None]] = {}
+) -> dict[str, dict[str, Survival]]:
     """Return model -> set -> Survival from records, in the order of their first row; works for a cascade and for independent attacks.
 
+    `reduced` says, per set, what ran instead of an attack; rows may be missing where that is None: it is not defined on so few classes.
     Raises UserError for rows of several protocols or weights, for rows that contradict each other, are outside the protocol or are missing.
     """
     if not len(table):
@@ -130,7 +133,9 @@ def worst_case(table: pa.Table, attacks: Sequence[str], eps: Sequence[float]) ->
                 f"model {model!r} stands for different weights, model_sha256 {', '.join(weights)}: keep the records of one only"
             )
         outcomes[model] = {
-            name: _survival(rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, f"model {model!r}, set {name!r}")
+            name: _survival(
+                rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, reduced.get(name, {}), f"model {model!r}, set {name!r}"
+            )
             for name in pc.unique(rows["dataset"]).to_pylist()
         }
     return outcomes
@@ -151,7 +156,7 @@ def _inside_protocol(table: pa.Table, attacks: tuple[str, ...], eps: tuple[float
             raise UserError(f"records hold attack {attack!r} at eps {e}, which the protocol does not: attacks {attacks}, eps {eps}")
 
 
-def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], where: str) -> Survival:
+def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], reduced: Mapping[str, str | None], where: str) -> Survival:
     """Return the Survival of one model on one set; cells are numbered clean, then every attack of the first eps, of the second, ..."""
     number = {(CLEAN, 0.0): 0} | {(a, e): 1 + i * len(attacks) + j for i, e in enumerate(eps) for j, a in enumerate(attacks)}
     names = list(number)
@@ -174,7 +179,8 @@ def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], 
     present = ~np.isnan(first)
     alive = np.logical_and.accumulate((first == labels[:, None]) | ~present, axis=1)
     before = np.hstack([np.ones((len(ids), 1), dtype=bool), alive[:, :-1]])
-    gone, at = np.nonzero(before & ~present)
+    required = np.array([reduced.get(attack, attack) is not None for attack, _ in names])
+    gone, at = np.nonzero(before & ~present & required)
     _refuse(np.ones(len(gone), dtype=bool), "has no row and no earlier break", where, ids[gone], [names[c] for c in at])
     return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)))
 

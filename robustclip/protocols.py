@@ -10,6 +10,7 @@ import numpy as np
 
 from robustclip import storage
 from robustclip.attacks import APGD, PGD, Attack
+from robustclip.attacks.classes import reductions
 from robustclip.config import RESULT_VERSION, key, to_json
 from robustclip.data.datasets import DatasetCard, ensure_set
 from robustclip.data.reading import split_identity, stratified
@@ -107,8 +108,14 @@ class Resolved:
         sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
         return settings | {"set_order": list(self.sets), "sets": sets}
 
+    @property
+    def reduced(self) -> dict[str, dict[str, str | None]]:
+        """Return, for every set with too few classes for some attack: its name -> the name of what runs instead, None if nothing does."""
+        return {name: reductions(self.protocol.attacks, len(each.card.class_names)) for name, each in self.sets.items()}
+
     def _describe_set(self, name: str, test_set: TestSet) -> dict[str, Any]:
         return {
+            "reduced": self.reduced[name],
             "class_names": list(test_set.card.class_names),
             "templates": list(test_set.card.templates),
             "ids_sha256": _sha256(test_set.ids),

@@ -54,6 +54,15 @@ class Report:
         """Return the sets that hold real images."""
         return [name for name, each in self.protocol["sets"].items() if each.get("real")]
 
+    @cached_property
+    def reduced(self) -> str:
+        """Return which attacks ran with fewer targets, or not at all, on which set: a sentence with a space before it, or nothing."""
+        said = []
+        for name, each in self.protocol["sets"].items():
+            changes = [f"{attack} as {instead}" if instead else f"no {attack}" for attack, instead in each.get("reduced", {}).items()]
+            said += [f"{name} ({self.classes[name]} classes): {', '.join(changes)}"] if changes else []
+        return f" Reduced where a set has too few classes: {'; '.join(said)}." if said else ""
+
     def name(self, model: str) -> str:
         """Return what a model is called in print."""
         return self.names.get(model, model)
@@ -95,8 +104,9 @@ class Report:
         over = f"mean over {len(sizes)} sets" if len(sizes) > 1 else f"set {next(iter(sizes))}"
         return (
             f"Accuracy in percent, {over}, n = {n:,} images per model{alone}. Brackets: 95 % Wilson interval{weight}. "
-            f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε. "
-            f"Above chance: mean of accuracy − 1/classes, in points. Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
+            f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε."
+            f"{self.reduced} Above chance: mean of accuracy − 1/classes, in points. "
+            f"Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
         )
 
     def _per_set(self) -> Sheet:
@@ -111,14 +121,16 @@ class Report:
             for dataset, k in self.classes.items()
             for model, seen in self.outcomes.items()
         )
-        caption = "Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above."
+        caption = f"Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above.{self.reduced}"
         return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption, left=2)
 
     def _stages(self) -> Sheet:
         stages = [(e, attack) for e in self.eps for attack in self.protocol["attacks"]]
         rows = tuple((self.name(model), *(percent(self.mean(model, stage)) for stage in stages)) for model in self.outcomes)
         caption = "Cumulative: accuracy in percent under this attack and everything before it (left of it), never under this attack alone."
-        return Sheet("Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in stages)), rows, caption)
+        return Sheet(
+            "Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in stages)), rows, caption + self.reduced
+        )
 
     def _paired(self) -> Sheet:
         a, b = self.name(self.chosen), self.name(self.baseline)
@@ -258,7 +270,8 @@ def from_records(
         for model in models:
             _known(model, pc.unique(table["model"]).to_pylist())
         table = table.filter(pc.is_in(table["model"], pa.array(models)))
-    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"])
+    reduced = {name: each.get("reduced", {}) for name, each in protocol["sets"].items()}
+    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"], reduced)
     outcomes = {model: found[model] for model in models or found}
     for model, seen in outcomes.items():
         if outside := set(seen) - set(protocol["sets"]):

@@ -10,7 +10,7 @@ from robustclip.records import CLEAN
 def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
     """Return test/clean, test/robust_4, ... of one model, averaged over sets, and the same per set as test/<set>/clean, ..., in [0,1]."""
     protocol = resolved.protocol
-    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)
+    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.reduced)
     (outcomes,) = found.values()
     classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
     values: dict[str, float] = {}

@@ -7,7 +7,8 @@ from toys import Linear, Wavy, all_of, ids_of, middle, only_loss, scored_by
 
 from robustclip.attacks import APGD, PGD
 from robustclip.attacks.apgd import apgd
-from robustclip.attacks.pgd import cross_entropy, pgd, pgd_best, random_start
+from robustclip.attacks.losses import cross_entropy
+from robustclip.attacks.pgd import pgd, pgd_best, random_start
 from robustclip.threat import Ball
 
 

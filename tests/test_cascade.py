@@ -1,5 +1,6 @@
 """The cascade: the same worst case as attacking everything with everything, in rows that packing does not change."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from toys import Linear, ids_of, middle
 
 from robustclip import cascade, metrics, records
-from robustclip.attacks import APGD, PGD, Example
+from robustclip.attacks import APGD, APGDT, PGD, Example, Noise
+from robustclip.attacks.classes import reductions
 from robustclip.cascade import predict, run_cascade
+from robustclip.errors import UserError
 from robustclip.protocols import Protocol
 from robustclip.threat import Ball
 
@@ -123,10 +127,52 @@ def test_rows_say_what_happened(task):
         assert row["loss_best"] >= row["loss_start"] - 1e-6
         assert (row["norm"], row["seed"], row["restarts"]) == ("Linf", 3, 1)
     cross_entropy = F.cross_entropy(classifier(x), y, reduction="none")
-    fgsm = {row["image_id"]: row["loss_start"] for row in rows if row["attack"] == "pgd-1" and row["eps"] == 0.5}
+    fgsm = {row["image_id"]: row["loss_start"] for row in rows if row["attack"] == "fgsm" and row["eps"] == 0.5}
     for i, id_ in enumerate(ids):
         if id_ in fgsm:
             assert fgsm[id_] == pytest.approx(cross_entropy[i].item(), rel=1e-4)
+
+
+FEW = {"attacks": (Noise(2), PGD(2), APGD(3, loss="dlr"), APGDT(3)), "eps": (0.5, 4.0)}
+
+
+def outcome_of(rows, chosen, classes):
+    """Return what the metrics make of the rows, told what the protocol says about so many classes."""
+    shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
+    reduced = {"toy": reductions(chosen.attacks, classes)} if classes else {}
+    names = [attack.name for attack in chosen.attacks]
+    return metrics.worst_case(records.table(shared | row for row in rows), names, chosen.eps, reduced)["m"]["toy"]
+
+
+def test_on_few_classes_an_attack_aims_at_fewer_under_the_name_the_protocol_calls_it_by(task):
+    chosen, rows = protocol(**FEW), run_cascade(*task, protocol(**FEW))
+    settings = {json.loads(row["attack_config"])["targets"] for row in rows if row["attack"] == "apgd-t-3"}
+    assert {row["attack"] for row in rows} == {records.CLEAN, "noise-2", "pgd-2", "apgd-dlr-3", "apgd-t-3"}
+    assert settings == {3}
+    assert outcome_of(rows, chosen, 4).flags(4.0).sum() == sum(worst(rows, task[3], chosen)[4.0, id_] for id_ in task[3])
+
+
+def test_what_two_classes_do_not_define_is_left_out_and_nothing_else_may_be_missing():
+    chosen, classifier, x = protocol(**FEW | {"eps": (8.0, 24.0)}), Linear(2), middle(N)
+    y, ids = classifier(x).argmax(1), ids_of(N)
+    rows = run_cascade(classifier, x, y, ids, chosen)
+    assert {row["attack"] for row in rows} == {records.CLEAN, "noise-2", "pgd-2"}
+    found, expected = outcome_of(rows, chosen, 2), worst(rows, ids, chosen)
+    for eps in chosen.eps:
+        assert 0 < found.flags(eps).sum() == sum(expected[eps, id_] for id_ in ids) < N
+        assert found.flags((eps, "apgd-t-3")).tolist() == found.flags((eps, "pgd-2")).tolist()
+    with pytest.raises(UserError, match="no row and no earlier break at attack 'apgd-dlr-3'"):
+        outcome_of(rows, chosen, None)
+    with pytest.raises(UserError, match="no row and no earlier break at attack 'pgd-2'"):
+        outcome_of([row for row in rows if (row["attack"], row["eps"]) != ("pgd-2", 24.0)], chosen, 2)
+
+
+def test_an_attack_without_gradients_claims_nothing_about_them(task):
+    rows = records.table(run_cascade(*task, protocol(attacks=(Noise(2), PGD(2)), eps=(1.0,)))).to_pylist()
+    seen = {row["attack"]: row for row in rows if row["loss_best"] is not None}
+    assert (seen["noise-2"]["zero_gradient"], seen["noise-2"]["nonfinite_gradient"]) == (None, None)
+    assert 0 <= seen["pgd-2"]["zero_gradient"] < 1
+    assert seen["noise-2"]["loss_best"] >= seen["noise-2"]["loss_start"]
 
 
 class Counting(nn.Module):

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import Linear, Wavy, all_of, ids_of, middle, only_loss, scored_by
 
-from robustclip.attacks import APGD, PGD, Library, Scored
+from robustclip.attacks import APGD, APGDT, MIFGSM, PGD, Library, Scored
 from robustclip.attacks.apgd import apgd, surface_start
-from robustclip.attacks.pgd import cross_entropy, frozen, gradient, micro_batches, pgd, pgd_best, random_start, resisting
+from robustclip.attacks.losses import cross_entropy
+from robustclip.attacks.pgd import frozen, gradient, micro_batches, pgd, pgd_best, random_start, resisting
 from robustclip.threat import Ball
 from robustclip.trainables import PadPrompt, TokenPrompt
 
@@ -238,7 +239,16 @@ def test_micro_batches_cover_every_place_once_and_are_all_full():
             assert {*padded[len(part) :].tolist()} <= {int(part[-1])}
 
 
-@pytest.mark.parametrize("attack", [PGD(6, restarts=2), APGD(6, restarts=2)], ids=lambda attack: attack.name)
+REPACKED = (
+    PGD(6, restarts=2),
+    APGD(6, restarts=2),
+    APGD(6, loss="dlr"),
+    APGDT(4, targets=3, restarts=2),
+    MIFGSM(6, alpha=0.5, diversity=0.5),
+)
+
+
+@pytest.mark.parametrize("attack", REPACKED, ids=lambda attack: attack.name)
 def test_an_attack_repacks_what_resists_and_changes_no_bit(attack, tiny_model, pictures):
     """In micro-batches of 4: fewer are computed than one by one slots would need, and every image's result is the one it has alone."""
     x, _, ids = pictures(16)
@@ -246,7 +256,7 @@ def test_an_attack_repacks_what_resists_and_changes_no_bit(attack, tiny_model, p
     with torch.no_grad():
         y = classifier(x).argmax(1)
     classifier.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    ball = Ball("Linf", 6.0)
+    ball = Ball("Linf", 10.0)
     together = attack(classifier, x, y, ids, ball, 0, 4)
     computed, resist = len(sizes), together.trace.first_success < 0
     assert set(sizes) == {4}

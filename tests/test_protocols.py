@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from robustclip import protocols
-from robustclip.attacks import APGD, PGD
+from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.data.datasets import DatasetCard, load, save
 from robustclip.data.preparation import prepare
 from robustclip.data.reading import stratified
@@ -100,6 +100,16 @@ def test_the_hash_is_a_value():
     assert resolved().hash == resolved().hash
     assert len(resolved().hash) == 16
     assert resolved(sets={"a": make_set("a", sha256="1"), "b": make_set("b")}).hash == resolved().hash  # pixels are in the cells' keys
+
+
+def test_a_protocol_says_where_an_attack_is_reduced():
+    chosen = replace(BASE, attacks=(PGD(2), APGD(3, loss="dlr"), APGDT(3)))
+    sets = {"a": make_set("a", names=("red", "green")), "b": make_set("b", names=tuple(f"colour {i}" for i in range(6)))}
+    found = resolved(chosen, sets)
+    assert found.describe()["attacks"] == ["pgd-2", "apgd-dlr-3", "apgd-t-3"]
+    assert found.describe()["sets"]["a"]["reduced"] == {"apgd-dlr-3": None, "apgd-t-3": None}
+    assert found.describe()["sets"]["b"]["reduced"] == {"apgd-t-3": "apgd-t-3[t=5]"}
+    assert resolved().describe()["sets"]["a"]["reduced"] == {}
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------------------------

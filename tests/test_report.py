@@ -77,6 +77,16 @@ def test_markdown_prints_every_number_with_n_interval_and_protocol(built: report
         assert all(len(row) == len(sheet.header) for row in sheet.rows)
 
 
+def test_a_table_says_where_attacks_were_reduced(built: report.Report) -> None:
+    """Under the main table, the stages and the table of every set; apgd-ce-20 stands for an attack with targets."""
+    sets = {name: dict(each) for name, each in PROTOCOL["sets"].items()}
+    sets["shapes"]["reduced"], sets["letters"]["reduced"] = {"apgd-ce-20": None}, {"apgd-ce-20": "apgd-ce-20[t=3]"}
+    text = report.from_records(synthetic(), PROTOCOL | {"sets": sets}).markdown()
+    said = "Reduced where a set has too few classes: shapes (2 classes): no apgd-ce-20; letters (4 classes): apgd-ce-20 as apgd-ce-20[t=3]."
+    assert text.count(said) == 3
+    assert "Reduced" not in built.markdown()
+
+
 def test_mean_above_chance_uses_the_classes_of_every_set(built: report.Report) -> None:
     accuracies = [built.outcomes["plain"][name].clean.mean() for name in ("shapes", "letters", "digits")]
     expected = np.mean(accuracies) - np.mean([1 / 2, 1 / 4, 1 / 10])

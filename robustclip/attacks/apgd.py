@@ -1,12 +1,15 @@
-"""Auto-PGD on the cross-entropy (Croce & Hein 2020, Algorithm 1): momentum, a step size halved per image when progress stalls."""
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1): momentum, a step size halved per image when progress stalls."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Trace
-from robustclip.attacks.pgd import Best, Found, GradientShares, Score, cross_entropy, frozen, move, random_start, resisting, with_restarts
+from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, targeted_dlr
+from robustclip.attacks.pgd import Best, Found, GradientShares, Score, frozen, logits_of, move, random_start, resisting, with_restarts
+from robustclip.errors import UserError
 from robustclip.threat import Ball
 
 MOMENTUM = 0.75
@@ -68,31 +71,84 @@ def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor,
 
 
 def surface_start(ball: Ball, images: Tensor, ids: list[str], *key: str | int) -> Tensor:
-    """Return the random starts of APGD [B,3,H,W]: random directions scaled to the surface of the ball."""
+    """Return the random starts of APGD [B,3,H,W]: random directions scaled to the surface of the ball (none has none)."""
+    if ball.radius == 0:
+        return torch.zeros_like(images)
     delta = random_start(ball, images, ids, *key)
     return delta * (ball.radius / ball.size(delta).clamp(min=1e-12)).view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
 class APGD:
-    """APGD-CE with `restarts` random starts; nothing to tune but the number of steps."""
+    """APGD with `restarts` random starts on the cross-entropy or the DLR loss; nothing to tune but the number of steps.
+
+    Raises UserError when the model has too few classes for the loss.
+    """
 
     steps: int = 100
     restarts: int = 1
+    loss: Literal["ce", "dlr"] = "ce"
 
     @property
     def name(self) -> str:
-        return f"apgd-ce-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+        return f"apgd-{self.loss}-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+
+    @property
+    def min_classes(self) -> int:
+        """The fewest classes its loss is defined for."""
+        return LEAST_CLASSES[self.loss]
 
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
         def run(restart: int, todo: Tensor) -> Found:
-            key = (seed, f"apgd-ce-{self.steps}", restart)  # not the number of restarts: the first of many is the only one of one
-            start = surface_start(ball, images, ids, *key) if ball.radius else torch.zeros_like(images)
+            # Not keyed by the number of restarts: the first of many is the only one of one.
+            start = surface_start(ball, images, ids, seed, f"apgd-{self.loss}-{self.steps}", restart)
             return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
 
-        score = resisting(lambda places: cross_entropy(classifier, labels[places]), micro_batch)
+        score = resisting(lambda places: LOSSES[self.loss](classifier, labels[places]), micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)
+
+
+@dataclass(frozen=True)
+class APGDT:
+    """APGD-T: one APGD run on the targeted DLR loss for each of the `targets` wrong classes the clean image is closest to, best first.
+
+    Each run, of `restarts` for each target, meets only the images that still resist (Croce & Hein 2020, section 4). Raises UserError for a
+    model of fewer than 4 classes or of no more classes than targets.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    min_classes = 4  # the loss looks at the fourth logit
+
+    @property
+    def name(self) -> str:
+        aims = f"[t={self.targets}]" if self.targets != 9 else ""
+        return f"apgd-t-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "") + aims
+
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example:
+        def run(number: int, todo: Tensor) -> Found:
+            rank, restart = divmod(number, self.restarts)
+            start = surface_start(ball, images, ids, seed, f"apgd-t-{self.steps}", rank, restart)
+            score = resisting(lambda places: targeted_dlr(classifier, labels[places], aims[places, rank]), micro_batch)
+            return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
+
+        with frozen(classifier):
+            aims = closest_wrong(logits_of(classifier, images, micro_batch or len(images)), labels, self.targets, self.name)
+            adversarial, trace = with_restarts(run, self.targets * self.restarts, images)
+        return Example(adversarial, trace=trace)
+
+
+def closest_wrong(logits: Tensor, labels: Tensor, targets: int, name: str) -> Tensor:
+    """Return the `targets` wrong classes [N,targets] of highest logit, best first; raises UserError when the model has too few."""
+    if targets >= logits.shape[1]:
+        raise UserError(
+            f"{name} aims at {targets} wrong classes, this model has {logits.shape[1]} in all: use targets={logits.shape[1] - 1}"
+        )
+    return logits.scatter(1, labels[:, None], float("-inf")).topk(targets, dim=1).indices

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored, Trace
+from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, LossName
 from robustclip.seeds import generator
 from robustclip.threat import Ball
 
@@ -29,16 +29,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
             m.training = training
         for p in wanted:
             p.requires_grad_(True)
-
-
-def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
-    """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already."""
-
-    def objective(images: Tensor) -> Scored:
-        logits = classifier(images)
-        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) != labels)
-
-    return objective
 
 
 def random_start(ball: Ball, images: Tensor, ids: list[str], *key: str | int) -> Tensor:
@@ -74,6 +64,14 @@ def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (part, padded): up to `size` of the places, and the same filled up to `size` by repeating the last one."""
     for part in places.split(size) if len(places) else ():
         yield part, torch.cat([part, part[-1:].expand(size - len(part))])
+
+
+def logits_of(classifier: nn.Module, images: Tensor, micro_batch: int) -> Tensor:
+    """Return the logits [N,K] of images, without gradients and in micro-batches of one size."""
+    with torch.no_grad():
+        return torch.cat(
+            [classifier(images[padded])[: len(part)] for part, padded in micro_batches(torch.arange(len(images)), micro_batch)]
+        )
 
 
 class Scores(NamedTuple):
@@ -191,16 +189,29 @@ def with_restarts(run: Callable[[int, Tensor], Found], restarts: int, images: Te
 
 @dataclass(frozen=True)
 class PGD:
-    """PGD on the cross-entropy with best iterate: `alpha` is the step as a share of eps, starts are uniform in the ball."""
+    """PGD with best iterate: `alpha` is the step as a share of eps, starts are uniform in the ball.
+
+    loss="margin" is what papers call CW in an L-inf ball (Madry et al. 2018, section 5: PGD on the loss of Carlini & Wagner; its cap of the
+    margin never acts, because an image is left alone once it fools the model). One full step without a random start is FGSM (Goodfellow
+    et al. 2015). Raises UserError when the model has too few classes for the loss.
+    """
 
     steps: int = 10
     alpha: float = 0.25
     restarts: int = 1
     random_start: bool = True
+    loss: LossName = "ce"
 
     @property
     def name(self) -> str:
-        return f"pgd-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+        fgsm = (self.steps, self.alpha, self.random_start) == (1, 1.0, False)
+        base = "fgsm" if fgsm else f"pgd-{self.steps}"
+        return base + (f"x{self.restarts}" if self.restarts > 1 else "") + (f"-{self.loss}" if self.loss != "ce" else "")
+
+    @property
+    def min_classes(self) -> int:
+        """The fewest classes its loss is defined for."""
+        return LEAST_CLASSES[self.loss]
 
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
@@ -210,7 +221,7 @@ class PGD:
             start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
             return pgd_best(score, images, ball, steps=self.steps, alpha=self.alpha, start=start, todo=todo)
 
-        score = resisting(lambda places: cross_entropy(classifier, labels[places]), micro_batch)
+        score = resisting(lambda places: LOSSES[self.loss](classifier, labels[places]), micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective
-from robustclip.attacks.pgd import cross_entropy
+from robustclip.attacks.losses import cross_entropy
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.defenses.base import Batch
 

@@ -1,0 +1,38 @@
+"""Which attacks are defined on how many classes, and what they aim at there."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from robustclip.attacks.base import Attack
+from robustclip.errors import UserError
+
+
+def for_classes(attacks: Iterable[Attack], classes: int) -> dict[str, Attack]:
+    """Return name -> the attack as it runs on so many classes, in order, without those that are not defined there.
+
+    Where there are fewer wrong classes than an attack's `targets`, it aims at all of them and its own name says so; losses that look at the
+    third or fourth logit (`min_classes`) and, on 2 classes, targets of any kind are left out. Raises UserError when nothing is left.
+    """
+    attacks = tuple(attacks)
+    found = {attack.name: _fewer_targets(attack, classes) for attack in attacks if classes >= _least(attack)}
+    if not found:
+        raise UserError(f"none of {', '.join(attack.name for attack in attacks)} is defined on {classes} classes: add apgd-ce-100")
+    return found
+
+
+def _least(attack: Attack) -> int:
+    # On 2 classes a targeted attack has one class to go to: it would repeat an untargeted one.
+    return getattr(attack, "min_classes", 3 if hasattr(attack, "targets") else 2)
+
+
+def _fewer_targets(attack: Any, classes: int) -> Attack:
+    targets = getattr(attack, "targets", 0)
+    return dataclasses.replace(attack, targets=classes - 1) if targets >= classes else attack
+
+
+def reductions(attacks: Iterable[Attack], classes: int) -> dict[str, str | None]:
+    """Return what differs on so many classes: name -> the name of what runs instead, None for an attack that is left out."""
+    attacks = tuple(attacks)
+    runs = for_classes(attacks, classes)
+    return {attack.name: runs[attack.name].name if attack.name in runs else None for attack in attacks if runs.get(attack.name) != attack}

@@ -1,0 +1,25 @@
+"""Published ensembles by name: what a paper's word stands for, and what it may be called where part of it cannot run."""
+
+from robustclip.attacks.apgd import APGD, APGDT
+from robustclip.attacks.base import Attack
+from robustclip.attacks.classes import for_classes, reductions
+from robustclip.attacks.fab import FABT
+from robustclip.attacks.square import Square
+
+ENSEMBLES: dict[str, tuple[Attack, ...]] = {
+    # AutoAttack "standard" (Croce & Hein 2020; their code: 1 restart of each).
+    "autoattack": (APGD(100), APGDT(100, targets=9), FABT(100, targets=9), Square(5000)),
+    # FARE (Schlarmann et al. 2024): AutoAttack "custom" with its two first attacks, whose APGD-CE runs 5 restarts.
+    "fare": (APGD(100, restarts=5), APGDT(100, targets=9)),
+}
+
+
+def ensemble_name(name: str, classes: int) -> str:
+    """Return what a table must call an ensemble on so many classes: "autoattack", "autoattack[t=5]", or the attacks that are left of it."""
+    reduced = reductions(ENSEMBLES[name], classes)
+    if not reduced:
+        return name
+    if None not in reduced.values():
+        return f"{name}[t={classes - 1}]"
+    left = "+".join(attack.name for attack in for_classes(ENSEMBLES[name], classes).values())
+    return f"{left}[binary]" if classes == 2 else f"{left}[{classes} classes]"

@@ -1,0 +1,84 @@
+"""What an attack on a classifier raises, one number per image; any misclassification counts as success, whatever the loss."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustclip.attacks.base import Objective, Scored
+from robustclip.errors import UserError
+
+LossName = Literal["ce", "margin", "dlr"]
+TINY = 1e-12  # keeps a ratio of logits finite when the model says the same of all classes
+
+
+def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
+    """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already."""
+
+    def objective(images: Tensor) -> Scored:
+        logits = classifier(images)
+        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) != labels)
+
+    return objective
+
+
+def margin(classifier: nn.Module, labels: Tensor) -> Objective:
+    """Return max_{j != y} z_j - z_y of each image [B] (Carlini & Wagner 2017, f_6): positive exactly where the model is wrong.
+
+    Raises UserError for a model of fewer than 2 classes.
+    """
+
+    def objective(images: Tensor) -> Scored:
+        logits = _logits(classifier, images, "margin", 2, "more class names")
+        own = logits.gather(1, labels[:, None])[:, 0]
+        return Scored(_without(logits, labels).max(1).values - own, logits.argmax(1) != labels)
+
+    return objective
+
+
+def dlr(classifier: nn.Module, labels: Tensor) -> Objective:
+    """Return the difference of logits ratio of each image [B] (Croce & Hein 2020, eq. 6), which no scaling of the logits changes.
+
+    The margin over the gap between the first and the third logit; raises UserError for a model of fewer than 3 classes.
+    """
+
+    def objective(images: Tensor) -> Scored:
+        logits = _logits(classifier, images, "dlr", 3, "ce or margin")
+        own, top = logits.gather(1, labels[:, None])[:, 0], logits.topk(3, dim=1).values
+        gap = (top[:, 0] - top[:, 2]).clamp(min=TINY)
+        return Scored((_without(logits, labels).max(1).values - own) / gap, logits.argmax(1) != labels)
+
+    return objective
+
+
+def targeted_dlr(classifier: nn.Module, labels: Tensor, targets: Tensor) -> Objective:
+    """Return the targeted difference of logits ratio of each image [B] (Croce & Hein 2020, eq. 7) towards the classes `targets` [B].
+
+    (z_t - z_y) over the gap between the first logit and the mean of the third and fourth; raises UserError for fewer than 4 classes.
+    """
+
+    def objective(images: Tensor) -> Scored:
+        logits = _logits(classifier, images, "targeted dlr", 4, "dlr")
+        own, aim = (logits.gather(1, classes[:, None])[:, 0] for classes in (labels, targets))
+        top = logits.topk(4, dim=1).values
+        gap = (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=TINY)
+        return Scored((aim - own) / gap, logits.argmax(1) != labels)
+
+    return objective
+
+
+LOSSES: dict[LossName, Callable[[nn.Module, Tensor], Objective]] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LEAST_CLASSES: dict[LossName, int] = {"ce": 2, "margin": 2, "dlr": 3}
+
+
+def _logits(classifier: nn.Module, images: Tensor, loss: str, least: int, instead: str) -> Tensor:
+    logits = classifier(images).float()
+    if logits.shape[1] < least:
+        raise UserError(f"the {loss} loss needs at least {least} classes, this model has {logits.shape[1]}: use {instead}")
+    return logits
+
+
+def _without(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits [B,K] with those of the labels at -inf."""
+    return logits.scatter(1, labels[:, None], float("-inf"))
