@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustclip.attacks import APGD, ATTACKS, PGD, Library
+from robustclip.attacks import APGD, ATTACKS, PGD, Library, Square
 from robustclip.attacks.pgd import random_start
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.errors import UserError
@@ -19,7 +19,7 @@ def ball_of(attack):
 
 
 def is_random(attack):
-    return attack.random_start if isinstance(attack, PGD) else isinstance(attack, APGD) or attack.kind == "PGDL2"
+    return attack.random_start if isinstance(attack, PGD) else isinstance(attack, APGD | Square) or getattr(attack, "kind", "") == "PGDL2"
 
 
 @pytest.fixture(params=ATTACKS.values(), ids=ATTACKS.keys())
