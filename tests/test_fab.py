@@ -89,6 +89,18 @@ def test_the_minimal_distance_of_a_linear_model_is_found(norm, clipped):
         assert broken == [True, False]
 
 
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_an_image_out_of_reach_comes_back_as_the_best_attempt(ball):
+    """On a linear model at half the distance, the attempt is at the surface and has lost half of the margin."""
+    classifier, x = Linear(2), middle(4)
+    y = classifier(x).argmax(1)
+    for i in range(4):
+        distance = minimal_distance(x[i], classifier, int(y[i]), ball.norm)
+        trace = FABT(10, 1)(classifier, x[i : i + 1], y[i : i + 1], ["it"], Ball(ball.norm, 255 * distance / 2), 0).trace
+        torch.testing.assert_close(trace.loss_best, trace.loss_start / 2, rtol=0.02, atol=1e-4)
+        assert trace.first_success.tolist() == [-1]
+
+
 def test_all_the_targets_are_tried():
     """Class 1 has the second highest logit everywhere but is far away in input; class 2 is lower and near."""
     classifier, x = Linear(3), torch.full((1, 3, 4, 4), 0.5)

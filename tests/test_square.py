@@ -12,7 +12,7 @@ from torch import nn
 from toys import Linear, Wavy, ids_of, middle
 
 from robustclip.attacks import PGD, Square
-from robustclip.attacks.square import bump, window, window_side
+from robustclip.attacks.square import bump, next_delta, window, window_side
 from robustclip.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
@@ -64,6 +64,23 @@ def test_a_window_is_at_every_place_equally_often():
     assert all(found.count(place) == 6 for place in itertools.product(range(3), range(2)))
     ends = window(images[:1], torch.tensor([[1 - 2**-24, 1 - 2**-24]]), 3)
     assert (int(ends[2].max()), int(ends[3].max())) == (4, 3)
+
+
+@pytest.mark.parametrize("used", [1.0, 0.5])
+def test_an_l2_proposal_moves_norm_from_one_window_to_the_other(used):
+    """Algorithm 3: zeros in the second window, the rest as it was, in the first what both held and the ball had left, per channel."""
+    ball, g, side = Ball("L2", 100.0), torch.Generator().manual_seed(0), 3
+    delta, uniform = torch.randn(50, 3, 9, 8, generator=g), torch.rand(50, 8, generator=g)
+    delta *= used * ball.radius / delta.flatten(1).norm(dim=1)[:, None, None, None]
+    proposed = next_delta(delta, ball, uniform, side)
+    first, second = torch.zeros(2, 50, 3, 9, 8, dtype=torch.bool)
+    first[window(delta, uniform[:, :2], side)] = True
+    second[window(delta, uniform[:, 2:4], side)] = True
+    assert not proposed[second & ~first].any()
+    torch.testing.assert_close(proposed[~first & ~second], delta[~first & ~second])
+    energy = (delta * (first | second)).square().sum((2, 3)) + ball.radius**2 * (1 - used**2) / 3
+    torch.testing.assert_close((proposed * first).square().sum((2, 3)), energy)
+    assert (proposed[first] * delta[first]).sum() > 0  # half of the new window's direction is the old one's
 
 
 @pytest.mark.parametrize(("ball", "share"), [(BALLS[0], 0.9), (BALLS[1], 0.6)], ids=str)
