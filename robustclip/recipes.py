@@ -21,8 +21,8 @@ class Recipe:
 
 DEMO = Config(
     threat=ThreatModel(image=Ball("Linf", 4.0)),
-    # Chosen on held-out images of the fine-tuning set: one big step on more images beat two steps on half as many, at equal cost; batches of
-    # 32 beat 64; with a warm-up, a higher learning rate beat lower ones; a step below eps costs less clean accuracy.
+    # Chosen on held-out images of the fine-tuning set: one big step on more images beat two steps on half as many, at equal cost; batches
+    # of 32 beat 64; with a warm-up, a higher learning rate beat lower ones; a step below eps costs less clean accuracy.
     attack=InnerAttack(steps=1, alpha=0.85),
     optim=Optim(lr=1.4e-3, warmup=100, epochs=3, batch=32, micro_batch=32),
     data=Data(n=7_000, rendered=7_400),

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustclip.attacks import APGD, APGDT, ATTACKS, MIFGSM, PGD, Library, Noise
+from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library, Noise
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import random_start
 from robustclip.classifier import ZeroShotClassifier
@@ -22,6 +22,8 @@ def ball_of(attack):
 def is_random(attack):
     if isinstance(attack, Library):
         return attack.kind == "PGDL2"
+    if isinstance(attack, FABT):
+        return attack.restarts > 1  # its first run starts from the image itself
     return attack.diversity > 0 if isinstance(attack, MIFGSM) else getattr(attack, "random_start", True)
 
 

@@ -2,9 +2,11 @@
 
 from robustclip.attacks.apgd import APGD, APGDT
 from robustclip.attacks.base import Attack, Example, Objective, Scored, Trace
+from robustclip.attacks.fab import FABT
 from robustclip.attacks.library import Library
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
+from robustclip.attacks.square import Square
 from robustclip.attacks.transfer import MIFGSM
 
 # Every attack that a protocol may name; the contract tests run over this dict.
@@ -25,10 +27,27 @@ ATTACKS: dict[str, Attack] = {
         APGD(steps=100),
         APGD(steps=20, loss="dlr"),
         APGDT(steps=20),
+        FABT(steps=10, targets=3),
+        Square(queries=100),
         Library("FGSM"),
         Library("MIFGSM", (("steps", 10),)),
         Library("PGDL2", (("steps", 10),)),
     )
 }
 
-__all__ = ["APGD", "APGDT", "ATTACKS", "MIFGSM", "PGD", "Attack", "Example", "Library", "Noise", "Objective", "Scored", "Trace"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "ATTACKS",
+    "FABT",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "Example",
+    "Library",
+    "Noise",
+    "Objective",
+    "Scored",
+    "Square",
+    "Trace",
+]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,10 @@ class Scores(NamedTuple):
     gradient: Tensor
 
 
-Score = Callable[[Tensor, Tensor, bool], Scores]  # images [N,3,H,W], which of them [N] are still attacked, whether a step lies ahead
+class Score(Protocol):
+    """Scores images [N,3,H,W] where `active` [N]; the gradient may be left out when no step lies ahead that would need it."""
+
+    def __call__(self, images: Tensor, active: Tensor, ahead: bool = True) -> Scores: ...
 
 
 def resisting(objective_of: Callable[[Tensor], Objective], micro_batch: int | None) -> Score:
@@ -92,7 +95,7 @@ def resisting(objective_of: Callable[[Tensor], Objective], micro_batch: int | No
     so an image's scores and gradient do not depend on which others still resist.
     """
 
-    def score(images: Tensor, active: Tensor, ahead: bool) -> Scores:
+    def score(images: Tensor, active: Tensor, ahead: bool = True) -> Scores:
         scores = Scores(torch.zeros_like(images[:, 0, 0, 0]), torch.zeros_like(active), torch.zeros_like(images))
         for part, padded in micro_batches(active.nonzero()[:, 0], micro_batch or len(images)):
             scored, g = gradient(objective_of(padded), images[padded], ahead)

@@ -63,8 +63,8 @@ class Momentum:
         self.score, self.decay, self.kernel = score, decay, kernel
         self.step, self.sum = 0, torch.zeros(())
 
-    def __call__(self, images: Tensor, active: Tensor) -> Scores:
-        scores = self.score(images, active)
+    def __call__(self, images: Tensor, active: Tensor, ahead: bool = True) -> Scores:
+        scores = self.score(images, active, ahead)
         # One by one: a convolution or a sum may round differently in batches of another size.
         g = torch.stack([of_mean_size_1(smoothed(each, self.kernel)) for each in scores.gradient])
         self.step, self.sum = self.step + 1, self.decay * self.sum.to(g) + g
