@@ -28,7 +28,7 @@ def test_momentum_by_hand():
     """Two images, gradients (2, -2, 2) and (0, 4, 2) twice: sizes 2 and 2, then the older one counts for half."""
     first = torch.tensor([[2.0, -2.0, 2.0], [0.0, 4.0, 2.0]]).view(2, 3, 1, 1)
     steps = iter([first, -first, torch.zeros(2, 3, 1, 1)])
-    momentum = Momentum(lambda images, active: Scores(torch.zeros(2), active, next(steps)), decay=0.5, kernel=1)
+    momentum = Momentum(lambda images, active, ahead: Scores(torch.zeros(2), active, next(steps)), decay=0.5, kernel=1)
     seen = [momentum(torch.zeros(2, 3, 1, 1), torch.ones(2, dtype=torch.bool)).gradient for _ in range(3)]
     for found, share in zip(seen, (1.0, 0.5 - 1.0, 0.25 - 0.5)):
         torch.testing.assert_close(found, share * first / 2)
