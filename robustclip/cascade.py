@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,29 +12,38 @@ from robustclip.attacks import Attack, Example
 from robustclip.attacks.pgd import micro_batches
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
-from robustclip.protocols import Protocol
-from robustclip.records import CLEAN
+from robustclip.records import CLEAN, CLEAN_ONLY
+from robustclip.rules import Protocol
 from robustclip.threat import Ball
 
 TOLERANCE = 1e-6  # in pixel units: what adding and clamping in fp32 may cost
 
 
-def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, ids: list[str], protocol: Protocol) -> list[dict[str, Any]]:
+def run_cascade(
+    classifier: ZeroShotClassifier,
+    images: Tensor,
+    labels: Tensor,
+    ids: list[str],
+    protocol: Protocol,
+    attacks: Sequence[Attack] | None = None,
+) -> list[dict[str, Any]]:
     """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
 
     An image broken once is broken for every later attack and larger eps; its missing rows say so. The worst case is the exhaustive one,
-    because an image's result depends on nothing but itself.
+    because an image's result depends on nothing but itself. `attacks` are those these images meet (default: the protocol's); with none of
+    them, the clean rows say that nothing else was tried.
     """
+    attacks = protocol.attacks if attacks is None else attacks
     started = time.perf_counter()
     predictions = predict(classifier, images, protocol.micro_batch)
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
     rows: list[dict[str, Any]] = []
     for i, id_ in enumerate(ids):
-        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN, eps=0.0, seconds=seconds))
+        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN if attacks else CLEAN_ONLY, eps=0.0, seconds=seconds))
     alive = predictions == labels
     for ball in protocol.balls():
-        for attack in protocol.attacks:
+        for attack in attacks:
             survivors = alive.nonzero()[:, 0]
             if not len(survivors):
                 continue

@@ -129,6 +129,13 @@ def test_rows_say_what_happened(task):
             assert fgsm[id_] == pytest.approx(cross_entropy[i].item(), rel=1e-4)
 
 
+def test_images_that_meet_no_attack_say_so(task):
+    rows = run_cascade(*task, protocol(), attacks=())
+    assert [row["image_id"] for row in rows] == task[3]
+    assert {row["attack"] for row in rows} == {records.CLEAN_ONLY}
+    assert {row["attack"] for row in run_cascade(*task, protocol(), attacks=ATTACKS[:1])} == {records.CLEAN, ATTACKS[0].name}
+
+
 class Counting(nn.Module):
     """A classifier that is always right on class 0 and remembers the sizes of its batches."""
 
