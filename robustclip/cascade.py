@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,31 +13,40 @@ from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import logits_of
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
-from robustclip.protocols import Protocol
-from robustclip.records import CLEAN
+from robustclip.records import CLEAN, CLEAN_ONLY
+from robustclip.rules import Protocol
 from robustclip.threat import Ball
 
 TOLERANCE = 1e-6  # in pixel units: what adding and clamping in fp32 may cost
 
 
-def run_cascade(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, ids: list[str], protocol: Protocol) -> list[dict[str, Any]]:
+def run_cascade(
+    classifier: ZeroShotClassifier,
+    images: Tensor,
+    labels: Tensor,
+    ids: list[str],
+    protocol: Protocol,
+    attacks: Sequence[Attack] | None = None,
+) -> list[dict[str, Any]]:
     """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
 
     An image broken once is broken for every later attack and larger eps; its missing rows say so. The worst case is the exhaustive one,
     because an image's result depends on nothing but itself. Attacks run as they are defined on the classifier's number of classes: rows
     carry the name the protocol calls them by and, as `attack_config`, the settings they ran with; one left out there has no rows at all.
+    `attacks` are those these images meet (default: the protocol's); with none of them, the clean rows say that nothing else was tried.
     """
+    wanted = protocol.attacks if attacks is None else attacks
     started = time.perf_counter()
     logits = logits_of(classifier, images, protocol.micro_batch)
-    predictions, attacks = logits.argmax(1), for_classes(protocol.attacks, logits.shape[1])
+    predictions, run = logits.argmax(1), for_classes(wanted, logits.shape[1]) if wanted else {}
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
     rows: list[dict[str, Any]] = []
     for i, id_ in enumerate(ids):
-        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN, eps=0.0, seconds=seconds))
+        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN if run else CLEAN_ONLY, eps=0.0, seconds=seconds))
     alive = predictions == labels
     for ball in protocol.balls():
-        for called, attack in attacks.items():
+        for called, attack in run.items():
             survivors = alive.nonzero()[:, 0]
             if not len(survivors):
                 continue

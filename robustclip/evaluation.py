@@ -16,7 +16,7 @@ from robustclip import model as models
 from robustclip import records, storage
 from robustclip.cluster import use_threads
 from robustclip.errors import UserError
-from robustclip.protocols import Cell, Resolved, TestSet
+from robustclip.protocols import PRECISION, Cell, Resolved, TestSet
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +77,13 @@ def compute(model: models.Model, cell: Cell, resolved: Resolved) -> list[dict[st
     import torch
 
     from robustclip.cascade import run_cascade
-    from robustclip.data.reading import decoded_size, read_images
     from robustclip.learner import to_images
 
     test_set, device = resolved.sets[cell.dataset], "cuda" if torch.cuda.is_available() else "cpu"
-    size = decoded_size(test_set.card, model.preprocess.size)
-    ids, pixels, labels = read_images(test_set.index, cell.rows, size, resolved.protocol.resize)
+    ids, pixels, labels = resolved.read(cell.dataset, cell.rows, model.preprocess.size)
     classifier = model.classifier(test_set.card.class_names, test_set.card.templates).to(device)
-    return run_cascade(classifier, to_images(pixels, device), torch.as_tensor(labels).to(device), ids, resolved.protocol)
+    images, targets = to_images(pixels, device), torch.as_tensor(labels).to(device)
+    return run_cascade(classifier, images, targets, ids, resolved.protocol, cell.attacks)
 
 
 def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
@@ -98,18 +97,18 @@ def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
         "model": cell.model,
         "model_sha256": cell.model_sha256,
         "dataset": cell.dataset,
-        "split": "test",
+        "split": test_set.split,
         "shard_sha256": shards_of(test_set, cell),
         "level": protocol.level,
         "prompts_hash": test_set.prompts_hash,
-        "precision": "fp32",
+        "precision": PRECISION,
         "versions": library_versions(),
     }
 
 
 def shards_of(test_set: TestSet, cell: Cell) -> str:
     """Return the hashes of the shard files a cell's images come from, comma-separated."""
-    shards = test_set.card.shards["test"]
+    shards = test_set.card.shards[test_set.split]
     return ",".join(str(shards[int(i)]["sha256"]) for i in sorted(set(test_set.index.file[cell.rows].tolist())))
 
 

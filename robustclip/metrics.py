@@ -1,7 +1,7 @@
 """From records to numbers: per-image worst case, accuracies with intervals, paired comparisons. No row, no count."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from robustclip.errors import UserError
-from robustclip.records import CLEAN
+from robustclip.records import CLEAN, CLEAN_ONLY
 
-Column = str | float | tuple[float, str]  # CLEAN; worst case at an eps in 1/255; (eps, attack): worst case so far, after that attack
+CLEAN_ATTACKED = "clean_attacked"  # clean accuracy on the images that were attacked, where others were only looked at clean
+# CLEAN or CLEAN_ATTACKED; worst case at an eps in 1/255; (eps, attack): worst case so far, after that attack
+Column = str | float | tuple[float, str]
 DRAWS = 2000
 MIN_DISCORDANT = 6  # with five or fewer no exact two-sided test reaches 5 %: 2 * 0.5 ** 5 = 0.0625
 
@@ -23,7 +25,8 @@ MIN_DISCORDANT = 6  # with five or fewer no exact two-sided test reaches 5 %: 2 
 class Survival:
     """What became of the images of one set under one model: ids [n] sorted, clean [n] bool, stages [n, eps, attacks] bool.
 
-    stages[:, e, a] is True for images that are correct when clean, under all of every smaller eps, and under attacks up to a at eps e.
+    stages[:, e, a] is True for images that are correct when clean, under all of every smaller eps, and under attacks up to a at eps e; it
+    means something for the images `attacked` selects (default: all).
     """
 
     attacks: tuple[str, ...]
@@ -31,6 +34,7 @@ class Survival:
     ids: np.ndarray
     clean: np.ndarray
     stages: np.ndarray
+    attacked: np.ndarray | slice = field(default_factory=lambda: slice(None))
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -39,12 +43,12 @@ class Survival:
 
     def flags(self, column: Column) -> np.ndarray:
         """Return [n] bool: correct when clean, in the worst case over all attacks up to an eps, or up to one attack at an eps."""
-        if column == CLEAN:
-            return self.clean
+        if column in (CLEAN, CLEAN_ATTACKED):
+            return self.clean if column == CLEAN else self.clean[self.attacked]
         eps, attack = column if isinstance(column, tuple) else (column, self.attacks[-1])
         if eps not in self.eps or attack not in self.attacks:
             raise UserError(f"these records have no column {column!r}: eps {self.eps}, attacks {self.attacks}")
-        return self.stages[:, self.eps.index(eps), self.attacks.index(attack)]
+        return self.stages[self.attacked, self.eps.index(eps), self.attacks.index(attack)]
 
 
 Outcomes = Mapping[str, Survival]  # data set -> what became of its images, for one model
@@ -112,11 +116,12 @@ class Difference:
 
 
 def worst_case(
-    table: pa.Table, attacks: Sequence[str], eps: Sequence[float], reduced: Mapping[str, Mapping[str, str | None]] = {}
+    table: pa.Table, attacks: Sequence[str], eps: Sequence[float], skips: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, dict[str, Survival]]:
     """Return model -> set -> Survival from records, in the order of their first row; works for a cascade and for independent attacks.
 
-    `reduced` says, per set, what ran instead of an attack; rows may be missing where that is None: it is not defined on so few classes.
+    `skips` names, per set, attacks of the protocol that are not run on it.
+
     Raises UserError for rows of several protocols or weights, for rows that contradict each other, are outside the protocol or are missing.
     """
     if not len(table):
@@ -134,7 +139,7 @@ def worst_case(
             )
         outcomes[model] = {
             name: _survival(
-                rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, reduced.get(name, {}), f"model {model!r}, set {name!r}"
+                rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, (skips or {}).get(name, ()), f"model {model!r}, set {name!r}"
             )
             for name in pc.unique(rows["dataset"]).to_pylist()
         }
@@ -148,7 +153,7 @@ def _one_protocol(table: pa.Table) -> None:
 
 
 def _inside_protocol(table: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...]) -> None:
-    known = {(attack, e) for attack in attacks for e in eps} | {(CLEAN, 0.0)}
+    known = {(attack, e) for attack in attacks for e in eps} | {(CLEAN, 0.0), (CLEAN_ONLY, 0.0)}
     pairs = table.group_by(["attack", "eps"]).aggregate([])
     for attack, e in zip(pairs["attack"].to_pylist(), pairs["eps"].to_pylist(), strict=True):
         # Leaving such a row out could drop the very attack that breaks an image.
@@ -156,10 +161,11 @@ def _inside_protocol(table: pa.Table, attacks: tuple[str, ...], eps: tuple[float
             raise UserError(f"records hold attack {attack!r} at eps {e}, which the protocol does not: attacks {attacks}, eps {eps}")
 
 
-def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], reduced: Mapping[str, str | None], where: str) -> Survival:
+def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], skips: Sequence[str], where: str) -> Survival:
     """Return the Survival of one model on one set; cells are numbered clean, then every attack of the first eps, of the second, ..."""
     number = {(CLEAN, 0.0): 0} | {(a, e): 1 + i * len(attacks) + j for i, e in enumerate(eps) for j, a in enumerate(attacks)}
     names = list(number)
+    number[CLEAN_ONLY, 0.0] = 0
     cell = np.array([number[key] for key in zip(rows["attack"].to_pylist(), rows["eps"].to_pylist(), strict=True)])
     ids, image = np.unique(np.array(rows["image_id"].to_pylist(), dtype=str), return_inverse=True)
     prediction, label = (np.array(rows[name].to_pylist(), dtype=float) for name in ("prediction", "label"))
@@ -169,20 +175,25 @@ def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], 
     stated = np.array(rows["correct"].to_pylist(), dtype=object)
     _refuse(stated != correct, "says `correct` is not what prediction and label say", where, ids[image], [names[c] for c in cell])
 
-    first = np.full((len(ids), len(number)), np.nan)
+    first = np.full((len(ids), len(names)), np.nan)
     first[image, cell] = prediction
     _refuse(first[image, cell] != prediction, "has rows with different predictions", where, ids[image], [names[c] for c in cell])
     labels = np.full(len(ids), np.nan)
     labels[image] = label
     _refuse(labels[image] != label, "has rows with different labels", where, ids[image], [names[c] for c in cell])
 
+    attacked = np.ones(len(ids), dtype=bool)
+    attacked[image[np.array(rows["attack"].to_pylist()) == CLEAN_ONLY]] = False
+    wanted = attacked[:, None] & np.array([attack not in skips for attack, _ in names])
+    wanted[:, 0] = True
     present = ~np.isnan(first)
+    extra, at = np.nonzero(present & ~wanted)
+    _refuse(np.ones(len(extra), dtype=bool), "has a row that its protocol leaves out", where, ids[extra], [names[c] for c in at])
     alive = np.logical_and.accumulate((first == labels[:, None]) | ~present, axis=1)
     before = np.hstack([np.ones((len(ids), 1), dtype=bool), alive[:, :-1]])
-    required = np.array([reduced.get(attack, attack) is not None for attack, _ in names])
-    gone, at = np.nonzero(before & ~present & required)
+    gone, at = np.nonzero(before & ~present & wanted)
     _refuse(np.ones(len(gone), dtype=bool), "has no row and no earlier break", where, ids[gone], [names[c] for c in at])
-    return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)))
+    return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)), attacked)
 
 
 def _refuse(bad: np.ndarray, what: str, where: str, images: np.ndarray, cells: Sequence[tuple[str, float]]) -> None:
@@ -234,7 +245,8 @@ def check_same_images(models: Mapping[str, Outcomes]) -> None:
             if name not in outcomes or name not in models[first]:
                 lacking = model if name not in outcomes else first
                 raise UserError(f"no comparison: model {lacking!r} has no records for set {name!r}; finish its evaluation")
-            other = np.setxor1d(outcomes[name].ids, models[first][name].ids)
+            here, there = outcomes[name], models[first][name]
+            other = np.union1d(np.setxor1d(here.ids, there.ids), np.setxor1d(here.ids[here.attacked], there.ids[there.attacked]))
             if len(other):
                 raise UserError(
                     f"no comparison: {first!r} and {model!r} differ in {len(other)} images of set {name!r}, such as {str(other[0])!r}"

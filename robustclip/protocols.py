@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,60 +13,26 @@ from robustclip import storage
 from robustclip.attacks import APGD, PGD, Attack
 from robustclip.attacks.classes import reductions
 from robustclip.config import RESULT_VERSION, key, to_json
-from robustclip.data.datasets import DatasetCard, ensure_set
-from robustclip.data.reading import split_identity, stratified
+from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
+from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
 from robustclip.data.shards import Index, scan
-from robustclip.data.world import SUITE
+from robustclip.data.world import SETS, SUITE
 from robustclip.errors import UserError, did_you_mean
-from robustclip.threat import Ball
+from robustclip.presets import PRESETS, TITLES
+from robustclip.rules import Protocol, SetRule
 
+PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
 CELL_IMAGES = 200  # images of one cell: the unit of work, of resuming and of records; on one core about a minute
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Data sets x attacks x eps x sample ids x precision x averaging.
-
-    `n` images of every set's test split (None: all), chosen evenly over classes by a hash of their ids; `eps` in 1/255, ascending; attacks
-    from cheap to dear: each meets only the images that survived the earlier ones and the smaller eps. Work is done in micro-batches of one
-    fixed size, the last one padded, because a matrix product may round differently in batches of another size.
-    """
-
-    name: str
-    sets: tuple[str, ...]
-    attacks: tuple[Attack, ...]
-    eps: tuple[float, ...]
-    n: int | None = 100
-    norm: str = "Linf"
-    level: str = "white-box"
-    averaging: str = "mean over sets"
-    real: tuple[str, ...] = ()
-    seed: int = 0
-    render_seed: int = 0
-    resize: int | None = None
-    micro_batch: int = 20
-
-    def __post_init__(self) -> None:
-        if not self.sets or not self.attacks:
-            raise UserError(f"protocol {self.name}: it needs at least one data set and one attack")
-        names = [attack.name for attack in self.attacks]
-        if len(set(names)) < len(names):
-            raise UserError(f"protocol {self.name}: two attacks have one name in {', '.join(names)}")
-        if list(self.eps) != sorted(set(self.eps)) or any(ball.eps == 0 for ball in self.balls()):
-            raise UserError(f"protocol {self.name}: eps must be positive and ascending, not {self.eps}")
-
-    def balls(self) -> tuple[Ball, ...]:
-        """Return the threat models of its eps, ascending."""
-        return tuple(Ball(self.norm, eps) for eps in self.eps)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class TestSet:
-    """The images of one set that a protocol names: positions `rows` in the index of its test split."""
+    """The images of one set that a protocol names: positions `rows` in the index of a split, under the prompts the protocol gives it."""
 
     card: DatasetCard
     index: Index
     rows: np.ndarray
+    split: str = "test"
 
     @property
     def ids(self) -> list[str]:
@@ -79,7 +46,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work: up to CELL_IMAGES images of one set under one model; its key names its record file."""
+    """One unit of work: up to CELL_IMAGES images of one set under one model, meeting `attacks`; its key names its record file."""
 
     key: str
     result_key: str
@@ -87,6 +54,7 @@ class Cell:
     model_sha256: str
     dataset: str
     rows: np.ndarray
+    attacks: tuple[Attack, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +71,7 @@ class Resolved:
 
     def describe(self) -> dict[str, Any]:
         """Return what `protocols/<hash>.json` says: settings, and per set its class names, templates and ids."""
-        settings = to_json(self.protocol) | {"attacks": [attack.name for attack in self.protocol.attacks]}
+        settings = to_json(self.protocol) | {"attacks": [attack.name for attack in self.protocol.attacks], "precision": PRECISION}
         settings["attack_settings"] = {attack.name: to_json(attack) for attack in self.protocol.attacks}
         sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
         return settings | {"set_order": list(self.sets), "sets": sets}
@@ -113,6 +81,12 @@ class Resolved:
         """Return, for every set with too few classes for some attack: its name -> the name of what runs instead, None if nothing does."""
         return {name: reductions(self.protocol.attacks, len(each.card.class_names)) for name, each in self.sets.items()}
 
+    @property
+    def skips(self) -> dict[str, list[str]]:
+        """Return, for every set, the attacks that are not run on it: by the protocol's rule, or undefined on so few classes."""
+        undefined = {name: [attack for attack, instead in each.items() if instead is None] for name, each in self.reduced.items()}
+        return {name: [*dict.fromkeys([*self.protocol.rule(name).skips, *undefined[name]])] for name in self.sets}
+
     def _describe_set(self, name: str, test_set: TestSet) -> dict[str, Any]:
         return {
             "reduced": self.reduced[name],
@@ -120,8 +94,10 @@ class Resolved:
             "templates": list(test_set.card.templates),
             "ids_sha256": _sha256(test_set.ids),
             "n": len(test_set.rows),
-            "split": "test",
+            "attacked": len(test_set.rows[: self.protocol.attacked]),
+            "split": test_set.split,
             "real": name in self.protocol.real,
+            "skips": self.skips[name],
         }
 
     def cells(self, model: str, model_sha256: str) -> list[Cell]:
@@ -129,28 +105,71 @@ class Resolved:
         result_key = key(model_sha256)
         cells = []
         for name, test_set in self.sets.items():
-            shards = split_identity(test_set.card, "test")
-            for first in range(0, len(test_set.rows), CELL_IMAGES):
-                rows = test_set.rows[first : first + CELL_IMAGES]
+            shards = split_identity(test_set.card, test_set.split)
+            for rows, attacks in self._work(name, test_set.rows):
                 ids = [str(id_) for id_ in test_set.index.id[rows]]
-                cells.append(Cell(key(self.hash, result_key, name, shards, ids), result_key, model, model_sha256, name, rows))
+                cells.append(Cell(key(self.hash, result_key, name, shards, ids), result_key, model, model_sha256, name, rows, attacks))
         return cells
+
+    def _work(self, name: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[Attack, ...]]]:
+        """Yield the rows cell by cell with the attacks they meet: first those that are attacked, then those only looked at clean."""
+        attacked = len(rows[: self.protocol.attacked])
+        for part, attacks in ((rows[:attacked], self.protocol.attacks_on(name)), (rows[attacked:], ())):
+            for first in range(0, len(part), CELL_IMAGES):
+                yield part[first : first + CELL_IMAGES], attacks
+
+    def read(self, name: str, rows: np.ndarray, model_size: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Return ids, pixels uint8 [n,H,W,3] as they are attacked, and labels of some rows of a set, for a model of that input size."""
+        protocol, test_set = self.protocol, self.sets[name]
+        size = protocol.crop or decoded_size(test_set.card, model_size)
+        if protocol.rule(name).native:
+            return read_images(test_set.index, rows, None, None)
+        return read_images(test_set.index, rows, size, protocol.resize, protocol.interpolation)
 
 
 def resolve(protocol: Protocol, out: str) -> Resolved:
-    """Return the protocol with its sets found or rendered under `out`; a set that is missing or too small raises UserError."""
-    sets = {}
-    for name in protocol.sets:
-        card = ensure_set(out, name, {"test": protocol.n or 1000}, protocol.render_seed)
-        if "test" not in card.splits:
-            raise UserError(f"data set {name!r} has no split 'test' (it has {', '.join(card.splits)}): prepare one")
-        index = scan(card.folder, card, "test")
-        if protocol.n is not None and len(index) < protocol.n:
-            raise UserError(f"data set {name!r} has {len(index)} test images, the protocol {protocol.name!r} asks for {protocol.n}")
-        sets[name] = TestSet(card, index, stratified(index, protocol.n))
-    resolved = Resolved(protocol, sets)
+    """Return the protocol with its sets found or rendered under `out`.
+
+    Raises UserError that names every missing set, or the first one that is not the set the protocol means: a mean over fewer is no answer.
+    """
+    _refuse_missing(protocol, out)
+    resolved = Resolved(protocol, {name: _test_set(protocol, protocol.rule(name), out) for name in protocol.sets})
     storage.write_json(storage.join(out, "protocols", f"{resolved.hash}.json"), resolved.describe())
     return resolved
+
+
+def _refuse_missing(protocol: Protocol, out: str) -> None:
+    there = [*SETS, *storage.list_folders(storage.join(out, "data"))]
+    missing = [
+        f"{name!r} ({TITLES[name]})" if name in TITLES else f"{name!r}{did_you_mean(name, there)}"
+        for name in protocol.sets
+        if name not in SETS and not storage.exists(storage.join(set_folder(out, name, {}, 0), CARD))
+    ]
+    if missing:
+        raise UserError(
+            f"protocol {protocol.name!r} needs {len(protocol.sets)} data sets; under {storage.join(out, 'data')} there is no data set "
+            f"{', '.join(missing)}: prepare each with pipelines/prepare.py SOURCE --name NAME (no mean is taken over fewer sets)"
+        )
+
+
+def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
+    card = ensure_set(out, rule.name, {"test": protocol.n or 1000}, protocol.render_seed)
+    if rule.split not in card.splits:
+        raise UserError(f"data set {rule.name!r} has no split {rule.split!r} (it has {', '.join(card.splits)}): prepare one")
+    index = scan(card.folder, card, rule.split)
+    facts = {"classes": len(card.class_names), "images": len(index), "native": card.native_size}
+    for fact, found in facts.items():
+        if getattr(rule, fact) not in (None, found):
+            what = {"classes": "classes", "images": "images", "native": "px squares as stored"}[fact]
+            raise UserError(
+                f"protocol {protocol.name!r}: data set {rule.name!r}, split {rule.split!r}, has {found} {what}, not "
+                f"{getattr(rule, fact)}: prepare the set the protocol means"
+            )
+    wanted = protocol.n or protocol.attacked or 0
+    if len(index) < wanted:
+        raise UserError(f"data set {rule.name!r} has {len(index)} {rule.split} images, the protocol {protocol.name!r} asks for {wanted}")
+    card = replace(card, templates=rule.templates or card.templates, class_names=rule.class_names or card.class_names)
+    return TestSet(card, index, stratified(index, protocol.n), rule.split)
 
 
 def _sha256(value: Any) -> str:
@@ -161,6 +180,7 @@ DEMO = Protocol("demo", SUITE, (PGD(10), APGD(20)), (1.0, 2.0, 4.0), n=100, real
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
+    **PRESETS,
 }
 
 

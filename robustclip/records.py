@@ -12,6 +12,7 @@ from robustclip.errors import UserError
 
 SCHEMA_VERSION = 1
 CLEAN = "clean"  # the attack column of the unattacked rows; their eps is 0
+CLEAN_ONLY = "clean, not attacked"  # the same of images that the protocol only looks at clean
 
 _STRINGS = (
     "protocol protocol_hash cell_key result_key model model_sha256 dataset split shard_sha256 image_id attack attack_config norm level "

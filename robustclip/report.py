@@ -42,7 +42,10 @@ class Report:
     @cached_property
     def columns(self) -> dict[metrics.Column, str]:
         """Return the columns of the main table with their titles."""
-        return {CLEAN: "clean", **{e: f"robust ε={e:g}" for e in self.eps}}
+        titles: dict[metrics.Column, str] = {CLEAN: "clean"}
+        if self.protocol.get("attacked"):
+            titles[metrics.CLEAN_ATTACKED] = "clean, attacked images"
+        return titles | {e: f"robust ε={e:g}" for e in self.eps}
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -63,6 +66,12 @@ class Report:
             said += [f"{name} ({self.classes[name]} classes): {', '.join(changes)}"] if changes else []
         return f" Reduced where a set has too few classes: {'; '.join(said)}." if said else ""
 
+    @cached_property
+    def grey_box(self) -> str:
+        """Return what must stand beside every number that a defence-aware attacker was kept from, nothing for white-box ones."""
+        level = str(self.protocol.get("level", ""))
+        return f"Attacker level {level}, grey-box: comparable, never ranked. " if level.startswith("grey-box") else ""
+
     def name(self, model: str) -> str:
         """Return what a model is called in print."""
         return self.names.get(model, model)
@@ -80,11 +89,11 @@ class Report:
     @cached_property
     def sheets(self) -> list[Sheet]:
         """Return the tables in the order in which they are read."""
-        paired = [self._paired()] if self.chosen != self.baseline else []
+        paired = [self._paired()] if self.chosen != self.baseline and not self.grey_box else []
         return [self._main(), *paired, self._stages(), self._per_set()]
 
     def _main(self) -> Sheet:
-        largest, separate = self.eps[-1], self.real if len(self.classes) > 1 else []
+        largest, separate = self.eps[-1], self.real if len(self.real) < len(self.classes) else []
         header = ["model", *self.columns.values(), f"above chance, clean / ε={largest:g}"]
         header += [f"{name} {title}" for name in separate for title in ("clean", f"ε={largest:g}")]
         rows = []
@@ -97,13 +106,16 @@ class Report:
         return Sheet("Clean and robust accuracy", tuple(header), tuple(rows), self._main_caption())
 
     def _main_caption(self) -> str:
-        sizes = {name: len(outcome.ids) for name, outcome in self.outcomes[self.baseline].items()}
+        seen = self.outcomes[self.baseline]
+        sizes = {name: len(outcome.ids) for name, outcome in seen.items()}
+        attacked = sum(len(outcome.ids[outcome.attacked]) for outcome in seen.values())
         n, effective = sum(sizes.values()), self.mean(self.baseline, CLEAN).effective_n
         weight = "" if round(effective) == n else f" at the effective n of unequal sets, {effective:,.0f}"
-        alone = "".join(f"; {name} alone: n = {sizes[name]:,} of them" for name in self.real if len(sizes) > 1)
+        alone = "".join(f"; {name} alone: n = {sizes[name]:,} of them" for name in self.real if len(self.real) < len(sizes))
         over = f"mean over {len(sizes)} sets" if len(sizes) > 1 else f"set {next(iter(sizes))}"
+        some = f", {attacked:,} of them attacked" if attacked < n else ""
         return (
-            f"Accuracy in percent, {over}, n = {n:,} images per model{alone}. Brackets: 95 % Wilson interval{weight}. "
+            f"{self.grey_box}Accuracy in percent, {over}, n = {n:,} images per model{some}{alone}. Brackets: 95 % Wilson interval{weight}. "
             f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε."
             f"{self.reduced} Above chance: mean of accuracy − 1/classes, in points. "
             f"Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
@@ -156,6 +168,8 @@ class Report:
 
     def comparison(self) -> str:
         """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column."""
+        if self.grey_box:
+            raise UserError(f"protocol {self.protocol['name']}: {self.grey_box}Compare models under a white-box protocol")
         a, b = self.name(self.chosen), self.name(self.baseline)
         rows = tuple(
             (
@@ -182,9 +196,16 @@ class Report:
         attacks = [f"{name} ({self.settings[name]})" if self.settings.get(name) else name for name in self.protocol["attacks"]]
         rendered = [name for name in self.classes if name not in self.real]
         world = [f"{len(rendered)} of {len(self.classes)} sets are rendered, not photographed: this is no benchmark of real CLIP."]
+        skipped = [
+            f"On {name} these attacks were not run: {', '.join(each['skips'])}."
+            for name, each in self.protocol["sets"].items()
+            if each.get("skips")
+        ]
         return [
+            *filter(None, [self.grey_box.strip()]),
             f"Protocol {self.protocol['name']}, hash {self.protocol_hash}. Numbers under another hash must not be compared with these.",
             f"Attacks, in this order: {', '.join(attacks)}. Nothing else was tried.",
+            *skipped,
             "Robust accuracy is counted per image in the worst case over these attacks. It is an upper bound, not a certificate: "
             "a stronger attack can only lower it.",
             "Intervals cover which images were drawn. They do not cover the luck of training or what would happen on other sets.",
@@ -202,7 +223,11 @@ class Report:
         lines: list[dict[str, Any]] = []
         for model in self.outcomes:
             for column in self.columns:
-                line = {"model": model, "column": column if column == CLEAN else "robust", "eps": 0.0 if column == CLEAN else column}
+                line = {
+                    "model": model,
+                    "column": column if isinstance(column, str) else "robust",
+                    "eps": 0.0 if isinstance(column, str) else column,
+                }
                 for name in self.classes if per_set else [None]:
                     found = self.mean(model, column) if name is None else metrics.accuracy(self.outcomes[model][name], column)
                     values = {key: value for key, value in vars(found).items() if key != "sets"}
@@ -270,16 +295,11 @@ def from_records(
         for model in models:
             _known(model, pc.unique(table["model"]).to_pylist())
         table = table.filter(pc.is_in(table["model"], pa.array(models)))
-    reduced = {name: each.get("reduced", {}) for name, each in protocol["sets"].items()}
-    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"], reduced)
+    skips = {name: each.get("skips", ()) for name, each in protocol["sets"].items()}
+    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"], skips)
     outcomes = {model: found[model] for model in models or found}
     for model, seen in outcomes.items():
-        if outside := set(seen) - set(protocol["sets"]):
-            raise UserError(f"model {model!r} has records for a set outside protocol {protocol['name']}: {outside.pop()!r}")
-        for name, each in protocol["sets"].items():
-            n, wanted = len(seen[name].ids) if name in seen else 0, each.get("n")
-            if n == 0 or n != (wanted or n):
-                raise UserError(f"model {model!r} has {n} of {wanted or 'all'} images of set {name!r}; finish its evaluation")
+        _check_finished(model, seen, protocol)
     metrics.check_same_images(outcomes)
     names = dict(names or {})
     if len({names.get(model, model) for model in outcomes}) < len(outcomes):
@@ -288,6 +308,19 @@ def from_records(
     for model in (baseline, chosen):
         _known(model, outcomes)
     return Report(outcomes, protocol, table["protocol_hash"][0].as_py(), baseline, chosen, names, _settings(table), tuple(notes))
+
+
+def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:
+    """Raise UserError unless a model has met every image of every set of the protocol, and of no other."""
+    if outside := set(seen) - set(protocol["sets"]):
+        raise UserError(f"model {model!r} has records for a set outside protocol {protocol['name']}: {outside.pop()!r}")
+    for name, each in protocol["sets"].items():
+        n, wanted = len(seen[name].ids) if name in seen else 0, each.get("n")
+        if n == 0 or n != (wanted or n):
+            raise UserError(f"model {model!r} has {n} of {wanted or 'all'} images of set {name!r}; finish its evaluation")
+        attacked = len(seen[name].ids[seen[name].attacked])
+        if attacked != each.get("attacked", n):
+            raise UserError(f"model {model!r}: {attacked} images of set {name!r} were attacked, not {each['attacked']}")
 
 
 def _settings(table: pa.Table) -> dict[str, str]:

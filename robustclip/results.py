@@ -3,21 +3,25 @@
 import pyarrow as pa
 
 from robustclip import metrics
+from robustclip.metrics import CLEAN_ATTACKED
 from robustclip.protocols import Resolved
 from robustclip.records import CLEAN
 
 
 def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
-    """Return test/clean, test/robust_4, ... of one model, averaged over sets, and the same per set as test/<set>/clean, ..., in [0,1]."""
+    """Return test/clean, test/robust_4, ... of one model, averaged over sets, and the same per set as test/<set>/clean, ..., in [0,1].
+
+    Raises UserError when a set of the protocol has no records.
+    """
     protocol = resolved.protocol
-    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.reduced)
+    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
     (outcomes,) = found.values()
     classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
     values: dict[str, float] = {}
-    columns: tuple[metrics.Column, ...] = (CLEAN, *protocol.eps)
+    columns: tuple[metrics.Column, ...] = (CLEAN, *([CLEAN_ATTACKED] if protocol.attacked else []), *protocol.eps)
     for column in columns:
         title = column if isinstance(column, str) else f"robust_{column:g}"
-        average = metrics.macro(outcomes, column, classes)
+        average = metrics.macro(outcomes, column, classes, tuple(classes))
         values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}
         for name, outcome in outcomes.items():
             values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean

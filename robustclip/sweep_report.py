@@ -77,12 +77,11 @@ def examples(name: str, resolved: Resolved) -> bytes:
     import torch
 
     from robustclip.cascade import predict
-    from robustclip.data.reading import decoded_size, read_images
     from robustclip.learner import to_images
 
-    (first, *_), protocol, loaded = resolved.sets.values(), resolved.protocol, models.load(name)
-    size = decoded_size(first.card, loaded.preprocess.size)
-    ids, pixels, labels = read_images(first.index, first.rows[:EXAMPLES], size, protocol.resize)
+    (dataset, first), *_ = resolved.sets.items()
+    protocol, loaded = resolved.protocol, models.load(name)
+    ids, pixels, labels = resolved.read(dataset, first.rows[:EXAMPLES], loaded.preprocess.size)
     classifier, classes = loaded.classifier(first.card.class_names, first.card.templates), first.card.class_names
     x, y = to_images(pixels, "cpu"), torch.as_tensor(labels)
     example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)

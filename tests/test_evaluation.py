@@ -1,12 +1,16 @@
 """The evaluator on Ray: the same records as one process makes, only missing cells computed, a poison cell never loses the others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from robustclip import evaluation, protocols, records, storage
+from robustclip import evaluation, protocols, records, report, storage
 from robustclip import model as models
 from robustclip.errors import UserError
+from robustclip.metrics import CLEAN_ATTACKED
+from robustclip.results import set_metrics
+from robustclip.rules import SetRule
 
 
 @pytest.fixture
@@ -55,8 +59,28 @@ def test_a_poison_cell_is_named_and_the_others_are_kept(
     assert storage.exists(records.path(storage.join(str(tmp_path), "records"), good.key))
 
 
+def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Path) -> None:
+    name = "tiny-vit8"
+    smoke = replace(protocols.named("smoke"), attacked=5, eps=(0.25,), rules=(SetRule("digits", skips=("apgd-ce-3",)),))
+    resolved, model = protocols.resolve(smoke, str(tmp_path)), models.load(name)
+    rows = [
+        evaluation.provenance(cell, resolved) | row
+        for cell in cells_of(resolved, name)
+        for row in evaluation.compute(model, cell, resolved)
+    ]
+    built = report.from_records(records.table(rows), resolved.describe())
+    (seen,) = built.outcomes.values()
+    assert {name: (len(each.ids), len(each.flags(0.25)), len(each.flags(CLEAN_ATTACKED))) for name, each in seen.items()} == {
+        "shapes": (16, 5, 5),
+        "digits": (16, 5, 5),
+    }
+    assert {(row["dataset"], row["attack"]) for row in rows} >= {("shapes", "apgd-ce-3"), ("digits", "pgd-2")}
+    assert ("digits", "apgd-ce-3") not in {(row["dataset"], row["attack"]) for row in rows}
+    assert set(set_metrics(records.table(rows), resolved)) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
+
+
 def test_a_cell_is_tried_three_times() -> None:
-    cell = protocols.Cell("key", "result", "model", "sha", "set", None)  # type: ignore[arg-type]
+    cell = protocols.Cell("key", "result", "model", "sha", "set", None, ())  # type: ignore[arg-type]
     queue = evaluation.Queue([])
     for _ in range(evaluation.ATTEMPTS - 1):
         queue.again(cell, "lost")

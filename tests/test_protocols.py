@@ -15,8 +15,10 @@ from robustclip.data.datasets import DatasetCard, load, save
 from robustclip.data.preparation import prepare
 from robustclip.data.reading import stratified
 from robustclip.data.shards import Index, scan
+from robustclip.data.world import SETS
 from robustclip.errors import UserError
 from robustclip.protocols import PROTOCOLS, Protocol, Resolved, named, resolve
+from robustclip.rules import SetRule
 
 BASE = Protocol("test", ("a", "b"), (PGD(2), APGD(3)), (1.0, 2.0), n=6)
 
@@ -47,13 +49,17 @@ SETTINGS = {
     "eps": (1.0, 2.5),
     "n": 5,
     "norm": "L2",
-    "level": "black-box",
+    "level": "grey-box A1",
     "averaging": "mean over images",
     "real": ("a",),
     "seed": 1,
     "render_seed": 1,
     "resize": 10,
     "micro_batch": 7,
+    "crop": 8,
+    "interpolation": "bilinear",
+    "attacked": 3,
+    "rules": (SetRule("a", split="val"),),
 }
 
 
@@ -69,6 +75,31 @@ def test_the_hash_changes_with_every_setting(name):
 @pytest.mark.parametrize("attack", [PGD(2, alpha=0.3), PGD(2, restarts=2), PGD(2, random_start=False)], ids=repr)
 def test_the_hash_changes_with_every_setting_of_an_attack(attack):
     assert resolved(replace(BASE, attacks=(attack, APGD(3)))).hash != resolved().hash
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        SetRule("b"),
+        SetRule("a", split="val"),
+        SetRule("a", classes=3),
+        SetRule("a", images=6),
+        SetRule("a", templates=("{}",)),
+        SetRule("a", class_names=("x", "y", "z")),
+        SetRule("a", native=8),
+        SetRule("a", skips=("pgd-2",)),
+    ],
+    ids=repr,
+)
+def test_the_hash_changes_with_every_rule_of_a_set(rule):
+    assert rule.__dataclass_fields__.keys() == {"name", "split", "classes", "images", "templates", "class_names", "native", "skips"}
+    assert resolved(replace(BASE, rules=(rule,))).hash != resolved(replace(BASE, rules=(SetRule("a"),))).hash
+
+
+def test_the_hash_changes_with_precision(monkeypatch):
+    before = resolved().hash
+    monkeypatch.setattr(protocols, "PRECISION", "fp16")
+    assert resolved().hash != before
 
 
 def test_the_hash_changes_with_the_order_of_attacks():
@@ -126,6 +157,15 @@ def test_cells_cover_every_image_once_in_order():
     assert np.concatenate([cell.rows for cell in cells[:3]]).tolist() == list(range(450))
     assert len(set(keys(found))) == 4
     assert {cell.model for cell in cells} == {"model"}
+
+
+def test_images_beyond_those_attacked_and_attacks_a_set_skips_are_left_out():
+    chosen = replace(BASE, n=None, attacked=300, rules=(SetRule("b", skips=("apgd-ce-3",)),))
+    cells = resolved(chosen, {"a": make_set("a", 450), "b": make_set("b", 3)}).cells("model", "w")
+    met = [(cell.dataset, len(cell.rows), [attack.name for attack in cell.attacks]) for cell in cells]
+    both = ["pgd-2", "apgd-ce-3"]
+    assert met == [("a", 200, both), ("a", 100, both), ("a", 150, []), ("b", 3, ["pgd-2"])]
+    assert np.concatenate([cell.rows for cell in cells[:3]]).tolist() == list(range(450))
 
 
 def test_a_cells_key_changes_with_weights_pixels_and_protocol():
@@ -197,12 +237,50 @@ def test_a_protocol_finds_its_sets_and_is_written_down(out):
     ("changes", "said"),
     [
         ({"sets": ("mine", "mien")}, "no data set 'mien'.*did you mean mine"),
+        ({"sets": ("mein", "mine", "mien", "cifar10")}, "'mine' needs 4 data sets.*'mein'.*'mien'.*'cifar10' .CIFAR-10.: prepare each"),
+        ({"n": None, "attacked": 13}, "has 12 test images.*asks for 13"),
+        ({"rules": (SetRule("mine", split="val"),)}, "no split 'val' .it has test."),
+        ({"rules": (SetRule("mine", classes=4),)}, "has 3 classes, not 4"),
+        ({"rules": (SetRule("mine", images=13),)}, "has 12 images, not 13"),
+        ({"rules": (SetRule("mine", native=32),)}, "has 8 px squares as stored, not 32"),
         ({"n": 13}, "has 12 test images.*asks for 13"),
     ],
 )
 def test_a_missing_or_small_set_is_an_error(out, changes, said):
     with pytest.raises(UserError, match=said):
         resolve(replace(MINE, **changes), out)
+
+
+def test_a_rule_gives_prompts_and_geometry(out):
+    rule = SetRule("mine", classes=3, images=12, templates=("{}!", "{}?"), class_names=("b", "g", "r"))
+    found = resolve(replace(MINE, rules=(rule,)), out)
+    card = found.sets["mine"].card
+    assert (card.templates, card.class_names) == (("{}!", "{}?"), ("b", "g", "r"))
+    assert found.describe()["sets"]["mine"]["templates"] == ["{}!", "{}?"]
+    assert found.sets["mine"].prompts_hash != resolve(MINE, out).sets["mine"].prompts_hash
+
+    def pixels(**changes):
+        found = resolve(replace(MINE, **changes), out)
+        return found.read("mine", found.sets["mine"].rows, 16)[1]
+
+    assert pixels().shape == (6, 8, 8, 3)  # stored small, so attacked small
+    assert pixels(crop=32, resize=40).shape == (6, 32, 32, 3)
+    assert pixels(crop=32, rules=(SetRule("mine", native=8),)).shape == (6, 8, 8, 3)
+
+
+def test_interpolation_is_honoured(tmp_path):
+    for name in ("noise", "other"):
+        folder = tmp_path / "photos" / "test" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / "0.png")
+    prepare(str(tmp_path / "out"), "mine", [str(tmp_path / "photos")])
+    seen = {}
+    for interpolation in ("bicubic", "bilinear"):
+        found = resolve(replace(MINE, n=2, crop=8, resize=10, interpolation=interpolation), str(tmp_path / "out"))
+        seen[interpolation] = found.read("mine", found.sets["mine"].rows, 8)[1][0]
+        image = Image.open(folder / "0.png").resize((10, 10), Image.Resampling[interpolation.upper()])
+        assert np.array_equal(seen[interpolation], np.asarray(image)[1:9, 1:9])
+    assert not np.array_equal(seen["bicubic"], seen["bilinear"])
 
 
 def test_a_set_without_a_test_split_is_an_error(out):
@@ -224,6 +302,12 @@ def test_a_set_without_a_test_split_is_an_error(out):
         ({"sets": ()}, "at least one data set"),
         ({"attacks": ()}, "at least one data set and one attack"),
         ({"attacks": (PGD(2), PGD(2, alpha=1.0))}, "two attacks have one name"),
+        ({"sets": ("a", "a")}, "stands twice"),
+        ({"rules": (SetRule("a"), SetRule("a", native=8))}, "stands twice"),
+        ({"rules": (SetRule("a", skips=("pgd-2", "apgd-ce-3")),)}, "no attack is left for the set 'a'"),
+        ({"level": "grey"}, "level 'grey'.*grey-box A1"),
+        ({"interpolation": "nearest"}, "interpolation 'nearest'.*bicubic"),
+        ({"resize": 8, "crop": 16}, "crop of 16 px does not fit"),
     ],
     ids=str,
 )
@@ -235,7 +319,7 @@ def test_a_protocol_that_says_nothing_is_refused(changes, said):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols_are_known_by_their_name(name):
     assert named(name).name == name
-    assert set(named(name).real) <= {"digits"}
+    assert set(named(name).real) <= set(named(name).sets) - set(SETS) | {"digits"}
 
 
 def test_an_unknown_protocol_is_refused_with_a_suggestion():

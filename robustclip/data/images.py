@@ -14,8 +14,8 @@ class BadImage(Exception):
     """Bytes that are no readable image; the message is the reason, the same on every machine."""
 
 
-def decode(data: bytes, size: int | None = None, resize: int | None = None) -> np.ndarray:
-    """Return uint8 [H,W,3] RGB: the shorter side scaled to `resize` (or `size`) bicubically, the centre cropped to size x size.
+def decode(data: bytes, size: int | None = None, resize: int | None = None, interpolation: str = "bicubic") -> np.ndarray:
+    """Return uint8 [H,W,3] RGB: the shorter side scaled to `resize` (or `size`), the centre cropped to size x size.
 
     Without `size` nothing is cropped, without both the native pixels are returned. Transparency is laid on white, 16-bit grey keeps its
     high byte, EXIF orientation is ignored. Scaling and cropping agree with torchvision's Resize and CenterCrop on PIL images.
@@ -25,7 +25,7 @@ def decode(data: bytes, size: int | None = None, resize: int | None = None) -> n
         raise ValueError(f"resize={resize} is smaller than size={size}: the crop would be larger than the image")
     image = _open(data)
     if shorter := resize or size:
-        image = _scale(image, shorter)
+        image = _scale(image, shorter, Image.Resampling[interpolation.upper()])
     if size:
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
@@ -64,9 +64,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale(image: Image.Image, shorter: int) -> Image.Image:
+def _scale(image: Image.Image, shorter: int, resampling: Image.Resampling) -> Image.Image:
     width, height = image.size
     if min(width, height) == shorter:
         return image
     target = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
-    return image.resize(target, Image.Resampling.BICUBIC)
+    return image.resize(target, resampling)

@@ -19,7 +19,9 @@ def decoded_size(card: DatasetCard, model_size: int) -> int | None:
     return None if card.native_size is not None and card.native_size <= model_size else model_size
 
 
-def read_images(index: Index, rows: np.ndarray, size: int | None, resize: int | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_images(
+    index: Index, rows: np.ndarray, size: int | None, resize: int | None, interpolation: str = "bicubic"
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return ids, pixels uint8 [n,H,W,3] and labels int64 [n] of the rows (positions in the index), in their order.
 
     Raises UserError naming the file and id of an image that cannot be decoded.
@@ -29,7 +31,7 @@ def read_images(index: Index, rows: np.ndarray, size: int | None, resize: int | 
         groups[int(index.file[row]), int(index.row_group[row])].append(place)
     pixels: list[np.ndarray] = [np.empty(0)] * len(rows)
     for (file, row_group), places in groups.items():
-        _, images, _ = read_pixels(index.files[file], row_group, index.row[rows[places]], size, resize)
+        _, images, _ = read_pixels(index.files[file], row_group, index.row[rows[places]], size, resize, interpolation)
         for place, image in zip(places, images, strict=True):
             pixels[place] = image
     return [str(name) for name in index.id[rows]], np.stack(pixels), index.label[rows]

@@ -142,14 +142,19 @@ def read_rows(path: str, row_group: int, rows: Sequence[int] | np.ndarray) -> tu
 
 
 def read_pixels(
-    path: str, row_group: int, rows: Sequence[int] | np.ndarray, size: int | None = None, resize: int | None = None
+    path: str,
+    row_group: int,
+    rows: Sequence[int] | np.ndarray,
+    size: int | None = None,
+    resize: int | None = None,
+    interpolation: str = "bicubic",
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """Return what read_rows does with the images decoded to uint8 [H,W,3]; one that cannot be decoded is a UserError naming it."""
     ids, images, labels = read_rows(path, row_group, rows)
     pixels = []
     for name, image in zip(ids, images, strict=True):
         try:
-            pixels.append(decode(image, size, resize))
+            pixels.append(decode(image, size, resize, interpolation))
         except BadImage as error:
             raise UserError(f"{path}: the image {name} cannot be decoded ({error}); the shard is damaged, prepare the set again") from error
     return ids, pixels, labels
