@@ -42,7 +42,7 @@ class StepSize:
 
 def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor, todo: Tensor) -> Found:
     """Return the best iterate of APGD from images + start and its trace for the images `todo` [N]; a success is left alone."""
-    x = move(images, start, ball)
+    x = move(images, start, ball) if steps else images
     scored = score(x, todo)
     best, shares = Best(x, scored), GradientShares(images)
     peak_x, peak_g, peak_loss = x.clone(), scored.gradient, scored.loss.clone()  # where the loss was highest: the point to go back to

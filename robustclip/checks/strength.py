@@ -1,0 +1,114 @@
+"""Are the attacks as strong as they claim: against larger balls, against each other, against attackers that need no gradient."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustclip.attacks import APGD, PGD, Attack, Example
+from robustclip.attacks.pgd import move, random_start
+from robustclip.checks.ball import has
+from robustclip.checks.base import Run, Subject, Verdict, by_chance, does_not_apply, share, verdict
+from robustclip.threat import Ball
+
+LARGE = 64.0  # in 1/255: a ball in which a right answer is no longer defined
+ABOUT_ZERO = 0.1
+SURE, LIKELY = 0.01, 0.05  # one-sided p of a paired sign test: for a hard failure, for a warning
+FORGIVEN = 0.002  # of the images: AutoAttack's margin before Square beating white-box is flagged
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The weakest attacker: uniform noise in the ball, the same draw that PGD starts from."""
+
+    name: str = "noise"
+
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
+    ) -> Example:
+        return Example(move(images, random_start(ball, images, ids, seed, self.name), ball) if ball.radius else images)
+
+
+# From weak to strong: noise, one step (FGSM), many, and many with a step size that adapts.
+LADDER: tuple[Attack, ...] = (Noise(), PGD(1, alpha=1.0, random_start=False), PGD(20), APGD(20))
+
+
+def falls_with_effort(subject: Subject) -> Verdict:
+    """Check 3: accuracy does not rise with eps or restarts and is about 0 in a large ball (Carlini et al. 2019)."""
+    attack, norm = strongest(subject), subject.protocol.norm
+    size = LARGE if norm == "Linf" else LARGE / 2 * subject.images[0].numel() ** 0.5
+    balls = (*subject.protocol.balls(), Ball(norm, max(size, 2 * subject.protocol.eps[-1])))  # type: ignore[arg-type]
+    trials = [(str(ball), subject.run(attack, ball)) for ball in balls]
+    faults = [rise(weaker, stronger) for weaker, stronger in pairwise(trials)]
+    if has(attack, "restarts"):
+        more = replace(attack, restarts=attack.restarts + 2)  # type: ignore[type-var, attr-defined]
+        faults.append(rise(trials[-2], (f"{balls[-2]} with 2 more restarts", subject.run(more, balls[-2]))))
+    left = trials[-1][1].right
+    if share(left) > ABOUT_ZERO and int(left.sum()) > 1:
+        faults.append(f"{attack.name} leaves {share(left):.0%} right at {balls[-1]}")
+    figures = {title: share(run.right) for title, run in trials}
+    return verdict(filter(None, faults), f"accuracy under {attack.name} only falls, to {share(left):.0%} at {balls[-1]}", figures)
+
+
+def rise(weaker: tuple[str, Run], stronger: tuple[str, Run], p: float = LIKELY) -> str | None:
+    """Return a fault where significantly more images break under the weaker of two attacks alone than under the stronger alone."""
+    (weak, a), (strong, b) = weaker, stronger
+    against, for_ = int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum())
+    return f"{strong} leaves {share(b.right):.0%} right, {weak} {share(a.right):.0%}" if by_chance(against, for_) < p else None
+
+
+def stronger_is_stronger(subject: Subject) -> Verdict:
+    """Check 4: APGD <= PGD <= FGSM <= noise, each run on its own on the same images; an attack of the protocol is held to its rung."""
+    faults: list[str | None] = []
+    figures: dict[str, Any] = {}
+    for ball in subject.protocol.balls():
+        trials = {attack: (f"{attack.name} at {ball}", subject.run(attack, ball)) for attack in (*LADDER, *subject.protocol.attacks)}
+        figures |= {title: share(run.right) for title, run in trials.values()}
+        faults += [rise(trials[weaker], trials[attack], SURE) for attack in trials for weaker in below(attack)]
+    return verdict(filter(None, faults), "no attack is weaker than one it should beat", figures)
+
+
+def below(attack: Attack) -> list[Attack]:
+    """Return the rungs an attack must not be weaker than: all below its own kind that take no more steps; noise for a kind of its own."""
+    steps = getattr(attack, "steps", 0)
+    at = [place for place, rung in enumerate(LADDER) if type(rung) is type(attack) and getattr(rung, "steps", 0) <= max(steps, 1)]
+    rungs = LADDER[: at[-1]] if at else LADDER[:1] * (attack != LADDER[0])
+    return [rung for rung in rungs if getattr(rung, "steps", 0) <= max(steps, 1)]
+
+
+def no_black_box_wins(subject: Subject) -> Verdict:
+    """Check 5: neither the black-box attack nor examples made on the undefended model break what every white-box attack leaves right."""
+    trials: list[tuple[str, Attack, nn.Module | None]] = []
+    if subject.black_box is not None:
+        trials.append((subject.black_box.name, subject.black_box, None))
+    if subject.baseline is not None and subject.baseline is not subject.classifier:
+        trials.append((f"transfer of {strongest(subject).name}", strongest(subject), subject.baseline))
+    if not trials:
+        return does_not_apply("no black-box attack and no other undefended model were given")
+    faults, figures = [], {}
+    for ball in subject.protocol.balls():
+        white = subject.worst(ball)
+        for title, attack, against in trials:
+            # A black-box attack asks the pipeline that is scored, whatever the white-box attacks were given.
+            run = subject.run(attack, ball, subject.classifier if against is None else against)
+            broken = beyond(white, run.right)
+            figures[f"{title} at {ball}: broken beyond white-box"] = broken
+            if too_many(broken, len(white)):
+                faults.append(f"{title} at {ball} breaks {broken} of {len(white)} images that white-box attacks leave right")
+    return verdict(faults, "white-box attacks are the stronger ones", figures)
+
+
+def strongest(subject: Subject) -> Attack:
+    """Return the last attack of the protocol that takes steps (the dearest gradient attack), or simply the last."""
+    return ([attack for attack in subject.protocol.attacks if has(attack, "steps")] or subject.protocol.attacks)[-1]
+
+
+def beyond(white: Tensor, right: Tensor) -> int:
+    """Return how many images one attack breaks that all others [N] leave right."""
+    return int((white & ~right).sum())
+
+
+def too_many(broken: int, n: int) -> bool:
+    """Return whether so many images broken beyond the white-box attacks say that those are weak: at least two, and over 0.2 points."""
+    return broken > max(1, FORGIVEN * n)
