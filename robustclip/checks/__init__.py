@@ -42,16 +42,20 @@ CHECKS: dict[str, tuple[str, str, Callable[[Subject], Verdict]]] = {
 }
 
 
+def run_check(subject: Subject, number: str) -> Finding:
+    """Return the finding of one of the CHECKS; one that raises is a hard failure with the exception's line."""
+    name, level, check = CHECKS[number]
+    try:
+        passed, reason, figures = check(subject)
+    except Exception as error:  # whatever it was, the check did not pass, and the others still have something to say
+        line = " ".join(str(error).split())[:200]
+        return Finding(number, name, "hard", False, f"raised {type(error).__name__}: {line}")
+    return Finding(number, name, level, passed, reason, figures)
+
+
 def run_checks(subject: Subject) -> list[Finding]:
-    """Return the findings of all CHECKS on a subject; a check that raises is a hard failure with the exception's line."""
-    findings = []
-    for number, (name, level, check) in CHECKS.items():
-        try:
-            passed, reason, figures = check(subject)
-        except Exception as error:  # whatever it was, the check did not pass, and the others still have something to say
-            passed, reason, level, figures = False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}", "hard", {}
-        findings.append(Finding(number, name, level, passed, reason, figures))
-    return findings
+    """Return the findings of all CHECKS on a subject, in their order."""
+    return [run_check(subject, number) for number in CHECKS]
 
 
-__all__ = ["CHECKS", "GREY_BOX", "Finding", "Subject", "Verdict", "as_json", "rankable", "run_checks", "summary"]
+__all__ = ["CHECKS", "GREY_BOX", "Finding", "Subject", "Verdict", "as_json", "rankable", "run_check", "run_checks", "summary"]

@@ -94,3 +94,9 @@ def simple(number: float) -> bool:
 def has(attack: Attack, setting: str) -> bool:
     """Return whether an attack declares a setting."""
     return is_dataclass(attack) and setting in {each.name for each in fields(attack)}
+
+
+def declared(attack: Attack) -> dict[str, Any]:
+    """Return the settings of an attack; those of a library attack are a tuple of pairs."""
+    own: dict[str, Any] = {each.name: getattr(attack, each.name) for each in fields(attack)} if is_dataclass(attack) else {}
+    return own | dict(own.get("settings") or ())

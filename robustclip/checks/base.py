@@ -40,12 +40,12 @@ class Verdict(NamedTuple):
 
     passed: bool | None
     reason: str
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any]
 
 
 def does_not_apply(why: str) -> Verdict:
     """Return the verdict of a check that has nothing to look at."""
-    return Verdict(None, f"not applicable: {why}")
+    return Verdict(None, f"not applicable: {why}", {})
 
 
 def verdict(faults: Iterable[str], healthy: str, figures: dict[str, Any]) -> Verdict:

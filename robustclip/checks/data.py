@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from robustclip import cascade, metrics, records
 from robustclip.attacks import Attack, Example
+from robustclip.checks.ball import declared
 from robustclip.checks.base import Subject, Verdict, does_not_apply, verdict
-from robustclip.checks.effort import declared
 from robustclip.data.reading import stratified
 from robustclip.errors import UserError
 from robustclip.protocols import TestSet
@@ -27,9 +27,8 @@ def enough_classes(subject: Subject) -> Verdict:
     faults = [f"{outputs} logits for {subject.classes} classes"] if outputs != subject.classes else []
     if not 0 <= int(subject.labels.min()) <= int(subject.labels.max()) < subject.classes:
         faults.append(f"labels {int(subject.labels.min())} to {int(subject.labels.max())} for {subject.classes} classes")
-    for attack in subject.protocol.attacks:
-        if (needed := classes_needed(attack)) > subject.classes:
-            faults.append(f"{attack.name} needs {needed} classes, there are {subject.classes}")
+    needed = {attack.name: classes_needed(attack) for attack in subject.protocol.attacks}
+    faults += [f"{name} needs {least} classes, there are {subject.classes}" for name, least in needed.items() if least > subject.classes]
     note = "; binary: DLR losses do not apply" if subject.classes == 2 else ""
     return verdict(faults, f"{subject.classes} classes are enough{note}", {"classes": subject.classes, "logits": outputs})
 

@@ -1,6 +1,6 @@
 """Was the effort enough and was it really made: convergence, silent successes, passes counted against the settings."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustclip import config
 from robustclip.attacks import Attack
-from robustclip.checks.ball import has
+from robustclip.checks.ball import declared, has
 from robustclip.checks.base import Run, Subject, Verdict, share, verdict
 from robustclip.checks.strength import rise
 from robustclip.checks.watch import watching
@@ -82,12 +82,6 @@ def settings_are_used(subject: Subject) -> Verdict:
         if not all(steps * runs <= passes <= (steps + 1) * runs + 1 for passes in watch.passes):
             faults.append(f"{attack.name} makes {watch.passes[0]} passes for {steps} steps x {runs} runs")
     return verdict(faults, "every declared step and restart was made, no unknown setting is taken", figures)
-
-
-def declared(attack: Attack) -> dict[str, Any]:
-    """Return the settings of an attack; those of a library attack are a tuple of pairs."""
-    own: dict[str, Any] = {each.name: getattr(attack, each.name) for each in fields(attack)} if is_dataclass(attack) else {}
-    return own | dict(own.get("settings") or ())
 
 
 def accepts_anything(attack: Attack) -> list[str]:

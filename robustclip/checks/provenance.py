@@ -104,7 +104,7 @@ def no_fallback(subject: Subject) -> Verdict:
         got = models.load(wrong)
     except UserError as error:
         return Verdict(True, "a wrong name is refused", {"said": str(error)})
-    return Verdict(False, f"asked for {wrong!r}, the loader gave {got.name!r}")
+    return Verdict(False, f"asked for {wrong!r}, the loader gave {got.name!r}", {})
 
 
 def names_travel(subject: Subject) -> Verdict:
@@ -127,7 +127,7 @@ def baseline_beside(subject: Subject) -> Verdict:
     if subject.records is None:
         return does_not_apply("no records of a run were given")
     if subject.baseline_name not in pc.unique(subject.records["model"]).to_pylist():
-        return Verdict(False, f"the run holds no rows of an undefended model ({subject.baseline_name or 'none was named'})")
+        return Verdict(False, f"the run holds no rows of an undefended model ({subject.baseline_name or 'none was named'})", {})
     attacks = [attack.name for attack in subject.protocol.attacks]
     outcomes = metrics.worst_case(subject.records, attacks, subject.protocol.eps)
     chosen = {name: outcomes[name] for name in (subject.baseline_name, subject.name)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks import APGD, PGD, Attack, Example
 from robustclip.attacks.pgd import move, random_start
-from robustclip.checks.ball import has
+from robustclip.checks.ball import declared, has
 from robustclip.checks.base import Run, Subject, Verdict, by_chance, does_not_apply, share, verdict
 from robustclip.threat import Ball
 
@@ -70,11 +70,14 @@ def stronger_is_stronger(subject: Subject) -> Verdict:
 
 
 def below(attack: Attack) -> list[Attack]:
-    """Return the rungs an attack must not be weaker than: all below its own kind that take no more steps; noise for a kind of its own."""
-    steps = getattr(attack, "steps", 0)
-    at = [place for place, rung in enumerate(LADDER) if type(rung) is type(attack) and getattr(rung, "steps", 0) <= max(steps, 1)]
-    rungs = LADDER[: at[-1]] if at else LADDER[:1] * (attack != LADDER[0])
-    return [rung for rung in rungs if getattr(rung, "steps", 0) <= max(steps, 1)]
+    """Return the rungs an attack must not be weaker than: those below its kind that take no more steps.
+
+    An attack of another kind is held to FGSM if it takes several steps, else to noise; what takes none, but noise itself, to noise.
+    """
+    steps = declared(attack).get("steps", 0)
+    own = [place for place, rung in enumerate(LADDER) if type(rung) is type(attack) and declared(rung).get("steps", 0) <= max(steps, 1)]
+    place = own[-1] if own else 2 if steps > 1 else 1
+    return [rung for rung in LADDER[:place] if declared(rung).get("steps", 0) <= max(steps, 1)]
 
 
 def no_black_box_wins(subject: Subject) -> Verdict:
