@@ -130,13 +130,34 @@ class IgnoresRestarts:
         return PGD(self.steps)(*args)
 
 
+@dataclass(frozen=True)
+class Miscounts:
+    """PGD whose trace tells of passes it did not make."""
+
+    steps: int = 5
+    name: str = "miscounts"
+
+    def __call__(self, *args):
+        found = PGD(self.steps)(*args)
+        return replace(found, trace=replace(found.trace, forwards=found.trace.forwards + 100))
+
+
+def miscounts(subject, patch):
+    return changed(subject, protocol=replace(subject.protocol, attacks=(Miscounts(),)))
+
+
 def restarts_ignored(subject, patch):
     return changed(subject, protocol=replace(subject.protocol, attacks=(IgnoresRestarts(),)))
 
 
 def misspelt_key(subject, patch):
     honest = config.from_json
-    patch.setattr(config, "from_json", lambda kind, data, path="": honest(kind, {k: v for k, v in data.items() if k != "stepz"}, path))
+
+    def lenient(kind, data, path="config"):
+        known = data if not isinstance(data, dict) else {name: value for name, value in data.items() if name != "stepz"}
+        return honest(kind, known, path)
+
+    patch.setattr(config, "from_json", lenient)
     return changed(subject)
 
 
@@ -211,6 +232,7 @@ FAULTS = [
     ("8", "2 short steps for 100", two_steps),
     ("8", "the last iterate crosses the boundary and comes back", silent_success),
     ("9", "restarts accepted and ignored", restarts_ignored),
+    ("9", "passes that were not made", miscounts),
     ("9", "a misspelt key accepted", misspelt_key),
     ("15", "2 classes with DLR", class_guard(2, "dlr")),
     ("15", "3 classes with targeted DLR", class_guard(3, "dlr-targeted")),

@@ -108,6 +108,16 @@ def back(do):
     return both(lambda classifier: After(classifier, Do(do)))
 
 
+def no_gradient(**without):
+    """Attack and score a classifier whose input is detached, the gradient through it exactly 0; the ball is one a black box can use."""
+
+    def plant(subject, patch):
+        blind = front(lambda x: x.detach() + 0 * x)(subject, patch)
+        return changed(blind, protocol=replace(subject.protocol, eps=(24.0,)), **without)
+
+    return plant
+
+
 def jpeg_like(x):
     """Round block averages and what is left of them, as JPEG rounds its coefficients."""
     coarse = nn.functional.interpolate(nn.functional.avg_pool2d(x, 4), scale_factor=4)
@@ -214,7 +224,8 @@ def one_more_class(subject, patch):
 
 FAULTS = [
     ("3", "the input rounded, gradient 0", front(lambda x: (x * 4).round() / 4)),
-    ("5", "the input without its gradient", front(lambda x: x.detach() + 0 * x)),
+    ("5", "no gradient, against a black box", no_gradient(baseline=None)),
+    ("5", "no gradient, against transfer", no_gradient(black_box=None)),
     ("6", "logits times 1e4", back(lambda z: 1e4 * z)),
     ("6", "one gradient that is not a number", front(nan_for_one)),
     ("7", "a forward in bf16", both(lambda classifier: Do(in_bf16(classifier)))),

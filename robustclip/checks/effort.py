@@ -77,10 +77,12 @@ def settings_are_used(subject: Subject) -> Verdict:
         runs = asked.get("restarts", 1) * asked.get("eot", 1) * goals
         model = Unbreakable(max(10, goals + 1))
         with watching(model, images, labels) as watch:
-            attack(model, images, labels, ids, ball, subject.protocol.seed, subject.protocol.micro_batch)
+            example = attack(model, images, labels, ids, ball, subject.protocol.seed, subject.protocol.micro_batch)
         figures[attack.name] = {"declared": steps * runs, "passes": watch.passes}
         if not all(steps * runs <= passes <= (steps + 1) * runs + 1 for passes in watch.passes):
             faults.append(f"{attack.name} makes {watch.passes[0]} passes for {steps} steps x {runs} runs")
+        if example.trace is not None and example.trace.forwards.tolist() != watch.passes:
+            faults.append(f"{attack.name} says it made {example.trace.forwards.tolist()} passes, it made {watch.passes}")
     return verdict(faults, "every declared step and restart was made, no unknown setting is taken", figures)
 
 

@@ -100,7 +100,8 @@ def prompts_of_the_checkpoint(subject: Subject) -> Verdict:
     scored = tensors_sha256(tensors)
     loaded = models.load(subject.source).sha256 if subject.source else subject.model.sha256
     faults = [f"scored tensors {scored[:12]} are not those of the checkpoint, {loaded[:12]}"] if scored != loaded else []
-    return verdict(faults, "scored tensors are those of the checkpoint", {"scored": scored, "loaded": loaded})
+    again = "of the checkpoint, loaded again" if subject.source else "of the model given (no source to load again)"
+    return verdict(faults, f"scored tensors are those {again}", {"scored": scored, "loaded": loaded})
 
 
 def eval_mode(subject: Subject) -> Verdict:

@@ -35,15 +35,16 @@ LADDER: tuple[Attack, ...] = (Noise(), PGD(1, alpha=1.0, random_start=False), PG
 
 
 def falls_with_effort(subject: Subject) -> Verdict:
-    """Check 3: accuracy does not rise with eps or restarts and is about 0 in a large ball (Carlini et al. 2019)."""
+    """Check 3: accuracy does not rise with eps, steps or restarts and is about 0 in a large ball (Carlini et al. 2019)."""
     attack, norm = strongest(subject), subject.protocol.norm
     size = LARGE if norm == "Linf" else LARGE / 2 * subject.images[0].numel() ** 0.5
     balls = (*subject.protocol.balls(), Ball(norm, max(size, 2 * subject.protocol.eps[-1])))  # type: ignore[arg-type]
     trials = [(str(ball), subject.run(attack, ball)) for ball in balls]
     faults = [rise(weaker, stronger) for weaker, stronger in pairwise(trials)]
-    if has(attack, "restarts"):
-        more = replace(attack, restarts=attack.restarts + 2)  # type: ignore[type-var, attr-defined]
-        faults.append(rise(trials[-2], (f"{balls[-2]} with 2 more restarts", subject.run(more, balls[-2]))))
+    more = {name: value for name, value in (("steps", 2), ("restarts", 3)) if has(attack, name)}
+    for name, times in more.items():
+        longer = replace(attack, **{name: times * getattr(attack, name)})  # type: ignore[type-var]
+        faults.append(rise(trials[-2], (f"{balls[-2]} with {times} times the {name}", subject.run(longer, balls[-2]))))
     left = trials[-1][1].right
     if share(left) > ABOUT_ZERO and int(left.sum()) > 1:
         faults.append(f"{attack.name} leaves {share(left):.0%} right at {balls[-1]}")
@@ -75,9 +76,9 @@ def below(attack: Attack) -> list[Attack]:
     An attack of another kind is held to FGSM if it takes several steps, else to noise; what takes none, but noise itself, to noise.
     """
     steps = declared(attack).get("steps", 0)
-    own = [place for place, rung in enumerate(LADDER) if type(rung) is type(attack) and declared(rung).get("steps", 0) <= max(steps, 1)]
-    place = own[-1] if own else 2 if steps > 1 else 1
-    return [rung for rung in LADDER[:place] if declared(rung).get("steps", 0) <= max(steps, 1)]
+    own = [place for place, rung in enumerate(LADDER) if type(rung) is type(attack)]
+    place = (own[-1] if steps > 1 else own[0]) if own else (2 if steps > 1 else 1)
+    return [rung for rung in LADDER[:place] if declared(rung).get("steps", 0) <= steps]
 
 
 def no_black_box_wins(subject: Subject) -> Verdict:
