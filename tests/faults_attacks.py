@@ -63,16 +63,21 @@ def eps_in_256(subject, patch):
 def sign_flipped(subject, patch):
     def objective(classifier, labels):
         honest = cross_entropy(classifier, labels)
-        return lambda images: Scored(-honest(images).loss, honest(images).fooled)
+
+        def flipped(images):
+            scored = honest(images)
+            return Scored(-scored.loss, scored.fooled)
+
+        return flipped
 
     patch.setattr(apgd, "cross_entropy", objective)
-    return changed(subject)
+    return changed(subject, protocol=replace(subject.protocol, eps=(16.0,)))
 
 
 def on_other_weights(subject, patch):
     honest, other = APGD.__call__, OTHER[0]
     patch.setattr(APGD, "__call__", lambda self, classifier, *args: honest(self, other, *args))
-    return changed(subject)
+    return changed(subject, protocol=replace(subject.protocol, eps=(16.0,)))
 
 
 OTHER = []  # the classifier of other weights; the test puts it here

@@ -163,6 +163,14 @@ def normalised_twice(subject, patch):
     return changed(subject)
 
 
+def resized_outside(subject, patch):
+    def embed(self, images):
+        return nn.functional.normalize(self.clip.visual((images - self.mean) / self.std), dim=-1)
+
+    patch.setattr(ZeroShotClassifier, "embed_images", embed)
+    return changed(subject)
+
+
 def other_constants(subject, patch):
     classifier = copy.deepcopy(subject.classifier)
     classifier.mean.copy_(torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
@@ -239,6 +247,7 @@ FAULTS = [
     ("13", "batch norm in train mode", train_mode_norm),
     ("14", "the attack is given normalised tensors", normalised_tensors),
     ("14", "normalised twice", normalised_twice),
+    ("14", "no resize inside", resized_outside),
     ("14", "ImageNet's constants", other_constants),
     ("15", "more classes than logits", one_more_class),
     ("18", "attacked with another template", other_template),

@@ -17,7 +17,7 @@ from robustclip.protocols import Protocol, Resolved
 from robustclip.seeds import generator
 
 NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 16
-PROTOCOL = Protocol("probe", ("pictures",), (PGD(10), APGD(10)), (3.0, 12.0), n=N, micro_batch=8)
+PROTOCOL = Protocol("probe", ("pictures",), (PGD(10), APGD(10)), (2.0, 6.0), n=N, micro_batch=8)
 
 
 @dataclass(frozen=True)

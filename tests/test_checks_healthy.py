@@ -11,7 +11,7 @@ from torch import nn
 
 from robustclip import evaluation, protocols, records
 from robustclip import model as models
-from robustclip.attacks import PGD
+from robustclip.attacks import ATTACKS, PGD
 from robustclip.checks import CHECKS, Subject, rankable, run_check, run_checks
 from robustclip.data.reading import read_images
 from robustclip.learner import to_images
@@ -131,6 +131,17 @@ def test_without_the_fault_the_check_passes(number, name, plant, kept, make_mode
     subject = kept.setdefault("subject", healthy(make_model(), pictures)) if not kept else kept["subject"]
     found = run_check(plant(changed(subject, protocol=QUICK), monkeypatch), number)
     assert found.passed is True, found.reason
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+def test_every_attack_of_the_list_keeps_its_word(attack, kept, make_model, pictures):
+    """Nothing at eps 0, inside its ball, as many passes as declared, no gradient left behind."""
+    subject = kept.setdefault("subject", healthy(make_model(), pictures)) if not kept else kept["subject"]
+    norm, eps = ("L2", 60.0) if "L2" in getattr(attack, "kind", "") else ("Linf", 4.0)
+    protocol = replace(PROTOCOL, attacks=(attack,), norm=norm, eps=(eps,))
+    for number in ("1", "2", "9", "G1"):
+        found = run_check(changed(subject, protocol=protocol, records=None), number)
+        assert found.passed is True, found.reason
 
 
 def test_a_best_iterate_loses_no_success_where_the_last_does(tiny_model, pictures, monkeypatch):

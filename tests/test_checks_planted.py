@@ -6,7 +6,7 @@ import faults_records
 import pytest
 from probes import NAMES, TEMPLATES, changed, healthy
 
-from robustclip.checks import CHECKS, run_check
+from robustclip.checks import CHECKS, run_check, run_checks
 
 FAULTS = sorted([*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS], key=lambda fault: list(CHECKS).index(fault[0]))
 
@@ -23,6 +23,10 @@ def subject(kept, make_model, pictures):
         kept["subject"] = healthy(make_model(), pictures)
         faults_attacks.OTHER[:] = faults_models.OTHER[:] = [make_model(seed=1).classifier(NAMES, TEMPLATES)]
     return changed(kept["subject"])
+
+
+def test_nothing_is_found_where_nothing_is_planted(subject):
+    assert {finding.number: finding.passed for finding in run_checks(subject) if finding.passed is not True} == {"20": None}
 
 
 @pytest.mark.parametrize(("number", "fault", "plant"), FAULTS, ids=[f"{number}-{fault}" for number, fault, _ in FAULTS])

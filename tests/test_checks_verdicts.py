@@ -90,6 +90,14 @@ def test_what_is_not_given_is_never_silently_passed(missing, tiny_model, picture
         assert found.reason.startswith("not applicable: ")
 
 
+def test_half_a_step_of_eps_does_not_survive_8_bits(tiny_model, pictures):
+    subject = healthy(tiny_model, pictures)
+    for eps, said in ((0.5, True), (2.0, False)):
+        found = run_check(changed(subject, protocol=replace(subject.protocol, eps=(eps,)), records=None), "2")
+        assert found.passed is True
+        assert found.reason.endswith("; stored as 8 bits they would leave it") == said
+
+
 def test_titles_are_short_and_levels_are_the_two():
     assert [number for number in CHECKS if not number.startswith("G")] == [str(i) for i in range(1, 23)]
     assert {level for _, level, _ in CHECKS.values()} == {"hard", "warning"}

@@ -13,7 +13,6 @@ from robustclip.checks.base import Run, Subject, Verdict, share, verdict
 from robustclip.checks.strength import rise
 from robustclip.checks.watch import watching
 from robustclip.errors import UserError
-from robustclip.threat import Ball
 
 FLAT = 0.05  # of the loss gained in all, in the last tenth of the passes; at a constant pace it is 0.1
 
@@ -64,7 +63,7 @@ class Unbreakable(nn.Module):
 
 def settings_are_used(subject: Subject) -> Verdict:
     """Check 9: an attack makes the passes its settings declare, counted on a model nothing breaks, and refuses unknown settings."""
-    images, ids, ball = 0.3 + 0.4 * subject.off_grid[:2], subject.ids[:2], Ball("Linf", 4.0)
+    images, ids, ball = 0.3 + 0.4 * subject.off_grid[:2], subject.ids[:2], subject.protocol.balls()[-1]
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     faults: list[str] = []
     figures: dict[str, Any] = {}

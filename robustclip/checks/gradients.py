@@ -93,7 +93,7 @@ def full_precision(subject: Subject) -> Verdict:
     """Check 7: every layer computes in fp32 without autocast while attacked, and its gradient is that of an fp32 copy."""
     ball = subject.protocol.balls()[-1]
     faults: list[str] = []
-    figures: dict[str, Any] = {"tf32": torch.backends.cuda.matmul.allow_tf32}
+    figures: dict[str, Any] = {"tf32 allowed": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]}
     for attack in subject.protocol.attacks:
         watch = subject.run(attack, ball).watch
         figures[attack.name] = sorted(watch.dtypes)

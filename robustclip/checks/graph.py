@@ -66,10 +66,16 @@ def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def seen_by_tower(classifier: ZeroShotClassifier, images: Tensor) -> Tensor:
-    """Return what the visual tower is given for images."""
+    """Return what the visual tower is given for images; it is then fed blanks of its own size, so that any size can be asked about."""
     seen: list[Tensor] = []
+    size = classifier.preprocess.size
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0].new_zeros(len(args[0]), 3, size, size),)
+
     visual: nn.Module = classifier.clip.visual  # type: ignore[assignment]
-    handle = visual.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = visual.register_forward_pre_hook(look)
     try:
         logits_of(classifier, images)
     finally:

@@ -25,8 +25,9 @@ def keys_change(subject: Subject) -> Verdict:
     faults: list[str] = []
     figures: dict[str, Any] = {}
     if subject.model is not None:
-        figures |= {"weights": subject.model.sha256, "weights, one bit changed": one_bit_changed(subject.model).sha256}
-        faults += ["one bit changed in the weights keeps their hash"] if figures["weights"] == one_bit_changed(subject.model).sha256 else []
+        weights, other = subject.model.sha256, one_bit_changed(subject.model).sha256
+        figures |= {"weights": weights, "weights, one bit changed": other}
+        faults += ["one bit changed in the weights keeps their hash"] if weights == other else []
     if subject.resolved is not None:
         faults += templates_without_effect(subject.resolved)
         figures["protocol"] = subject.resolved.hash
