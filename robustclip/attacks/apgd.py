@@ -1,6 +1,6 @@
 """Auto-PGD (Croce & Hein 2020, Algorithm 1): momentum, a step size halved per image when progress stalls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,7 +45,7 @@ class StepSize:
 
 def apgd(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor, todo: Tensor) -> Found:
     """Return the best iterate of APGD from images + start and its trace for the images `todo` [N]; a success is left alone."""
-    x = move(images, start, ball)
+    x = move(images, start, ball) if steps else images
     scored = score(x, todo, steps > 0)
     best, shares = Best(x, scored), GradientShares(images)
     peak_x, peak_g, peak_loss = x.clone(), scored.gradient, scored.loss.clone()  # where the loss was highest: the point to go back to
@@ -142,7 +142,7 @@ class APGDT:
         with frozen(classifier):
             aims = closest_wrong(logits_of(classifier, images, micro_batch or len(images)), labels, self.targets, self.name)
             adversarial, trace = with_restarts(run, self.targets * self.restarts, images)
-        return Example(adversarial, trace=trace)
+        return Example(adversarial, trace=replace(trace, forwards=trace.forwards + 1))  # and the pass that ranked the classes
 
 
 def closest_wrong(logits: Tensor, labels: Tensor, targets: int, name: str) -> Tensor:

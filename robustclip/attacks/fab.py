@@ -1,6 +1,6 @@
 """Targeted FAB (Croce & Hein 2020, "Fast Adaptive Boundary"): from class boundary to class boundary, ever closer to the image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -156,4 +156,4 @@ class FABT:
                 return fab(score, images, ball, steps=self.steps, start=start, size=size, todo=todo)
 
             adversarial, trace = with_restarts(run, self.targets * self.restarts, images)
-        return Example(adversarial, trace=trace)
+        return Example(adversarial, trace=replace(trace, forwards=trace.forwards + 1))  # and the pass that ranked the classes

@@ -1,6 +1,6 @@
 """FGSM in steps with momentum, diverse inputs and a smoothed gradient: attacks made to transfer to models they have not seen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,8 @@ class MIFGSM:
         everything = torch.ones_like(labels, dtype=torch.bool)
         with frozen(classifier):
             adversarial, trace = pgd_best(momentum, images, ball, steps=self.steps, alpha=self.alpha, start=None, todo=everything)
-        return Example(adversarial, trace=trace)
+        passes = 2 if self.diversity else 1  # the image itself is scored beside its diverse form
+        return Example(adversarial, trace=replace(trace, forwards=passes * trace.forwards))
 
 
 class Momentum:
