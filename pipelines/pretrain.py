@@ -1,7 +1,7 @@
 """Make the weights of an embedded model from the rendered world.
 
-tiny-vit8 (seed 0, two threads): 120,000 pairs, 3,500 steps of 256, 933 s on two busy cores; mean clean zero-shot accuracy of the fp16
-weights over the suite's 12 sets, 100 images of each, 83.8 % [81.6, 85.7], the real digits 46.0 % (pipelines/evaluate.py tiny-vit8).
+tiny-vit8 (seed 0, two threads): 120,000 pairs, 4,200 steps of 256, 1013 s on two busy cores; mean clean zero-shot accuracy of the fp16
+weights over the suite's 12 sets, 100 images of each, 85.1 % [83.0, 87.0], the real digits 40.0 % (pipelines/evaluate.py tiny-vit8).
 
 Example: python pipelines/pretrain.py tiny-vit8 --to robustclip/embedded/tiny-vit8
 """
