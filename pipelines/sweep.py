@@ -4,11 +4,10 @@ Example: python pipelines/sweep.py epsilon --optim.epochs 8 --asha
 """
 
 import argparse
-import logging
 import time
 from pathlib import Path
 
-from robustclip import cli, cluster, errors, protocols
+from robustclip import cli, errors, protocols
 from robustclip.config import override
 from robustclip.recipes import named
 from robustclip.spaces import load_space
@@ -17,7 +16,6 @@ from robustclip.tracking import Tracker
 from robustclip.tuning import sweep
 
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
-log = logging.getLogger("robustclip.sweep")
 
 
 def run() -> None:
@@ -40,9 +38,6 @@ def run() -> None:
     space, protocol = load_space(path), protocols.named(args.protocol)
     config = override(named(args.recipe or space.recipe).config, changes)
     tracker = Tracker(out)
-    cluster.connect()
-    cluster.warn_of_local_results(out)
-    log.info("results go to %s; %g CPUs, %g GPUs", out, *cluster.total())
     outcome = sweep(
         space,
         config,

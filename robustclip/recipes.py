@@ -21,13 +21,14 @@ class Recipe:
 
 DEMO = Config(
     threat=ThreatModel(image=Ball("Linf", 4.0)),
-    # Chosen on held-out images of the fine-tuning set: one big step on more images beat two steps on half as many, at equal cost; batches
-    # of 32 beat 64; with a warm-up, a higher learning rate beat lower ones; a step below eps costs less clean accuracy.
-    attack=InnerAttack(steps=1, alpha=0.85),
-    optim=Optim(lr=1.4e-3, warmup=100, epochs=3, batch=32, micro_batch=32),
-    data=Data(n=7_000, rendered=7_400),
+    # Chosen by val/ and, since held-out images of the training classes say little about other classes, on renders of the suite with other
+    # seeds than the printed one: one big step on more images beat two steps on half as many, at equal cost; batches of 32 beat 64; a strong
+    # weight decay buys robustness at the same clean accuracy; a step below eps costs less clean accuracy.
+    attack=InnerAttack(steps=1, alpha=0.8),
+    optim=Optim(lr=1e-3, weight_decay=0.7, warmup=70, epochs=3, batch=32, micro_batch=32),
+    data=Data(n=6_500, rendered=7_400),
     validation=Validation(images=128),
-    checkpoint_every=200,
+    checkpoint_every=500,
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -38,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
         measured="the table of pipelines/sweep.py, see README",
     ),
     "demo-tokens": Recipe(
-        config=replace(DEMO, trainable=TokenPrompt(tokens=8), optim=replace(DEMO.optim, lr=1e-2)),
+        config=replace(DEMO, trainable=TokenPrompt(tokens=8), optim=replace(DEMO.optim, lr=1e-2, weight_decay=0.0)),
         about="TeCoA's visual prompt tuning in small: 8 shallow tokens in front of the frozen ViT.",
         cost="about a minute on one core",
     ),

@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from robustclip import storage
-from robustclip.cluster import Share, divide, fitting_trials, total
+from robustclip.cluster import Share, connect, divide, fitting_trials, total, warn_of_local_results
 from robustclip.config import Config, flatten, from_json, key, override, to_json
 from robustclip.errors import UserError
 from robustclip.evaluation import Progress, evaluate
@@ -220,8 +220,12 @@ def sweep(
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
     check_space(space, config)
-    prepare(config, out)  # data rendered once, not by every trial at the same time; what cannot work fails here
-    resolve(protocol, out)
+    with ThreadPoolExecutor(1) as beside:  # Ray starts processes and waits for them: time enough to render
+        found = beside.submit(find_data, config, protocol, out)
+        connect()
+        found.result()
+    warn_of_local_results(out)
+    log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
     concurrent = concurrent or fitting_trials(count(space, samples), workers)
     share = divide(concurrent, workers)
     settings = Settings(to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
@@ -244,6 +248,12 @@ def sweep(
     scores = {i: trial.result[space.metric] for i, trial in enumerate(trials) if trial.result}
     best = trials[(max if space.mode == "max" else min)(scores, key=lambda i: scores[i])] if scores else None
     return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
+
+
+def find_data(config: Config, protocol: Protocol, out: str) -> None:
+    """Find or render what the trials need: once, not by every trial at the same time; what cannot work fails here."""
+    prepare(config, out)
+    resolve(protocol, out)
 
 
 def tune_trials(space: Space, config: Config, settings: Settings, callback: Any, *, concurrent: int, samples: int, asha: bool) -> None:
