@@ -6,6 +6,8 @@ Example: python pipelines/evaluate.py outputs/runs/0123456789abcdef/model --prot
 import argparse
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,8 @@ from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.config import key
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
+from robustclip.findings import Finding, summary
+from robustclip.probing import check
 from robustclip.results import set_metrics
 from robustclip.tracking import Tracker, how_to_open
 
@@ -45,22 +49,18 @@ def run() -> None:
     cluster.connect()
     cluster.warn_of_local_results(out)
     cpus, gpus = cluster.total()
-    table = evaluate(
-        names,
-        resolved,
-        out,
-        actors=args.actors or int(gpus or cpus),
-        gpus=1.0 if gpus else 0.0,
-        on_progress=lambda done: log.info("%s", done),
-    )
-    log_results(tracker, table, resolved)
-    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names])
+    gpu = 1.0 if gpus else 0.0
+    share: dict[str, Any] = {"actors": args.actors or int(gpus or cpus), "gpus": gpu, "on_progress": partial(log.info, "%s")}
+    table = evaluate(names, resolved, out, **share)
+    checks = check(names, names[0], resolved, table, out, **share)
+    log_results(tracker, table, resolved, checks)
+    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names], checks=checks)
     page = built.write(f"{out}/reports/{resolved.hash}")
     print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
 
 
-def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved) -> None:
-    """Log each model's accuracies to a run of its own, found again by protocol and weights."""
+def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved, checks: Mapping[str, Sequence[Finding]]) -> None:
+    """Log each model's accuracies and what the checks said to a run of its own, found again by protocol and weights."""
     for model_name in table["model"].unique().to_pylist():
         rows = table.filter(pc.equal(table["model"], model_name))
         done = key(resolved.hash, rows["result_key"][0].as_py())
@@ -69,6 +69,7 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved)
         if tracker.logged(run_id) != done:
             tracker.metrics(run_id, [set_metrics(rows, resolved)])
             tracker.tag(run_id, logged=done)
+        tracker.tag(run_id, checks=summary(checks[model_name]))
         tracker.finish(run_id)
 
 

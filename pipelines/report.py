@@ -8,7 +8,7 @@ import argparse
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip import errors, records, report, storage
+from robustclip import errors, findings, records, report, storage
 
 
 def arguments() -> argparse.Namespace:
@@ -63,11 +63,14 @@ def run() -> None:
     protocol = storage.read_json(described)
     table = pa.concat_tables(records.read(folder, storage.name_of(path).removesuffix(".parquet")) for path in paths)
     args.models, args.compare = ([_name(model) for model in given] for given in (args.models, args.compare or ()))
+    weights = {row["model"]: row["model_sha256"] for row in table.select(["model", "model_sha256"]).to_pylist()}
+    checks = findings.read(out, protocol_hash, weights)
     if args.compare:
-        print(report.from_records(table, protocol, args.compare, chosen=args.compare[0], baseline=args.compare[1]).comparison())
+        a, b = args.compare
+        print(report.from_records(table, protocol, args.compare, chosen=a, baseline=b, checks=checks).comparison())
         return
     models = args.models or sorted(pc.unique(table["model"]).to_pylist())
-    built = report.from_records(table, protocol, models, chosen=None if args.models else models[0])  # nobody asked for a comparison
+    built = report.from_records(table, protocol, models, chosen=None if args.models else models[0], checks=checks)  # no comparison unasked
     page = built.write(storage.join(out, "reports", protocol_hash[:12]))
     print(f"{built.markdown()}\nEverything lies in {storage.parent_of(page)}; open {page} in a browser.")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from robustclip import model as models
@@ -17,6 +18,11 @@ from robustclip import records, storage
 from robustclip.cluster import use_threads
 from robustclip.errors import UserError
 from robustclip.protocols import PRECISION, Cell, Resolved, TestSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustclip.classifier import ZeroShotClassifier
 
 log = logging.getLogger(__name__)
 
@@ -73,17 +79,25 @@ class Worker:
 
 
 def compute(model: models.Model, cell: Cell, resolved: Resolved) -> list[dict[str, Any]]:
-    """Return the attack rows of a cell; the model's weights decide the device."""
+    """Return the attack rows of a cell."""
+    from robustclip.cascade import run_cascade
+
+    classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows)
+    return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+
+
+def on_device(
+    model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray
+) -> "tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]":
+    """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
     import torch
 
-    from robustclip.cascade import run_cascade
     from robustclip.learner import to_images
 
-    test_set, device = resolved.sets[cell.dataset], "cuda" if torch.cuda.is_available() else "cpu"
-    ids, pixels, labels = resolved.read(cell.dataset, cell.rows, model.preprocess.size)
+    test_set, device = resolved.sets[dataset], "cuda" if torch.cuda.is_available() else "cpu"
+    ids, pixels, labels = resolved.read(dataset, rows, model.preprocess.size)
     classifier = model.classifier(test_set.card.class_names, test_set.card.templates).to(device)
-    images, targets = to_images(pixels, device), torch.as_tensor(labels).to(device)
-    return run_cascade(classifier, images, targets, ids, resolved.protocol, cell.attacks)
+    return classifier, to_images(pixels, device), torch.as_tensor(labels).to(device), ids
 
 
 def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:

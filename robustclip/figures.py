@@ -23,7 +23,7 @@ COLUMNS = 3
 IMAGES = 6  # in one row of the grid: wider and the names below do not fit
 CAPTIONS = {
     "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
-    "the line joins the models that no other beats in both.",
+    "the line joins the ranked models that no other beats in both.",
     "adversarial_grid": "Images, what the attack added, and what it made of them, with the predicted class below; a changed one in colour.",
     "training_curves": "Training.",
     "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean. "
@@ -155,15 +155,20 @@ def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
     return 100 * np.array([[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]).clip(min=0)
 
 
-def curve(clean: Mapping[str, Estimate], robust: Mapping[float, Mapping[str, Estimate]]) -> bytes:
-    """Return clean against robust accuracy as PNG: a panel per eps (in 1/255), a point with intervals per model, the Pareto set joined."""
+def curve(clean: Mapping[str, Estimate], robust: Mapping[float, Mapping[str, Estimate]], ranked: Sequence[str]) -> bytes:
+    """Return clean against robust accuracy as PNG: a panel per eps (in 1/255), a point with intervals per model.
+
+    A line joins the Pareto set of the models that are `ranked`.
+    """
     rows, columns = _shape(len(robust))
     figure = _figure(rows * {1: 5.0, 2: 3.5, 3: 2.4}[columns] + _legend_height(list(clean)))
     handles: list[Any] = []
     for axes, (eps, models) in zip(_panels(figure, len(robust), "clean accuracy (%)", "robust accuracy (%)"), robust.items(), strict=True):
         at = [(100 * clean[name].mean, 100 * models[name].mean) for name in clean]
+        front = [at[i] for i, name in enumerate(clean) if name in ranked]
         axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.7, linestyle=(0, (2, 3)))  # robust = clean, the most there can be
-        axes.plot(*np.array([at[i] for i in pareto(at)]).T, color=GREY, linewidth=1.2, zorder=1.5)
+        if front:
+            axes.plot(*np.array([front[i] for i in pareto(front)]).T, color=GREY, linewidth=1.2, zorder=1.5)
         handles = [
             axes.errorbar(*at[i], xerr=_bars([clean[name]]), yerr=_bars([models[name]]), linestyle="none", elinewidth=1.1, **_style(i))
             for i, name in enumerate(clean)

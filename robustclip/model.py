@@ -19,6 +19,7 @@ from robustclip.errors import UserError, did_you_mean
 from robustclip.prompts import VisualPrompt
 
 FORMAT = 1  # of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, with a visual prompt, prompt.safetensors
+SELECTION = "selection.parquet"  # beside a checkpoint: ids of the images it was trained and chosen on
 IDENTITY_FILES = ("model.safetensors", "prompt.safetensors", "open_clip_config.json")
 ZOO = "open_clip:"
 
@@ -105,6 +106,12 @@ def display_name(name: str) -> str:
         return name
     card = storage.read_json(storage.join(name, "config.json")) if storage.exists(storage.join(name, "config.json")) else {}
     return f"run-{card['run']}" if "run" in card else storage.name_of(name)
+
+
+def selection(name: str) -> frozenset[str] | None:
+    """Return the ids of the images that training and choosing a checkpoint saw, None where it does not say."""
+    path = storage.join(name, SELECTION)
+    return frozenset(storage.read_table(path)["id"].to_pylist()) if storage.exists(path) else None
 
 
 def input_size(name: str) -> int:

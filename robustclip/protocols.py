@@ -179,7 +179,7 @@ def _sha256(value: Any) -> str:
 DEMO = Protocol("demo", SUITE, (PGD(10), APGD(20)), (1.0, 2.0, 4.0), n=100, real=("digits",), render_seed=2026)
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
-    "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
+    "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2, alpha=1.0), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
     **PRESETS,
 }
 

@@ -12,17 +12,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip import figures, metrics, storage
+from robustclip import figures, findings, metrics, sheets, storage
 from robustclip.errors import UserError, did_you_mean
 from robustclip.figures import Sheet
 from robustclip.records import CLEAN
+
+MARK = "✗"
+HOW_TO_RANK = {
+    findings.UNCHECKED: "run pipelines/evaluate.py again: it checks what was not checked and does no finished work twice",
+    findings.GREY_BOX: "compare models under a white-box protocol",
+}
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, if it is another model.
 
-    `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run.
+    `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
+    `checks` models to what the checks found; without findings a model is not ranked.
     """
 
     outcomes: Mapping[str, metrics.Outcomes]
@@ -32,6 +39,7 @@ class Report:
     chosen: str
     names: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Sequence[findings.Finding]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -87,76 +95,31 @@ class Report:
         return {column: metrics.paired_difference(chosen, baseline, column) for column in self.columns}
 
     @cached_property
+    def unranked(self) -> dict[str, str]:
+        """Return model -> why its numbers may not be ranked: a hard failure, an attacker that was kept from something, no checks at all."""
+        level = str(self.protocol.get("level", findings.WHITE_BOX))
+        found = {model: findings.rankable(self.checks.get(model, ()), level) for model in self.outcomes}
+        return {model: why for model, (ranked, why) in found.items() if not ranked}
+
+    def marked(self, model: str) -> str:
+        """Return what a model is called in a table, with MARK where a check keeps its numbers out of rankings."""
+        return self.name(model) + (f" {MARK}" if model in self.unranked and not self.grey_box else "")
+
+    @cached_property
+    def marks(self) -> str:
+        """Return what MARK means, with a space before it, where it is used."""
+        return f" {MARK} not to be ranked, see the checks." if self.unranked and not self.grey_box else ""
+
+    @cached_property
+    def compared(self) -> bool:
+        """Return whether there are two models to compare and both may be ranked."""
+        return self.chosen != self.baseline and not {self.chosen, self.baseline} & set(self.unranked)
+
+    @cached_property
     def sheets(self) -> list[Sheet]:
         """Return the tables in the order in which they are read."""
-        paired = [self._paired()] if self.chosen != self.baseline and not self.grey_box else []
-        return [self._main(), *paired, self._stages(), self._per_set()]
-
-    def _main(self) -> Sheet:
-        largest, separate = self.eps[-1], self.real if len(self.real) < len(self.classes) else []
-        header = ["model", *self.columns.values(), f"above chance, clean / ε={largest:g}"]
-        header += [f"{name} {title}" for name in separate for title in ("clean", f"ε={largest:g}")]
-        rows = []
-        for model in self.outcomes:
-            means = {column: self.mean(model, column) for column in self.columns}
-            row = [self.name(model), *map(percent, means.values())]
-            row.append(f"{100 * means[CLEAN].above_chance:+.1f} / {100 * means[largest].above_chance:+.1f}")
-            row += [percent(metrics.accuracy(self.outcomes[model][name], c)) for name in separate for c in (CLEAN, largest)]
-            rows.append(tuple(row))
-        return Sheet("Clean and robust accuracy", tuple(header), tuple(rows), self._main_caption())
-
-    def _main_caption(self) -> str:
-        seen = self.outcomes[self.baseline]
-        sizes = {name: len(outcome.ids) for name, outcome in seen.items()}
-        attacked = sum(len(outcome.ids[outcome.attacked]) for outcome in seen.values())
-        n, effective = sum(sizes.values()), self.mean(self.baseline, CLEAN).effective_n
-        weight = "" if round(effective) == n else f" at the effective n of unequal sets, {effective:,.0f}"
-        alone = "".join(f"; {name} alone: n = {sizes[name]:,} of them" for name in self.real if len(self.real) < len(sizes))
-        over = f"mean over {len(sizes)} sets" if len(sizes) > 1 else f"set {next(iter(sizes))}"
-        some = f", {attacked:,} of them attacked" if attacked < n else ""
-        return (
-            f"{self.grey_box}Accuracy in percent, {over}, n = {n:,} images per model{some}{alone}. Brackets: 95 % Wilson interval{weight}. "
-            f"ε in 1/255, {self.protocol.get('norm', 'norm not stated')}; robust = correct when clean and under every attack up to this ε."
-            f"{self.reduced} Above chance: mean of accuracy − 1/classes, in points. "
-            f"Protocol {self.protocol['name']}, {self.protocol_hash[:12]}."
-        )
-
-    def _per_set(self) -> Sheet:
-        rows = tuple(
-            (
-                dataset,
-                self.name(model),
-                str(k),
-                str(len(seen[dataset].ids)),
-                *(percent(metrics.accuracy(seen[dataset], c)) for c in self.columns),
-            )
-            for dataset, k in self.classes.items()
-            for model, seen in self.outcomes.items()
-        )
-        caption = f"Accuracy in percent with its 95 % Wilson interval, n images, worst case over the attacks as above.{self.reduced}"
-        return Sheet("Every set", ("set", "model", "classes", "n", *self.columns.values()), rows, caption, left=2)
-
-    def _stages(self) -> Sheet:
-        stages = [(e, attack) for e in self.eps for attack in self.protocol["attacks"]]
-        rows = tuple((self.name(model), *(percent(self.mean(model, stage)) for stage in stages)) for model in self.outcomes)
-        caption = "Cumulative: accuracy in percent under this attack and everything before it (left of it), never under this attack alone."
-        return Sheet(
-            "Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in stages)), rows, caption + self.reduced
-        )
-
-    def _paired(self) -> Sheet:
-        a, b = self.name(self.chosen), self.name(self.baseline)
-        rows = []
-        for column, found in self.differences.items():
-            better, worse = (sum(each.p_holm < 0.05 and side * each.difference > 0 for each in found.per_set.values()) for side in (1, -1))
-            counts = (str(sum(each.only_a for each in found.per_set.values())), str(sum(each.only_b for each in found.per_set.values())))
-            rows.append((self.columns[column], points(found), *counts, f"{better} / {worse} of {len(found.per_set)}", VERDICTS[found.sign]))
-        caption = (
-            f"Difference of the means in points on the same {self.differences[CLEAN].n:,} images, 95 % interval from a paired bootstrap "
-            f"over images ({metrics.DRAWS} draws, within each set). Sets better / worse: exact McNemar at 5 % after Holm over the sets."
-        )
-        header = ("accuracy", "difference", f"only {a} right", f"only {b} right", "sets better / worse", "verdict")
-        return Sheet(f"{a} against {b}", header, tuple(rows), caption)
+        against = [sheets.paired(self)] if self.compared else []
+        return [sheets.main(self), *against, sheets.stages(self), sheets.checks(self), sheets.per_set(self)]
 
     def verdict(self, column: metrics.Column) -> str:
         """Return one plain sentence on whether the chosen model is better than the baseline."""
@@ -167,29 +130,18 @@ class Report:
         return f"{self.columns[column]}: {a} {what} {b} ({100 * found.point:+.1f} points, n={found.n:,}, 95 % {interval}{few})"
 
     def comparison(self) -> str:
-        """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column."""
-        if self.grey_box:
-            raise UserError(f"protocol {self.protocol['name']}: {self.grey_box}Compare models under a white-box protocol")
-        a, b = self.name(self.chosen), self.name(self.baseline)
-        rows = tuple(
-            (
-                name,
-                title,
-                str(each.n),
-                str(each.only_a),
-                str(each.only_b),
-                f"{100 * each.difference:+.1f}",
-                f"{each.p:.2g}",
-                f"{each.p_holm:.2g}",
-            )
-            for name in self.classes
-            for column, title in self.columns.items()
-            for each in [self.differences[column].per_set[name]]
-        )
-        header = ("set", "accuracy", "n", f"only {a} right", f"only {b} right", "difference", "p", "p (Holm)")
-        caption = "Exact McNemar test on the images that exactly one of the two gets right; Holm: corrected for the number of sets."
+        """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column.
+
+        Raises UserError when one of the two may not be ranked.
+        """
+        for model in (self.chosen, self.baseline):
+            if model in self.unranked:
+                raise UserError(
+                    f"{self.name(model)} cannot be compared under protocol {self.protocol['name']}: {self.unranked[model]}; "
+                    f"{HOW_TO_RANK.get(self.unranked[model], 'see the checks in its report')}"
+                )
         sentences = "".join(f"- {self.verdict(column)}\n" for column in self.columns)
-        return f"{self._paired().markdown()}\n{Sheet('Set by set', header, rows, caption, left=2).markdown()}\n{sentences}"
+        return f"{sheets.paired(self).markdown()}\n{sheets.set_by_set(self).markdown()}\n{sentences}"
 
     def meaning(self) -> list[str]:
         """Return sentences on what was run and what the numbers are and are not."""
@@ -243,7 +195,8 @@ class Report:
         means = {c: {self.name(model): self.mean(model, c) for model in self.outcomes} for c in self.columns}
         clean, robust = means[CLEAN], {e: means[e] for e in self.eps}
         security = {name: {0.0: clean[name], **{e: robust[e][name] for e in self.eps}} for name in clean}
-        return {"clean_against_robust": figures.curve(clean, robust), "security_curve": figures.security_curve(security)}
+        ranked = [self.name(model) for model in self.outcomes if model not in self.unranked]
+        return {"clean_against_robust": figures.curve(clean, robust, ranked), "security_curve": figures.security_curve(security)}
 
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """Return one page that needs no other file, no script and no network; pictures are PNGs by name."""
@@ -275,7 +228,6 @@ class Report:
 
 
 JSON_SIGNS = str.maketrans("", "", '{}"')
-VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
 
 
 def from_records(
@@ -285,6 +237,7 @@ def from_records(
     names: Mapping[str, str] | None = None,
     baseline: str | None = None,
     chosen: str | None = None,
+    checks: Mapping[str, Sequence[findings.Finding]] | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """Return the report on models (default: all, baseline the first and chosen the last) from records of one protocol.
@@ -307,7 +260,9 @@ def from_records(
     baseline, chosen = baseline or next(iter(outcomes)), chosen or list(outcomes)[-1]
     for model in (baseline, chosen):
         _known(model, outcomes)
-    return Report(outcomes, protocol, table["protocol_hash"][0].as_py(), baseline, chosen, names, _settings(table), tuple(notes))
+    return Report(
+        outcomes, protocol, table["protocol_hash"][0].as_py(), baseline, chosen, names, _settings(table), dict(checks or {}), tuple(notes)
+    )
 
 
 def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:
@@ -333,13 +288,3 @@ def _known(model: str, models: Iterable[str]) -> None:
     models = list(models)
     if model not in models:
         raise UserError(f"there are no records of model {model!r}{did_you_mean(model, models)}; there are: {', '.join(models)}")
-
-
-def percent(estimate: metrics.Estimate) -> str:
-    """Return "81.5 [79.2, 83.6]"."""
-    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def points(difference: metrics.Difference) -> str:
-    """Return "+12.3 [+10.1, +14.4]"."""
-    return f"{100 * difference.point:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"

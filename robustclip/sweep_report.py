@@ -1,6 +1,9 @@
 """The end of a sweep: plain CLIP beside the trials, tables and figures from verified records, everything attached in MLflow."""
 
+import logging
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustclip import figures, report, storage
 from robustclip import model as models
@@ -8,10 +11,14 @@ from robustclip.cluster import total
 from robustclip.config import Config
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
+from robustclip.findings import Finding, summary
+from robustclip.probing import check
 from robustclip.protocols import Protocol, Resolved, resolve
 from robustclip.spaces import Space
 from robustclip.tracking import Tracker, how_to_open
 from robustclip.tuning import Outcome, Trial
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 6  # images in the picture of adversarial examples
 
@@ -25,7 +32,9 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     resolved = resolve(protocol, out)
     names = [config.model, *(checkpoint(trial) for trial in finished)]
     cpus, gpus = total()
-    table = evaluate(names, resolved, out, actors=max(1, int(gpus or cpus)), gpus=1.0 if gpus else 0.0)
+    share: dict[str, Any] = {"actors": max(1, int(gpus or cpus)), "gpus": 1.0 if gpus else 0.0}
+    table = evaluate(names, resolved, out, **share)
+    checks = check(names, config.model, resolved, table, out, **share, on_progress=log.info)
     titles = {models.display_name(config.model): f"CLIP ({config.model})"}
     titles |= {models.display_name(checkpoint(trial)): title(trial, outcome, space) for trial in finished}
     chosen = outcome.chosen or finished[-1]
@@ -36,6 +45,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         names=titles,
         baseline=models.display_name(config.model),
         chosen=models.display_name(checkpoint(chosen)),
+        checks=checks,
         notes=[
             f"{space.question.splitlines()[0]} Chosen by {space.metric} on held-out images of the fine-tuning set, never by a number above."
         ],
@@ -43,7 +53,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(checkpoint(chosen), resolved)}
     pictures = attacked | {"training": curves(finished)}
     page = built.write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
-    attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out)
+    attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
     return "\n".join([built.markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
 
@@ -90,8 +100,16 @@ def examples(name: str, resolved: Resolved) -> bytes:
     return figures.adversarial_grid(pixels, attacked, [(classes[int(b)], classes[int(a)]) for b, a in zip(before, after, strict=True)])
 
 
-def attach(tracker: Tracker, parent: str, folder: str, trials: list[Trial], resolved: Resolved, out: str) -> None:
-    """Attach the report to the sweep's run, and each trial's records to its own."""
+def attach(
+    tracker: Tracker,
+    parent: str,
+    folder: str,
+    trials: list[Trial],
+    resolved: Resolved,
+    out: str,
+    checks: Mapping[str, Sequence[Finding]],
+) -> None:
+    """Attach the report to the sweep's run, and each trial's records and checks to its own."""
     files = {storage.name_of(path): storage.read_bytes(path) for path in storage.list_files(folder)}
     tracker.artefacts(parent, files)
     for trial in trials:
@@ -101,6 +119,7 @@ def attach(tracker: Tracker, parent: str, folder: str, trials: list[Trial], reso
         run_id = tracker.run(trial.key, trial.label, {}, parent)
         kept = {f"records/{cell.dataset}-{cell.key}.parquet": storage.read_bytes(f"{out}/records/{cell.key}.parquet") for cell in cells}
         tracker.artefacts(run_id, kept)
+        tracker.tag(run_id, checks=summary(checks[models.display_name(name)]))
         tracker.finish(run_id)
 
 

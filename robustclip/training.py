@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from robustclip import model as models
 from robustclip import storage
@@ -39,7 +40,8 @@ class Job:
     card: DatasetCard
     index: Index
     plan: Plan
-    val_rows: Any
+    train_rows: np.ndarray
+    val_rows: np.ndarray
     size: int | None
 
     @property
@@ -56,7 +58,8 @@ def prepare(config: Config, out: str) -> Job:
     train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
     plan = Plan.of(index, train_rows, micro_batch=optim.micro_batch, batch=optim.batch, epochs=optim.epochs, seed=config.seed)
     size = decoded_size(card, models.input_size(config.model))
-    return Job(config, out, key(config, models.identity(config.model), split_identity(card, "train")), card, index, plan, val_rows, size)
+    work = key(config, models.identity(config.model), split_identity(card, "train"))
+    return Job(config, out, work, card, index, plan, train_rows, val_rows, size)
 
 
 def forget(job: Job) -> None:
@@ -276,6 +279,8 @@ def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str,
     folder = storage.join(job.folder, "model")
     if ray.train.get_context().get_world_rank() == 0:
         learner.model.clip.float()
+        seen = np.concatenate([job.train_rows, job.val_rows])
+        storage.write_table(storage.join(folder, models.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
         models.save(
             learner.model,
             folder,

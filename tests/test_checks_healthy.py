@@ -13,8 +13,9 @@ from robustclip import evaluation, protocols, records
 from robustclip import model as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
-from robustclip.checks import CHECKS, Subject, rankable, run_check, run_checks
+from robustclip.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.data.reading import read_images
+from robustclip.findings import rankable
 from robustclip.learner import to_images
 from robustclip.trainables import PadPrompt, TokenPrompt
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from robustclip import figures, records, report, storage
+from robustclip import figures, findings, records, report, storage
 from robustclip.errors import UserError
+from robustclip.findings import Finding
 
 PROTOCOL_HASH = "0123456789abcdef" * 4
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0, 4.0)
@@ -47,7 +48,7 @@ def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protoc
                                 "protocol": "demo",
                                 "protocol_hash": protocol_hash,
                                 "model": model,
-                                "model_sha256": model,
+                                "model_sha256": f"sha256-of-{model}",
                                 "dataset": dataset,
                                 "image_id": f"{i:05d}",
                                 "attack": attack,
@@ -61,9 +62,15 @@ def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protoc
     return records.table(rows)
 
 
+PASSED = Finding("1", "nothing at eps 0", "hard", True, "nothing moved")
+WARNED = Finding("8", "converged", "warning", False, "pgd-10 still gains")
+BROKEN = Finding("4", "stronger is stronger", "hard", False, "APGD leaves more right than FGSM")
+HEALTHY = {"plain": [PASSED], "tecoa": [PASSED, WARNED], "fare": [PASSED]}
+
+
 @pytest.fixture(scope="module")
 def built() -> report.Report:
-    return report.from_records(synthetic(), PROTOCOL, names={"tecoa": "TeCoA ε=2"})
+    return report.from_records(synthetic(), PROTOCOL, names={"tecoa": "TeCoA ε=2"}, checks=HEALTHY)
 
 
 def test_markdown_prints_every_number_with_n_interval_and_protocol(built: report.Report) -> None:
@@ -103,12 +110,43 @@ def test_csv_holds_the_numbers_of_the_table(built: report.Report) -> None:
 def test_the_verdict_is_one_plain_sentence(built: report.Report) -> None:
     assert built.verdict(1.0).startswith("robust ε=1: fare is better than plain (+39.4 points, n=180, 95 % +")
     assert "is not distinguishable from" in built.verdict("clean")
-    mirrored = report.from_records(synthetic(), PROTOCOL, baseline="fare", chosen="plain")
+    mirrored = report.from_records(synthetic(), PROTOCOL, baseline="fare", chosen="plain", checks=HEALTHY)
     assert "plain is worse than fare" in mirrored.verdict(1.0)
 
 
 def test_one_model_alone_has_no_comparison() -> None:
-    assert "against" not in report.from_records(synthetic(), PROTOCOL, models=["fare"]).markdown()
+    assert "against" not in report.from_records(synthetic(), PROTOCOL, models=["fare"], checks=HEALTHY).markdown()
+
+
+def test_the_checks_stand_under_the_numbers(built: report.Report) -> None:
+    text = built.markdown()
+    assert "| TeCoA ε=2 | 1 | 8: pgd-10 still gains | none | none | yes |" in text
+    assert report.MARK not in text
+    assert "## fare against plain" in text
+
+
+@pytest.mark.parametrize("model", ["plain", "fare"])
+def test_a_hard_failure_keeps_a_number_out_of_every_ranking(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marked in every table, not compared, not on the line that joins the best; the others stay as they are."""
+    lines: list[list[str]] = []
+    monkeypatch.setattr(figures, "curve", lambda clean, robust, ranked: lines.append(ranked) or b"")
+    built = report.from_records(synthetic(), PROTOCOL, checks=HEALTHY | {model: [PASSED, BROKEN]})
+    built.figures()
+    assert lines == [[name for name in HEALTHY if name != model]]
+    text = built.markdown()
+    assert f"| {model} {report.MARK} |" in text
+    assert "| tecoa |" in text
+    assert "no: hard failure of check 4: APGD leaves more right than FGSM" in text
+    assert "fare against plain" not in text
+    with pytest.raises(UserError, match=f"{model} cannot be compared.*hard failure of check 4"):
+        built.comparison()
+
+
+def test_what_was_not_checked_is_not_ranked() -> None:
+    built = report.from_records(synthetic(), PROTOCOL)
+    assert set(built.unranked.values()) == {"unchecked"}
+    with pytest.raises(UserError, match=r"unchecked; run pipelines/evaluate\.py again"):
+        built.comparison()
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion() -> None:
@@ -185,6 +223,8 @@ def out(tmp_path: Path) -> Path:
         records.write(str(tmp_path / "records"), f"cell{i}", synthetic({model: skill}))
     records.write(str(tmp_path / "records"), "other", synthetic({"plain": (0.9, 0.0)}, protocol_hash="f" * 64))
     storage.write_json(str(tmp_path / "protocols" / f"{PROTOCOL_HASH}.json"), PROTOCOL)
+    for model, found in HEALTHY.items():
+        storage.write_json(findings.path(str(tmp_path), PROTOCOL_HASH, f"sha256-of-{model}"), {"findings": findings.as_json(found)})
     return tmp_path
 
 
@@ -208,6 +248,10 @@ def test_the_command_compares_two_models(out: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "robust ε=1: fare is better than plain" in done.stdout
     assert "p (Holm)" in done.stdout
+    Path(findings.path(str(out), PROTOCOL_HASH, "sha256-of-fare")).unlink()
+    done = command(out, "--protocol", PROTOCOL_HASH, "--compare", "fare", "plain")
+    assert done.returncode == 2
+    assert "fare cannot be compared under protocol demo: unchecked; run pipelines/evaluate.py again" in done.stderr
 
 
 def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
@@ -215,7 +259,7 @@ def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
     storage.write_json(str(out / "checkpoint" / "config.json"), {"run": "abc"})
     done = command(out, "--protocol", PROTOCOL_HASH, str(out / "checkpoint"))
     assert done.returncode == 0, done.stderr
-    assert "| run-abc | " in done.stdout
+    assert "| run-abc ✗ | " in done.stdout
 
 
 @pytest.mark.parametrize(

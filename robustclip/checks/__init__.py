@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from robustclip.checks import ball, data, effort, gradients, graph, provenance, state, strength
-from robustclip.checks.base import Finding, Subject, Verdict
-from robustclip.checks.verdicts import GREY_BOX, as_json, rankable, summary
+from robustclip.checks.base import Subject, Verdict
+from robustclip.findings import Finding
 
 # number -> (title, level, function): 1 to 22 as in the table of the rules, then the guards.
 CHECKS: dict[str, tuple[str, str, Callable[[Subject], Verdict]]] = {
@@ -58,4 +58,4 @@ def run_checks(subject: Subject) -> list[Finding]:
     return [run_check(subject, number) for number in CHECKS]
 
 
-__all__ = ["CHECKS", "GREY_BOX", "Finding", "Subject", "Verdict", "as_json", "rankable", "run_check", "run_checks", "summary"]
+__all__ = ["CHECKS", "Subject", "Verdict", "run_check", "run_checks"]

@@ -19,20 +19,7 @@ from robustclip.protocols import Protocol, Resolved
 from robustclip.seeds import generator
 from robustclip.threat import Ball
 
-WHITE_BOX = "white-box"
 SMALL = 1e-4  # of the largest logit: what another batch size may cost in fp32
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found: `passed` is None where it could not apply, and `reason` then says why; `figures` is what it measured."""
-
-    number: str
-    name: str
-    level: str
-    passed: bool | None
-    reason: str
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):

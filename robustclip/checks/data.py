@@ -55,8 +55,7 @@ def every_row_visited(subject: Subject) -> Verdict:
         mine = rows.filter(pc.equal(rows["dataset"], name))
         faults += [f"set {name!r}: {fault}" for fault in unvisited(mine, test_set)]
     if not faults:
-        outcomes = metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps)
-        for name, survival in next(iter(outcomes.values())).items():
+        for name, survival in next(iter(counted(subject, rows).values())).items():
             for column in survival.columns:
                 figures[f"{name}, {column}"] = vars(metrics.accuracy(survival, column))
     return verdict(faults, f"{sum(found.values())} rows, every set and image of the protocol among them", figures)
@@ -152,13 +151,20 @@ def worst_case_per_image(subject: Subject) -> Verdict:
     )
 
 
+def counted(subject: Subject, rows: pa.Table) -> dict[str, dict[str, metrics.Survival]]:
+    """Return the worst case per image of a run's rows, as its protocol tells which attacks a set goes without."""
+    protocol, skips = (subject.protocol, None) if subject.resolved is None else (subject.resolved.protocol, subject.resolved.skips)
+    return metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps, skips)
+
+
 def recount(subject: Subject) -> list[str]:
     """Return a fault where the metrics count other images robust than a plain walk over the rows does."""
     if subject.records is None:
         return []
-    rows, protocol, faults = of_model(subject), subject.protocol, []
+    rows, faults = of_model(subject), []
+    protocol = subject.protocol if subject.resolved is None else subject.resolved.protocol
     try:
-        outcomes = metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps)
+        outcomes = counted(subject, rows)
     except UserError as error:
         return [str(error)]
     for name, survival in next(iter(outcomes.values())).items():

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustclip.checks.base import SMALL, WHITE_BOX, Subject, Verdict, apart, does_not_apply, input_gradient, logits_of, share, verdict
+from robustclip.checks.base import SMALL, Subject, Verdict, apart, does_not_apply, input_gradient, logits_of, share, verdict
 from robustclip.checks.strength import beyond, strongest, too_many
-from robustclip.checks.verdicts import GREY_BOX
 from robustclip.checks.watch import backward_calls
 from robustclip.classifier import ZeroShotClassifier
+from robustclip.findings import GREY_BOX, WHITE_BOX
 from robustclip.model import tensors_sha256
 
 SEEN = 0.5  # share of the images whose margin must have a gradient for an attack to see the model

@@ -11,7 +11,7 @@ import torch
 from robustclip import metrics
 from robustclip import model as models
 from robustclip.checks.base import Subject, Verdict, does_not_apply, verdict
-from robustclip.checks.data import of_model
+from robustclip.checks.data import counted, of_model
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.errors import UserError
 from robustclip.model import ZOO, Model
@@ -73,12 +73,11 @@ def rows_without_names(subject: Subject) -> list[str]:
 def mixtures_accepted(subject: Subject) -> list[str]:
     """Return what may be compared although it must not: rows of two protocols, or of two weights under one name."""
     rows, faults = of_model(subject), []
-    attacks = [attack.name for attack in subject.protocol.attacks]
     for column in ("protocol_hash", "model_sha256"):
         values = ["other", *rows[column].to_pylist()[1:]]
         mixed = rows.set_column(rows.schema.get_field_index(column), column, pa.array(values, pa.string()))
         try:
-            metrics.worst_case(mixed, attacks, subject.protocol.eps)
+            counted(subject, mixed)
             faults.append(f"rows of two values of {column} are counted as one")
         except UserError as error:
             faults += [] if "protocols" in str(error) or "weights" in str(error) else [f"{column}: refused for another reason: {error}"]
@@ -129,8 +128,7 @@ def baseline_beside(subject: Subject) -> Verdict:
         return does_not_apply("no records of a run were given")
     if subject.baseline_name not in pc.unique(subject.records["model"]).to_pylist():
         return Verdict(False, f"the run holds no rows of an undefended model ({subject.baseline_name or 'none was named'})", {})
-    attacks = [attack.name for attack in subject.protocol.attacks]
-    outcomes = metrics.worst_case(subject.records, attacks, subject.protocol.eps)
+    outcomes = counted(subject, subject.records)
     chosen = {name: outcomes[name] for name in (subject.baseline_name, subject.name)}
     faults = refused(chosen)
     largest = subject.protocol.eps[-1]

@@ -10,9 +10,10 @@ from scipy.stats import binomtest
 
 from robustclip import checks
 from robustclip.attacks import APGD, PGD, Library
-from robustclip.checks import CHECKS, GREY_BOX, Finding, as_json, rankable, run_check, summary
+from robustclip.checks import CHECKS, run_check
 from robustclip.checks.base import by_chance
 from robustclip.checks.strength import LADDER, below
+from robustclip.findings import GREY_BOX, Finding, as_json, rankable, summary
 
 FINDINGS = [
     Finding("1", "nothing at eps 0", "hard", True, "nothing moved"),

@@ -1,0 +1,82 @@
+"""The checks beside the numbers of a real run: on which images, kept where, made again when, and what a fault in the run does."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from robustclip import evaluation, findings, probing, protocols, records, report, storage
+from robustclip import model as models
+from robustclip.checks import CHECKS
+from robustclip.protocols import Resolved
+
+NAME = "tiny-vit8"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resolved, pa.Table]:
+    """Return the smoke protocol and its records of the embedded model, as a worker writes them."""
+    resolved = protocols.resolve(protocols.named("smoke"), str(tmp_path_factory.mktemp("run")))
+    model, rows = models.load(NAME), []
+    for cell in resolved.cells(NAME, models.identity(NAME)):
+        rows += [evaluation.provenance(cell, resolved) | row for row in evaluation.compute(model, cell, resolved)]
+    return resolved, records.table(rows)
+
+
+def found(resolved: Resolved, table: pa.Table, out: Path) -> list[findings.Finding]:
+    """Return what the checks of the embedded model say of a run, from the file they wrote."""
+    probing.check_model(NAME, NAME, resolved, table, str(out), 1)
+    (said,) = findings.read(str(out), resolved.hash, {NAME: models.identity(NAME)}).values()
+    return said
+
+
+def test_the_probe_is_of_the_best_set_and_spread_over_it(run: tuple[Resolved, pa.Table]) -> None:
+    resolved, table = run
+    clean = table.filter(pc.equal(table["attack"], "clean"))
+    right = {name: np.mean(clean.filter(pc.equal(clean["dataset"], name))["correct"].to_pylist()) for name in resolved.sets}
+    subject = probing.probe(NAME, NAME, resolved, table)
+    assert subject.dataset == max(right, key=lambda name: right[name])
+    assert len(set(subject.ids)) == probing.PROBE == len(subject.images)
+    assert subject.classifier is subject.attacked is subject.baseline
+
+
+def test_a_healthy_run_is_ranked_and_says_so(run: tuple[Resolved, pa.Table], tmp_path: Path) -> None:
+    resolved, table = run
+    said = found(resolved, table, tmp_path)
+    assert [finding.number for finding in said] == list(CHECKS)
+    assert findings.rankable(said, resolved.protocol.level) == (True, "")
+    built = report.from_records(table, resolved.describe(), checks={NAME: said})
+    assert report.MARK not in built.markdown()
+
+
+def without_a_set(table: pa.Table) -> pa.Table:
+    return table.filter(pc.not_equal(table["dataset"], "digits"))
+
+
+def with_unvisited_images(table: pa.Table) -> pa.Table:
+    """Rows left at their fill: attacked, they say, and correct, but without one forward pass."""
+    idle = pc.if_else(pc.equal(table["attack"], "clean"), pa.scalar(None, pa.int64()), 0)
+    return table.set_column(table.schema.get_field_index("forwards"), "forwards", idle)
+
+
+@pytest.mark.parametrize(("fault", "number"), [(without_a_set, "16"), (with_unvisited_images, "16")])
+def test_a_fault_in_the_run_is_marked_in_the_table(fault, number: str, run: tuple[Resolved, pa.Table], tmp_path: Path) -> None:
+    resolved, table = run
+    said = found(resolved, fault(table), tmp_path)
+    assert number in {finding.number for finding in findings.failed(said, "hard")}
+    assert f"| {NAME} {report.MARK} |" in report.from_records(table, resolved.describe(), checks={NAME: said}).markdown()
+
+
+def test_checks_run_once_and_again_beside_another_baseline(run: tuple[Resolved, pa.Table], tmp_path: Path, ray_session: None) -> None:
+    resolved, table = run
+    said: list[str] = []
+    first = probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append)
+    assert said == ["checked 1/1 models"]
+    assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first
+    assert len(said) == 1
+    path = findings.path(str(tmp_path), resolved.hash, models.identity(NAME))
+    storage.write_json(path, storage.read_json(path) | {"baseline_sha256": "another", "findings": []})
+    assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first
+    assert len(said) == 2
