@@ -21,7 +21,7 @@ from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
 from robustclip.findings import Finding, summary
 from robustclip.probing import check
-from robustclip.results import set_metrics
+from robustclip.results import cost, set_metrics
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
@@ -37,7 +37,10 @@ def run() -> None:
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=int, help="images of each set instead")
-    parser.add_argument("--actors", type=int, help="evaluators at once (default: one a CPU, or one a GPU)")
+    parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
+    parser.add_argument(
+        "--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)"
+    )
     cli.add_out(parser)
     args = parser.parse_args()
     cli.say_on_terminal()
@@ -49,8 +52,8 @@ def run() -> None:
     cluster.connect()
     cluster.warn_of_local_results(out)
     cpus, gpus = cluster.total()
-    gpu = 1.0 if gpus else 0.0
-    share: dict[str, Any] = {"actors": args.actors or int(gpus or cpus), "gpus": gpu, "on_progress": partial(log.info, "%s")}
+    gpu = args.gpus if gpus else 0.0
+    share: dict[str, Any] = {"actors": args.actors or int(gpus / gpu if gpu else cpus), "gpus": gpu, "on_progress": partial(log.info, "%s")}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
@@ -67,7 +70,7 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
         params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
         run_id = tracker.run(done, f"evaluate {model_name}", params)
         if tracker.logged(run_id) != done:
-            tracker.metrics(run_id, [set_metrics(rows, resolved)])
+            tracker.metrics(run_id, [set_metrics(rows, resolved) | cost(rows)])
             tracker.tag(run_id, logged=done)
         tracker.tag(run_id, checks=summary(checks[model_name]))
         tracker.finish(run_id)

@@ -1,6 +1,7 @@
 """What a table of records says as plain metrics, by name: what Tune, MLflow and the last lines of a command show."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from robustclip import metrics
 from robustclip.metrics import CLEAN_ATTACKED
@@ -25,4 +26,16 @@ def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
         values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}
         for name, outcome in outcomes.items():
             values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean
+    return values
+
+
+def cost(table: pa.Table) -> dict[str, float]:
+    """Return cost/seconds and cost/images_per_second of one model's evaluation, and the same per set: the evaluators' time, summed."""
+    values: dict[str, float] = {}
+    for name in [None, *pc.unique(table["dataset"]).to_pylist()]:
+        rows = table if name is None else table.filter(pc.equal(table["dataset"], name))
+        seconds = sum(rows["seconds"].to_pylist())
+        images = len(set(zip(rows["dataset"].to_pylist(), rows["image_id"].to_pylist(), strict=True)))
+        where = "cost" if name is None else f"cost/{name}"
+        values |= {f"{where}/seconds": seconds, f"{where}/images_per_second": images / seconds}
     return values

@@ -19,7 +19,7 @@ from robustclip.config import Config, flatten, from_json, key, override, to_json
 from robustclip.errors import UserError
 from robustclip.evaluation import Progress, evaluate
 from robustclip.protocols import Protocol, resolve
-from robustclip.results import set_metrics
+from robustclip.results import cost, set_metrics
 from robustclip.spaces import Space, check_space, count
 from robustclip.tracking import Tracker
 from robustclip.training import fit, forget, prepare
@@ -86,7 +86,7 @@ def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
         [fitted["checkpoint"]], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress
     )
     seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
-    tested = set_metrics(table, resolved)
+    tested = set_metrics(table, resolved) | cost(table)
     # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
     tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted})
 
@@ -188,7 +188,7 @@ def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
         return
     run = result["run"]
     tracker.new_steps(run_id, run["history"])
-    summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/"))}
+    summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/", "cost/"))}
     tracker.metrics(run_id, [summary | {"step": run["metrics"]["step"]}])
     tracker.tag(run_id, checkpoint=run["checkpoint"], weights_sha256=run["sha256"], logged=done)
     tracker.artefacts(run_id, {"result.json": json.dumps(run, indent=1).encode()})

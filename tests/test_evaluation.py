@@ -9,7 +9,7 @@ from robustclip import evaluation, protocols, records, report, storage
 from robustclip import model as models
 from robustclip.errors import UserError
 from robustclip.metrics import CLEAN_ATTACKED
-from robustclip.results import set_metrics
+from robustclip.results import cost, set_metrics
 from robustclip.rules import SetRule
 
 
@@ -77,6 +77,10 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     assert {(row["dataset"], row["attack"]) for row in rows} >= {("shapes", "apgd-ce-3"), ("digits", "pgd-2")}
     assert ("digits", "apgd-ce-3") not in {(row["dataset"], row["attack"]) for row in rows}
     assert set(set_metrics(records.table(rows), resolved)) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
+    spent = cost(records.table(rows))
+    assert spent["cost/seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert spent["cost/seconds"] == pytest.approx(spent["cost/shapes/seconds"] + spent["cost/digits/seconds"])
+    assert spent["cost/shapes/images_per_second"] == pytest.approx(16 / spent["cost/shapes/seconds"])
 
 
 def test_a_cell_is_tried_three_times() -> None:
