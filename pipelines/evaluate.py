@@ -38,9 +38,7 @@ def run() -> None:
     parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=int, help="images of each set instead")
     parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
-    parser.add_argument(
-        "--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)"
-    )
+    parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
     args = parser.parse_args()
     cli.say_on_terminal()

@@ -3,7 +3,8 @@
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of one cell before it is reported as failed: a poison cell must not loop
+LATE = 5.0  # times as long as the slowest finished cell: then an idle worker computes the cell too, and the first of them counts
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,22 @@ class Queue:
             self.todo.append(cell)
         else:
             self.failed[cell.key] = f"{cell.dataset} under {cell.model}: {reason}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell on its worker, since when (monotonic seconds)."""
+
+    worker: Any
+    cell: Cell
+    since: float
+
+
+def late(running: Collection[Running], slowest: float, now: float) -> Cell | None:
+    """Return the cell that runs longest if that is LATE times the slowest finished one and no second worker computes it yet."""
+    times = Counter(each.cell.key for each in running)
+    alone = [each for each in running if times[each.cell.key] == 1 and slowest and now - each.since > LATE * slowest]
+    return min(alone, key=lambda each: each.since).cell if alone else None
 
 
 class Worker:
@@ -199,22 +217,29 @@ def _compute_missing(
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="DEFAULT")(Worker)
     workers = [actor.remote(resolved, out, max(1, int(cpus)), git_commit()) for _ in range(min(actors, len(cells)))]
-    queue, started, computed = Queue(list(cells)), time.monotonic(), 0
+    queue, started, computed, slowest = Queue(list(cells)), time.monotonic(), 0, 0.0
     idle = list(workers)
-    running: dict[Any, tuple[Any, Cell]] = {}
+    running: dict[Any, Running] = {}
     while queue.todo or running:
         while idle and queue.todo:
-            worker, cell = idle.pop(), queue.todo.pop(0)
-            running[worker.run.remote(cell, name_of[cell.key])] = (worker, cell)
-        for ref in ray.wait(list(running), num_returns=1)[0]:
-            worker, cell = running.pop(ref)
-            idle.append(worker)
+            each = Running(idle.pop(), queue.todo.pop(0), time.monotonic())
+            running[each.worker.run.remote(each.cell, name_of[each.cell.key])] = each
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0 if idle else None)
+        for ref in ready:
+            each = running.pop(ref)
+            others = [other for other, twin in running.items() if twin.cell.key == each.cell.key]
+            idle.append(each.worker)
             try:
                 ray.get(ref)
-                computed += 1
+                computed, slowest = computed + 1, max(slowest, time.monotonic() - each.since)
+                for other in others:
+                    ray.kill(running.pop(other).worker)
             except ray.exceptions.RayError as error:
-                queue.again(cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
-        on_progress(Progress(computed, computed, len(cells), time.monotonic() - started))
+                if not others:
+                    queue.again(each.cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
+            on_progress(Progress(computed, computed, len(cells), time.monotonic() - started))
+        if idle and not queue.todo and (cell := late(running.values(), slowest, time.monotonic())):
+            queue.todo.append(cell)
     for worker in workers:
         ray.kill(worker)
     if queue.failed:

@@ -1,5 +1,8 @@
 """The evaluator on Ray: the same records as one process makes, only missing cells computed, a poison cell never loses the others."""
 
+import contextlib
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,3 +95,44 @@ def test_a_cell_is_tried_three_times() -> None:
     queue.again(cell, "lost")
     assert not queue.todo
     assert "set under model: lost" in queue.failed["key"]
+
+
+def test_only_a_cell_that_is_late_and_alone_is_computed_twice() -> None:
+    first, second = (protocols.Cell(key, "result", "model", "sha", "set", None, ()) for key in "ab")  # type: ignore[arg-type]
+    running = [evaluation.Running("one", first, 0.0), evaluation.Running("two", second, 3.0)]
+    assert evaluation.late(running, 1.0, evaluation.LATE) is None
+    assert evaluation.late(running, 1.0, evaluation.LATE + 0.1) is first
+    assert evaluation.late(running, 0.0, 99.0) is None  # nothing has finished yet: nobody knows what late is
+    again = [*running, evaluation.Running("three", first, 6.0)]
+    assert evaluation.late(again, 1.0, 8.5) is second
+    assert evaluation.late(again[::2], 1.0, 99.0) is None
+
+
+def workers_at_work() -> list[int]:
+    """Return the processes of evaluators that compute a cell just now."""
+    titles = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run")]
+
+
+def test_a_worker_that_hangs_holds_nobody_up(
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two is stopped in the middle of a cell: the other computes that cell too, and the run ends with the same records."""
+    monkeypatch.setattr(protocols, "CELL_IMAGES", 4)
+    monkeypatch.setattr(evaluation, "LATE", 0.5)
+    stopped: list[int] = []
+
+    def stop_one(progress: evaluation.Progress) -> None:
+        if not stopped and (found := workers_at_work()):
+            os.kill(found[0], signal.SIGSTOP)
+            stopped.append(found[0])
+
+    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=stop_one)
+    assert stopped
+    with contextlib.suppress(ProcessLookupError):  # Ray may have killed it already
+        os.kill(stopped[0], signal.SIGKILL)
+    here: list[dict] = []
+    for cell in cells_of(resolved, tiny_checkpoint):
+        shared = evaluation.provenance(cell, resolved) | {"threads": 1}
+        here += [shared | row for row in evaluation.compute(models.load(tiny_checkpoint), cell, resolved)]
+    assert records.content_sha256(table) == records.content_sha256(records.table(here))
