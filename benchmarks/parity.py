@@ -101,7 +101,7 @@ def _stands(case: Case, attack: Attack, seed: int) -> tuple[np.ndarray, np.ndarr
     """Return which images [N] are still right under our attack and under the original."""
     ours = attack(case.classifier, case.images, case.labels, case.ids, case.ball, seed, BATCH).images
     oracle = original(attack, case.classifier, case.ball.radius, seed)
-    theirs = torch.cat([oracle.perturb(x, y) for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH))])
+    theirs = torch.cat([oracle.perturb(x, y).detach() for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH))])
     for images in (ours, theirs):
         if float((images - case.images).abs().max()) > case.ball.radius + 1e-6:
             raise RuntimeError(f"{attack.name} left its ball")
@@ -109,19 +109,19 @@ def _stands(case: Case, attack: Attack, seed: int) -> tuple[np.ndarray, np.ndarr
     return right[0], right[1]
 
 
-def cases(images: int, eps: float, head_eps: float) -> list[Case]:
-    """Return the embedded CLIP after a little TeCoA on ZERO_SHOT, `images` of each, and a linear head on its undefended tower on scans."""
-    pixels, labels = world.images("digits", TRAINED["scans"] + max(images, 500), 0, "test")
+def cases(images: int) -> list[Case]:
+    """Return a linear head on the undefended tower (500 scans) and the embedded CLIP after a little TeCoA (`images` of each ZERO_SHOT)."""
+    pixels, labels = world.images("digits", TRAINED["scans"] + 500, 0, "test")
     scans, first = pixels.float() / 255, TRAINED["scans"]
     head = linear_head(models.load("tiny-vit8").classifier(("a",), ("{}",)), scans[:first], labels[:first])
     ids = [f"digits/{i}" for i in range(len(scans) - first)]
-    found = [Case("linear head", head, scans[first:], labels[first:], ids, Ball("Linf", head_eps))]
+    found = [Case("linear head", head, scans[first:], labels[first:], ids, Ball("Linf", HEAD_EPS))]
     tuned = fine_tuned()
     for name in ZERO_SHOT:
         pixels, labels = world.images(name, images, 3, "test")
         classifier = tuned.classifier(world.SETS[name].class_names, world.SETS[name].templates).requires_grad_(False)
         ids = [f"{name}/{i}" for i in range(images)]
-        found.append(Case("TeCoA", classifier, pixels.float() / 255, labels, ids, Ball("Linf", eps)))
+        found.append(Case("TeCoA", classifier, pixels.float() / 255, labels, ids, Ball("Linf", EPS)))
     return found
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(HEADER)
     attacks = (APGD(100), APGD(100, loss="dlr"), APGDT(100), FABT(100), Square(5000))
-    for comparison in compare(cases(args.images, EPS, HEAD_EPS), attacks, args.seeds):
+    for comparison in compare(cases(args.images), attacks, args.seeds):
         print(comparison, flush=True)
 
 
