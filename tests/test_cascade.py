@@ -78,6 +78,18 @@ def test_the_worst_case_is_that_of_the_exhaustive_run(task):
             assert row["prediction"] == everything[row["eps"], row["attack"], row["image_id"]]
 
 
+def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_worst_case_of_the_cascade(task):
+    chosen, rows = protocol(), run_cascade(*task, protocol())
+    full = run_cascade(*task, chosen, exhaustive=True)
+    found = {(row["eps"], row["attack"], row["image_id"]): row["prediction"] for row in full if row["attack"] != records.CLEAN}
+    assert found == exhaustive(task, chosen)
+    by_place = {(row["eps"], row["attack"], row["image_id"]): row for row in comparable(full)}
+    assert all(by_place[row["eps"], row["attack"], row["image_id"]] == row for row in comparable(rows))
+    assert len(rows) < len(full) == N * (1 + len(chosen.eps) * len(chosen.attacks))
+    for eps in chosen.eps:
+        assert outcome_of(full, chosen, None).flags(eps).tolist() == outcome_of(rows, chosen, None).flags(eps).tolist()
+
+
 def test_a_row_is_missing_exactly_where_the_image_was_broken_before(task):
     chosen, rows = protocol(), run_cascade(*task, protocol())
     stages = [(0.0, records.CLEAN), *((eps, attack.name) for eps in chosen.eps for attack in chosen.attacks)]

@@ -97,7 +97,7 @@ def fab(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor |
         return scored._replace(loss=scored.loss.masked_fill(outside, -torch.inf), fooled=scored.fooled & ~outside)
 
     x = images if start is None else move(images, start, ball)
-    scored = score(x, todo)
+    scored = score(x, todo, steps > 0)
     best, shares = Best(x, scored), GradientShares(images)
     loss_start, last, forwards = scored.loss, scored.loss, todo.long()
     for step in range(1, steps + 1):
@@ -108,17 +108,19 @@ def fab(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor |
         # The geometry is done in micro-batches too: a sum may round differently in a batch of another size.
         for part, padded in micro_batches(active.nonzero()[:, 0], size):
             x[part] = step_to_boundary(images[padded], x[padded], scored.loss[padded], g[padded], ball)[: len(part)]
-        scored = score(x, active)
-        best.update(x, inside(x, scored), step)
-        beyond = active & scored.fooled & ~best.fooled
+        # No gradient yet: where the step went beyond the ball it is wanted somewhere else.
+        tried = score(x, active, False)
+        best.update(x, inside(x, tried), step)
+        left = active & ~best.fooled
+        beyond = left & tried.fooled
         x[beyond] = images[beyond] + BETA * (x - images)[beyond]
-        again = score(x, beyond)
-        scored = Scores(*(torch.where(beyond.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(scored, again)))
+        scored = score(x, left, step < steps)
         best.update(x, inside(x, scored), step)
-        last, forwards = torch.where(active, scored.loss, last), forwards + active + beyond.long()
+        last = torch.where(left, scored.loss, torch.where(active, tried.loss, last))
+        forwards = forwards + active + left
     resist = todo & ~best.fooled
     attempt = move(images, x - images, ball)
-    scored = score(attempt, resist)
+    scored = score(attempt, resist, False)
     best.update(attempt, scored, steps)
     return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards + resist)
 

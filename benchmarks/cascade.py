@@ -1,0 +1,136 @@
+"""What the cascade saves against attacking every image with everything, and how it stands beside other loops, as ratios in one run.
+
+    python benchmarks/cascade.py [CHECKPOINT] [--images 50] [--others 100]
+
+The undefended CLIP, and a fine-tuned one when its folder is given, on `--images` of each of the twelve sets under the attacks and eps of
+the protocol `demo`. The independent mode runs the same attacks, every one at every eps on every image; both give the same worst case per
+image. "full budget" is what the independent mode would cost if no attack left an image alone after its first success, as the loops of
+other libraries do not. Then AutoAttack at small settings: our cascade, the original's own loop, torchattacks' MultiAttack.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from parity import original
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from robustclip import metrics, records
+from robustclip import model as models
+from robustclip.attacks import APGD, APGDT, FABT, Square
+from robustclip.cascade import predict, run_cascade
+from robustclip.classifier import ZeroShotClassifier
+from robustclip.data import world
+from robustclip.protocols import DEMO, Protocol
+
+RENDER_SEED = 11
+SMALL = (APGD(10), APGDT(10, targets=4), FABT(10, targets=4), Square(100))  # of the comparison with other loops
+Cell = tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]
+
+
+def cells_of(model: models.Model, sets: tuple[str, ...], n: int) -> dict[str, Cell]:
+    """Return for every set its classifier, n images [n,3,32,32] in [0,1], labels and ids."""
+    found = {}
+    for name in sets:
+        pixels, labels = world.images(name, n, RENDER_SEED, "test")
+        classifier = model.classifier(world.SETS[name].class_names, world.SETS[name].templates)
+        found[name] = (classifier, pixels.float() / 255, labels, [f"{name}/{i}" for i in range(n)])
+    return found
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a result and the seconds it took."""
+    started = time.perf_counter()
+    return run(), time.perf_counter() - started
+
+
+def robust(rows: list[dict[str, Any]], protocol: Protocol) -> np.ndarray:
+    """Return the flags [eps,n] of images that are right when clean and under every attack up to each eps, by the metrics."""
+    shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
+    table = records.table(shared | row for row in rows)
+    outcomes = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)["m"]["d"]
+    return np.stack([outcomes.flags(eps) for eps in protocol.eps])
+
+
+def against_independent(name: str, n: int) -> None:
+    """Print cascade and independent mode of one model; raises AssertionError if an image's worst case differs."""
+    seconds, forwards, flags = {True: 0.0, False: 0.0}, {True: 0, False: 0}, []
+    for cell in cells_of(models.load(name), DEMO.sets, n).values():
+        rows = {}
+        for exhaustive in (False, True):
+            rows[exhaustive], took = timed(lambda c=cell, e=exhaustive: run_cascade(*c, DEMO, exhaustive=e))
+            seconds[exhaustive] += took
+            forwards[exhaustive] += sum(row.get("forwards", 1) for row in rows[exhaustive])
+        flags.append(robust(rows[False], DEMO))
+        assert np.array_equal(flags[-1], robust(rows[True], DEMO)), f"{cell[3][0]}: the cascade has another worst case"
+    images = n * len(DEMO.sets)
+    full = images * (1 + len(DEMO.eps) * sum(attack.steps + 1 for attack in DEMO.attacks))  # type: ignore[attr-defined]
+    accuracy = ", ".join(f"{100 * share:.1f} at {eps:g}" for eps, share in zip(DEMO.eps, np.concatenate(flags, axis=1).mean(1)))
+    print(f"{name}, {images} images, protocol demo: robust {accuracy}; identical worst case of every image")
+    print(f"  cascade     {forwards[False]:8d} forward passes {seconds[False]:7.1f} s")
+    print(
+        f"  independent {forwards[True]:8d} forward passes {seconds[True]:7.1f} s   "
+        f"x {forwards[True] / forwards[False]:.2f} passes, x {seconds[True] / seconds[False]:.2f} time"
+    )
+    print(f"  full budget {full:8d} forward passes             x {full / forwards[False]:.2f} passes")
+
+
+def against_others(name: str, n: int) -> None:
+    """Print our AutoAttack beside the original's loop and torchattacks' MultiAttack, at equal attacks, steps, targets and queries."""
+    protocol = replace(DEMO, attacks=SMALL, eps=(1.0,))
+    ((classifier, images, labels, ids),) = cells_of(models.load(name), ("tools",), n).values()
+    eps = protocol.balls()[0].radius
+    loops: dict[str, Callable[[], Tensor]] = {
+        "the original": lambda: original_loop(classifier, eps).run_standard_evaluation(images, labels, batch_size=n)[0],
+        "torchattacks": lambda: multi_attack(classifier, eps)(images, labels),
+    }
+    rows, ours = timed(lambda: run_cascade(classifier, images, labels, ids, protocol))
+    settings = ", ".join(attack.name for attack in SMALL)
+    print(f"{name}, {n} images of tools, eps 1, {settings}")
+    print(f"  {'our cascade':14s} robust {100 * robust(rows, protocol).mean():5.1f} {ours:7.1f} s")
+    for other, run in loops.items():
+        attacked, seconds = timed(run)
+        right = predict(classifier, attacked, protocol.micro_batch) == labels
+        print(f"  {other:14s} robust {100 * float(right.float().mean()):5.1f} {seconds:7.1f} s   x {seconds / ours:.2f} time")
+
+
+def original_loop(classifier: nn.Module, eps: float) -> AutoAttack:
+    """Return the original AutoAttack with the settings of SMALL."""
+    loop = AutoAttack(classifier, attacks=["apgd-ce", "apgd-t", "fab-t", "square"], eps=eps, seed=0, version="custom")
+    loop.apgd, loop.apgd_targeted, loop.fab, loop.square = (original(attack, classifier, eps, 0) for attack in SMALL)
+    return loop
+
+
+def multi_attack(classifier: nn.Module, eps: float) -> torchattacks.MultiAttack:
+    """Return torchattacks' attacks of the settings of SMALL one after another; it has one target fewer than the classes it is told of."""
+    apgd, apgd_t, fab_t, square = SMALL
+    return torchattacks.MultiAttack(
+        [
+            torchattacks.APGD(classifier, eps=eps, steps=apgd.steps),
+            torchattacks.APGDT(classifier, eps=eps, steps=apgd_t.steps, n_classes=apgd_t.targets + 1),
+            torchattacks.FAB(classifier, eps=eps, steps=fab_t.steps, multi_targeted=True, n_classes=fab_t.targets + 1),
+            torchattacks.Square(classifier, eps=eps, n_queries=square.queries),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="folder of a fine-tuned model, compared as well")
+    parser.add_argument("--images", type=int, default=50, help="of each set, cascade against independent mode")
+    parser.add_argument("--others", type=int, default=100, help="images, against other loops")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in filter(None, ("tiny-vit8", args.checkpoint)):
+        against_independent(name, args.images)
+    against_others("tiny-vit8", args.others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Our attacks beside the original AutoAttack code at equal settings: accuracy of both, and on how many images they agree.
+
+    python benchmarks/parity.py [--images 200] [--seeds 0 1]
+
+The package `pyautoattack` 0.2.0 is the authors' own code (Croce & Hein 2020), loops, batches and random numbers included. Here it runs
+at the published settings; `tests/test_parity.py` runs this code at smaller ones.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from robustclip import model as models
+from robustclip.attacks import APGD, APGDT, FABT, Attack, Square
+from robustclip.attacks.pgd import logits_of
+from robustclip.classifier import ZeroShotClassifier
+from robustclip.data import world
+from robustclip.learner import Learner
+from robustclip.recipes import DEMO
+from robustclip.threat import Ball
+
+BATCH = 50
+EPS, HEAD_EPS = 2.0, 2.0  # in 1/255; robust accuracies lie between 25 and 60 %
+ZERO_SHOT = ("shapes", "tools", "sketch", "colours")
+TRAINED = {"scans": 1200, "steps": 60}  # scans the linear head learns from; optimiser steps of the fine-tuned tower
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with images [N,3,H,W] in [0,1] and labels [N] that it is attacked on; `group` names the model over several sets."""
+
+    group: str
+    classifier: nn.Module
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+    ball: Ball
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One attack on one model with one seed: which images [N] stay right under ours and under the original."""
+
+    group: str
+    attack: str
+    seed: int
+    ours: np.ndarray
+    theirs: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        """Our accuracy minus theirs in points: positive where ours is weaker."""
+        return 100 * float(self.ours.mean() - self.theirs.mean())
+
+    def __str__(self) -> str:
+        ours, theirs, same = (100 * float(flags.mean()) for flags in (self.ours, self.theirs, self.ours == self.theirs))
+        return f"{self.group:12s} {self.attack:14s} {self.seed:4d} {ours:7.1f} {theirs:9.1f} {self.difference:+6.1f} {same:7.1f}"
+
+
+HEADER = f"{'model':12s} {'attack':14s} {'seed':>4s} {'ours':>7s} {'original':>9s} {'diff':>6s} {'agree %':>7s}"
+
+
+def original(attack: Attack, classifier: nn.Module, eps: float, seed: int) -> Any:
+    """Return the original's attack of the same settings, called as `perturb(images, labels)`; `eps` in pixel units.
+
+    Its Square is told to scale its schedule of window sizes to the queries, as ours does and the paper says; in its AutoAttack it is not.
+    """
+    shared = {"norm": "Linf", "eps": eps, "seed": seed, "device": "cpu"}
+    match attack:
+        case APGD():
+            return APGDAttack(classifier, n_iter=attack.steps, n_restarts=attack.restarts, loss=attack.loss, **shared)
+        case APGDT():
+            return APGDAttack_targeted(classifier, n_iter=attack.steps, n_target_classes=attack.targets, **shared)
+        case FABT():
+            return FABAttack_PT(classifier, n_iter=attack.steps, n_target_classes=attack.targets, targeted=True, **shared)
+        case Square():
+            return SquareAttack(classifier, n_queries=attack.queries, resc_schedule=True, **shared)
+    raise TypeError(f"the original has no {attack.name}")
+
+
+def compare(cases: Sequence[Case], attacks: Sequence[Attack], seeds: Sequence[int]) -> Iterator[Comparison]:
+    """Yield the comparison of every attack on every model with every seed; each attack meets every image, no cascade."""
+    for attack in attacks:
+        for group in dict.fromkeys(case.group for case in cases):
+            of_group = [case for case in cases if case.group == group]
+            for seed in seeds:
+                flags = [np.stack(_stands(case, attack, seed)) for case in of_group]
+                yield Comparison(group, attack.name, seed, *np.concatenate(flags, axis=1))
+
+
+def _stands(case: Case, attack: Attack, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images [N] are still right under our attack and under the original."""
+    ours = attack(case.classifier, case.images, case.labels, case.ids, case.ball, seed, BATCH).images
+    oracle = original(attack, case.classifier, case.ball.radius, seed)
+    theirs = torch.cat([oracle.perturb(x, y).detach() for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH))])
+    for images in (ours, theirs):
+        if float((images - case.images).abs().max()) > case.ball.radius + 1e-6:
+            raise RuntimeError(f"{attack.name} left its ball")
+    right = [(logits_of(case.classifier, images, BATCH).argmax(1) == case.labels).numpy() for images in (ours, theirs)]
+    return right[0], right[1]
+
+
+def cases(images: int) -> list[Case]:
+    """Return a linear head on the undefended tower (500 scans) and the embedded CLIP after a little TeCoA (`images` of each ZERO_SHOT)."""
+    pixels, labels = world.images("digits", TRAINED["scans"] + 500, 0, "test")
+    scans, first = pixels.float() / 255, TRAINED["scans"]
+    head = linear_head(models.load("tiny-vit8").classifier(("a",), ("{}",)), scans[:first], labels[:first])
+    ids = [f"digits/{i}" for i in range(len(scans) - first)]
+    found = [Case("linear head", head, scans[first:], labels[first:], ids, Ball("Linf", HEAD_EPS))]
+    tuned = fine_tuned()
+    for name in ZERO_SHOT:
+        pixels, labels = world.images(name, images, 3, "test")
+        classifier = tuned.classifier(world.SETS[name].class_names, world.SETS[name].templates).requires_grad_(False)
+        ids = [f"{name}/{i}" for i in range(images)]
+        found.append(Case("TeCoA", classifier, pixels.float() / 255, labels, ids, Ball("Linf", EPS)))
+    return found
+
+
+def fine_tuned() -> models.Model:
+    """Return the embedded CLIP after the first steps of the demo recipe."""
+    steps, size = TRAINED["steps"], DEMO.optim.batch
+    config = replace(DEMO, optim=replace(DEMO.optim, lr=3e-4, warmup=steps // 3))
+    labelled = world.SETS["labelled"]
+    learner = Learner(config, models.load(DEMO.model), labelled.class_names, labelled.templates, steps)
+    pixels, labels = world.images("labelled", steps * size, 0, "train")
+    for part in torch.arange(steps * size).split(size):
+        learner.accumulate(pixels[part].permute(0, 2, 3, 1), labels[part], [f"labelled/{i}" for i in part.tolist()])
+        learner.update()
+    return learner.model
+
+
+def linear_head(tower: ZeroShotClassifier, images: Tensor, labels: Tensor) -> nn.Module:
+    """Return a logistic regression on the frozen image features of a tower: images [B,3,H,W] in [0,1] -> logits [B,K]."""
+    with torch.no_grad():
+        features = torch.cat([tower.embed_images(part) for part in images.split(BATCH)])
+    weight = torch.zeros(int(labels.max()) + 1, features.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight.T, labels) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return LinearHead(tower, weight.detach())
+
+
+class LinearHead(nn.Module):
+    """Logits [B,K] that are linear in a tower's image features."""
+
+    def __init__(self, tower: ZeroShotClassifier, weight: Tensor):
+        super().__init__()
+        self.tower, self.weight = tower.requires_grad_(False), nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tower.embed_images(images) @ self.weight.T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200, help="of each zero-shot set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(HEADER)
+    attacks = (APGD(100), APGD(100, loss="dlr"), APGDT(100), FABT(100), Square(5000))
+    for comparison in compare(cases(args.images), attacks, args.seeds):
+        print(comparison, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Our attacks beside the original AutoAttack code, at equal settings, on images, models and seeds where robust accuracy is middling.
+
+Each attack meets every image, without a cascade. Steps, queries and FAB's targets are fewer than published, equally on both sides, so that
+all of it takes minutes; `benchmarks/parity.py` runs the published settings.
+"""
+
+import numpy as np
+import parity
+import pytest
+
+from robustclip.attacks import APGD, APGDT, FABT, Square
+
+POINTS = 0.6
+ATTACKS = (APGD(20), APGD(20, loss="dlr"), APGDT(8, targets=9), FABT(8, targets=3), Square(200))
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return parity.cases(125)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_accuracy_is_that_of_the_original(cases, attack):
+    comparisons = list(parity.compare(cases, [attack], seeds=(0, 1)))
+    print("", parity.HEADER, *comparisons, sep="\n")
+    for group in {each.group for each in comparisons}:
+        of_group = [each for each in comparisons if each.group == group]
+        assert all(len(each.ours) >= 500 and 0.25 < each.theirs.mean() < 0.6 for each in of_group)
+        assert max(each.difference for each in of_group) <= POINTS, "weaker than the original"
+        assert abs(np.mean([each.difference for each in of_group])) <= POINTS
