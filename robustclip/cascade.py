@@ -14,7 +14,8 @@ from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import logits_of
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
-from robustclip.records import CLEAN, CLEAN_ONLY
+from robustclip.errors import UserError
+from robustclip.records import CLEAN, CLEAN_ONLY, NO_CLASS
 from robustclip.rules import Protocol
 from robustclip.threat import Ball
 
@@ -37,11 +38,12 @@ def run_cascade(
     carry the name the protocol calls them by and, as `attack_config`, the settings they ran with; one left out there has no rows at all.
     `attacks` are those these images meet (default: the protocol's); with none of them, the clean rows say that nothing else was tried.
     `exhaustive`: every image meets every attack at every eps, broken or not; each attack's own accuracy, at its full price.
+    Raises UserError naming an image whose clean logits are not finite; under attack such an image counts as broken, with NO_CLASS.
     """
     wanted = protocol.attacks if attacks is None else attacks
     started = time.perf_counter()
     logits = logits_of(classifier, images, protocol.micro_batch)
-    predictions, run = logits.argmax(1), for_classes(wanted, logits.shape[1]) if wanted else {}
+    predictions, run = _refuse_no_class(_classes(logits), ids), for_classes(wanted, logits.shape[1]) if wanted else {}
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
     rows: list[dict[str, Any]] = []
@@ -65,8 +67,21 @@ def run_cascade(
 
 
 def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
-    """Return the predicted classes [N], computed in micro-batches of one size."""
-    return logits_of(classifier, images, micro_batch).argmax(1)
+    """Return the predicted classes [N], computed in micro-batches of one size; NO_CLASS where a logit is not finite."""
+    return _classes(logits_of(classifier, images, micro_batch))
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+
+
+def _refuse_no_class(predictions: Tensor, ids: list[str]) -> Tensor:
+    if bad := (predictions == NO_CLASS).nonzero()[:, 0].tolist():
+        raise UserError(
+            f"image {ids[bad[0]]!r}: the model's logits of the clean image are not finite ({len(bad)} such images of {len(ids)}); "
+            "look for NaN in its weights or its pixels"
+        )
+    return predictions
 
 
 def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -> dict[str, Any]:

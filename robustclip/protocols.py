@@ -157,13 +157,17 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     if rule.split not in card.splits:
         raise UserError(f"data set {rule.name!r} has no split {rule.split!r} (it has {', '.join(card.splits)}): prepare one")
     index = scan(card.folder, card, rule.split)
-    facts = {"classes": len(card.class_names), "images": len(index), "native": card.native_size}
-    for fact, found in facts.items():
-        if getattr(rule, fact) not in (None, found):
-            what = {"classes": "classes", "images": "images", "native": "px squares as stored"}[fact]
+    facts = (
+        ("classes", len(card.class_names), rule.classes),
+        ("classes", len(card.class_names), len(rule.class_names) or None),
+        ("images", len(index), rule.images),
+        ("px squares as stored", card.native_size, rule.native),
+    )
+    for what, found, meant in facts:
+        if meant not in (None, found):
             raise UserError(
-                f"protocol {protocol.name!r}: data set {rule.name!r}, split {rule.split!r}, has {found} {what}, not "
-                f"{getattr(rule, fact)}: prepare the set the protocol means"
+                f"protocol {protocol.name!r}: data set {rule.name!r}, split {rule.split!r}, has {found} {what}, not {meant}: "
+                "prepare the set the protocol means"
             )
     wanted = protocol.n or protocol.attacked or 0
     if len(index) < wanted:

@@ -13,6 +13,7 @@ from robustclip.errors import UserError
 SCHEMA_VERSION = 1
 CLEAN = "clean"  # the attack column of the unattacked rows; their eps is 0
 CLEAN_ONLY = "clean, not attacked"  # the same of images that the protocol only looks at clean
+NO_CLASS = -1  # the prediction for an attacked image whose logits are not all finite: not right, and counted apart from wrong ones
 
 _STRINGS = (
     "protocol protocol_hash cell_key result_key model model_sha256 dataset split shard_sha256 image_id attack attack_config norm level "

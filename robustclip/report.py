@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from robustclip import figures, findings, metrics, sheets, storage
 from robustclip.errors import UserError, did_you_mean
 from robustclip.figures import Sheet
-from robustclip.records import CLEAN
+from robustclip.records import CLEAN, NO_CLASS
 
 MARK = "✗"
 HOW_TO_RANK = {
@@ -260,9 +260,9 @@ def from_records(
     baseline, chosen = baseline or next(iter(outcomes)), chosen or list(outcomes)[-1]
     for model in (baseline, chosen):
         _known(model, outcomes)
-    return Report(
-        outcomes, protocol, table["protocol_hash"][0].as_py(), baseline, chosen, names, _settings(table), dict(checks or {}), tuple(notes)
-    )
+    said = (*notes, *_without_a_class(table))
+    hash_, settings = table["protocol_hash"][0].as_py(), _settings(table)
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, dict(checks or {}), said)
 
 
 def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:
@@ -276,6 +276,16 @@ def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, A
         attacked = len(seen[name].ids[seen[name].attacked])
         if attacked != each.get("attacked", n):
             raise UserError(f"model {model!r}: {attacked} images of set {name!r} were attacked, not {each['attacked']}")
+
+
+def _without_a_class(table: pa.Table) -> list[str]:
+    """Return a note for every model and set with attacked images whose logits were not finite: how many, and what they count as."""
+    rows = table.filter(pc.equal(table["prediction"], NO_CLASS)).select(["model", "dataset", "image_id"]).group_by(["model", "dataset"])
+    return [
+        f"{row['image_id_count_distinct']} images of {row['dataset']} count as broken because the logits of {row['model']} were not finite "
+        "under attack: a broken forward, not a success of the attack."
+        for row in rows.aggregate([("image_id", "count_distinct")]).to_pylist()
+    ]
 
 
 def _settings(table: pa.Table) -> dict[str, str]:

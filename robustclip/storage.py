@@ -1,5 +1,6 @@
 """One small door to files: a local path or a file://, s3://, gs:// URI, through pyarrow.fs; every write is all or nothing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pyarrow import fs
 from robustclip.errors import UserError
 
 OBJECT_STORES = ("s3", "gs")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -101,7 +103,7 @@ def read_bytes(path: str) -> bytes:
 
 @contextmanager
 def writing(path: str) -> Iterator[Any]:
-    """Yield a stream that becomes `path` when the block ends well and leaves nothing when it does not."""
+    """Yield a stream that becomes `path` when the block ends well and leaves nothing when it does not; a full disk is a UserError."""
     system, inside = filesystem(path)
     if not is_local(path):  # an object appears when its stream is closed
         try:
@@ -117,8 +119,10 @@ def writing(path: str) -> Iterator[Any]:
         with open(partial, "xb") as stream:
             yield stream
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UserError(f"{path}: no room to write it ({error.strerror}); make some and run the same command again") from error
         raise
 
 

@@ -92,7 +92,8 @@ def examples(name: str, resolved: Resolved) -> bytes:
     (dataset, first), *_ = resolved.sets.items()
     protocol, loaded = resolved.protocol, models.load(name)
     ids, pixels, labels = resolved.read(dataset, first.rows[:EXAMPLES], loaded.preprocess.size)
-    classifier, classes = loaded.classifier(first.card.class_names, first.card.templates), first.card.class_names
+    classifier = loaded.classifier(first.card.class_names, first.card.templates)
+    classes = (*first.card.class_names, "no class")  # the last is that of NO_CLASS
     x, y = to_images(pixels, "cpu"), torch.as_tensor(labels)
     example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)
     attacked = (example.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

@@ -241,6 +241,7 @@ def test_a_protocol_finds_its_sets_and_is_written_down(out):
         ({"n": None, "attacked": 13}, "has 12 test images.*asks for 13"),
         ({"rules": (SetRule("mine", split="val"),)}, "no split 'val' .it has test."),
         ({"rules": (SetRule("mine", classes=4),)}, "has 3 classes, not 4"),
+        ({"rules": (SetRule("mine", class_names=("x", "y")),)}, "has 3 classes, not 2"),
         ({"rules": (SetRule("mine", images=13),)}, "has 12 images, not 13"),
         ({"rules": (SetRule("mine", native=32),)}, "has 8 px squares as stored, not 32"),
         ({"n": 13}, "has 12 test images.*asks for 13"),

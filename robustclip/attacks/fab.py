@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks.apgd import surface_start
 from robustclip.attacks.base import Example, Objective, Scored, Trace
+from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import (
     Best,
     Found,
@@ -33,7 +34,7 @@ def difference(classifier: nn.Module, labels: Tensor, targets: Tensor) -> Object
     def objective(images: Tensor) -> Scored:
         logits = classifier(images)
         of = logits.float().gather(1, torch.stack([targets, labels], 1))
-        return Scored(of[:, 0] - of[:, 1], logits.argmax(1) != labels)
+        return Scored(of[:, 0] - of[:, 1], fools(logits, labels))
 
     return objective
 
@@ -106,7 +107,8 @@ def fab(score: Score, images: Tensor, ball: Ball, *, steps: int, start: Tensor |
             break
         x, g = x.clone(), shares.add(scored.gradient, active)
         # The geometry is done in micro-batches too: a sum may round differently in a batch of another size.
-        for part, padded in micro_batches(active.nonzero()[:, 0], size):
+        # Where the model gave no finite answer there is no boundary to step to.
+        for part, padded in micro_batches((active & scored.loss.isfinite()).nonzero()[:, 0], size):
             x[part] = step_to_boundary(images[padded], x[padded], scored.loss[padded], g[padded], ball)[: len(part)]
         # No gradient yet: where the step went beyond the ball it is wanted somewhere else.
         tried = score(x, active, False)

@@ -13,12 +13,20 @@ LossName = Literal["ce", "margin", "dlr"]
 TINY = 1e-12  # keeps a ratio of logits finite when the model says the same of all classes
 
 
+def fools(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which images [B] the model does not recognise by its logits [B,K]: another class is highest, or a logit is not finite.
+
+    torch's argmax returns the place of a NaN, so by it alone a broken forward would be a right answer or a wrong one, as the label is.
+    """
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
 def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
     """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already."""
 
     def objective(images: Tensor) -> Scored:
         logits = classifier(images)
-        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) != labels)
+        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), fools(logits, labels))
 
     return objective
 
@@ -32,7 +40,7 @@ def margin(classifier: nn.Module, labels: Tensor) -> Objective:
     def objective(images: Tensor) -> Scored:
         logits = _logits(classifier, images, "margin", 2, "more class names")
         own = logits.gather(1, labels[:, None])[:, 0]
-        return Scored(_without(logits, labels).max(1).values - own, logits.argmax(1) != labels)
+        return Scored(_without(logits, labels).max(1).values - own, fools(logits, labels))
 
     return objective
 
@@ -47,7 +55,7 @@ def dlr(classifier: nn.Module, labels: Tensor) -> Objective:
         logits = _logits(classifier, images, "dlr", 3, "ce or margin")
         own, top = logits.gather(1, labels[:, None])[:, 0], logits.topk(3, dim=1).values
         gap = (top[:, 0] - top[:, 2]).clamp(min=TINY)
-        return Scored((_without(logits, labels).max(1).values - own) / gap, logits.argmax(1) != labels)
+        return Scored((_without(logits, labels).max(1).values - own) / gap, fools(logits, labels))
 
     return objective
 
@@ -63,7 +71,7 @@ def targeted_dlr(classifier: nn.Module, labels: Tensor, targets: Tensor) -> Obje
         own, aim = (logits.gather(1, classes[:, None])[:, 0] for classes in (labels, targets))
         top = logits.topk(4, dim=1).values
         gap = (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=TINY)
-        return Scored((aim - own) / gap, logits.argmax(1) != labels)
+        return Scored((aim - own) / gap, fools(logits, labels))
 
     return objective
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Trace
+from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, random_start, with_restarts
 from robustclip.threat import Ball
 
@@ -32,7 +33,7 @@ class Noise:
                 for part, padded in micro_batches(todo.nonzero()[:, 0], micro_batch or len(images)):
                     logits = classifier(x[padded]).float()
                     loss[part] = F.cross_entropy(logits, labels[padded], reduction="none")[: len(part)]
-                    success[part] = torch.where(logits.argmax(1) != labels[padded], draw, -1)[: len(part)]
+                    success[part] = torch.where(fools(logits, labels[padded]), draw, -1)[: len(part)]
             unseen = torch.full_like(loss, torch.nan)  # no gradient was asked for
             return x, Trace(loss, loss, loss, success, unseen, unseen, todo.long())
 

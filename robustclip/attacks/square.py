@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from robustclip.attacks.base import Example, Trace
+from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
 from robustclip.seeds import generator
 from robustclip.threat import Ball, l2
@@ -156,7 +157,7 @@ def margins(classifier: nn.Module, labels: Tensor) -> Ask:
         with torch.no_grad():
             logits, label = classifier(images).float(), labels[places, None]
         wrong = logits.scatter(1, label, -torch.inf).amax(1)
-        return wrong - logits.gather(1, label)[:, 0], logits.argmax(1) != label[:, 0]
+        return wrong - logits.gather(1, label)[:, 0], fools(logits, label[:, 0])
 
     return ask
 

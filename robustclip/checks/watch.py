@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustclip.attacks.losses import fools
+
 
 class Watch:
     """What a classifier was asked about images [N,3,H,W] with labels [N]: per image its passes, losses and whether one fooled it.
@@ -31,7 +33,7 @@ class Watch:
         self.training |= any(m.training for m in module.modules())
         place = torch.cdist(asked.float(), self.originals).argmin(1)
         logits = output.detach().float()
-        loss, wrong = F.cross_entropy(logits, self.labels[place], reduction="none"), logits.argmax(1) != self.labels[place]
+        loss, wrong = F.cross_entropy(logits, self.labels[place], reduction="none"), fools(logits, self.labels[place])
         latest = {i: (value, fooled) for i, value, fooled in zip(place.tolist(), loss.tolist(), wrong.tolist())}
         for i, (value, fooled) in latest.items():
             self.losses[i].append(value)
