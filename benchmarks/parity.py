@@ -3,7 +3,12 @@
     python benchmarks/parity.py [--images 200] [--seeds 0 1]
 
 The package `pyautoattack` 0.2.0 is the authors' own code (Croce & Hein 2020), loops, batches and random numbers included. Here it runs
-at the published settings; `tests/test_parity.py` runs this code at smaller ones.
+at the published settings, for hours on one core; `tests/test_parity.py` runs this code at smaller ones in minutes.
+
+What differs by design: ours draws random numbers per image, so seeds mean other starts; FAB tries the projection of its last iterate too;
+Square draws a window per image instead of per batch and reaches the last row and column. Square's schedule of window sizes is scaled to
+the queries on both sides, as the paper says. The original's AutoAttack leaves it as it is for 10,000 queries, which is weaker: on 160
+scans at eps 2 and 1000 queries 74.4 % stay right with it, 68.8 % with the scaled one.
 """
 
 import argparse
@@ -29,7 +34,7 @@ from robustclip.recipes import DEMO
 from robustclip.threat import Ball
 
 BATCH = 50
-EPS, HEAD_EPS = 2.0, 2.0  # in 1/255; robust accuracies lie between 25 and 60 %
+EPS, SQUARE_EPS = 2.0, 6.0  # in 1/255; robust accuracies lie between 25 and 60 %, which takes a larger ball for a search without gradients
 ZERO_SHOT = ("shapes", "tools", "sketch", "colours")
 TRAINED = {"scans": 1200, "steps": 60}  # scans the linear head learns from; optimiser steps of the fine-tuned tower
 
@@ -43,7 +48,6 @@ class Case:
     images: Tensor
     labels: Tensor
     ids: list[str]
-    ball: Ball
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,7 @@ HEADER = f"{'model':12s} {'attack':14s} {'seed':>4s} {'ours':>7s} {'original':>9
 
 
 def original(attack: Attack, classifier: nn.Module, eps: float, seed: int) -> Any:
-    """Return the original's attack of the same settings, called as `perturb(images, labels)`; `eps` in pixel units.
-
-    Its Square is told to scale its schedule of window sizes to the queries, as ours does and the paper says; in its AutoAttack it is not.
-    """
+    """Return the original's attack of the same settings, called as `perturb(images, labels)`; `eps` in pixel units."""
     shared = {"norm": "Linf", "eps": eps, "seed": seed, "device": "cpu"}
     match attack:
         case APGD():
@@ -99,11 +100,12 @@ def compare(cases: Sequence[Case], attacks: Sequence[Attack], seeds: Sequence[in
 
 def _stands(case: Case, attack: Attack, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which images [N] are still right under our attack and under the original."""
-    ours = attack(case.classifier, case.images, case.labels, case.ids, case.ball, seed, BATCH).images
-    oracle = original(attack, case.classifier, case.ball.radius, seed)
+    ball = Ball("Linf", SQUARE_EPS if isinstance(attack, Square) else EPS)
+    ours = attack(case.classifier, case.images, case.labels, case.ids, ball, seed, BATCH).images
+    oracle = original(attack, case.classifier, ball.radius, seed)
     theirs = torch.cat([oracle.perturb(x, y).detach() for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH))])
     for images in (ours, theirs):
-        if float((images - case.images).abs().max()) > case.ball.radius + 1e-6:
+        if float((images - case.images).abs().max()) > ball.radius + 1e-6:
             raise RuntimeError(f"{attack.name} left its ball")
     right = [(logits_of(case.classifier, images, BATCH).argmax(1) == case.labels).numpy() for images in (ours, theirs)]
     return right[0], right[1]
@@ -115,13 +117,13 @@ def cases(images: int) -> list[Case]:
     scans, first = pixels.float() / 255, TRAINED["scans"]
     head = linear_head(models.load("tiny-vit8").classifier(("a",), ("{}",)), scans[:first], labels[:first])
     ids = [f"digits/{i}" for i in range(len(scans) - first)]
-    found = [Case("linear head", head, scans[first:], labels[first:], ids, Ball("Linf", HEAD_EPS))]
+    found = [Case("linear head", head, scans[first:], labels[first:], ids)]
     tuned = fine_tuned()
     for name in ZERO_SHOT:
         pixels, labels = world.images(name, images, 3, "test")
         classifier = tuned.classifier(world.SETS[name].class_names, world.SETS[name].templates).requires_grad_(False)
         ids = [f"{name}/{i}" for i in range(images)]
-        found.append(Case("TeCoA", classifier, pixels.float() / 255, labels, ids, Ball("Linf", EPS)))
+        found.append(Case("TeCoA", classifier, pixels.float() / 255, labels, ids))
     return found
 
 

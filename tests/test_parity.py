@@ -11,7 +11,7 @@ import pytest
 from robustclip.attacks import APGD, APGDT, FABT, Square
 
 POINTS = 0.6
-ATTACKS = (APGD(20), APGD(20, loss="dlr"), APGDT(8, targets=9), FABT(8, targets=3), Square(200))
+ATTACKS = (APGD(20), APGD(20, loss="dlr"), APGDT(6, targets=9), FABT(8, targets=3), Square(200))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
