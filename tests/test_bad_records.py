@@ -1,9 +1,11 @@
 """What goes wrong in the middle of an evaluation costs its own cell or its own image, says so, and leaves every finished record whole."""
 
 import json
+import re
 import resource
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,6 @@ BAD = 2  # the image that the poisoned things below are about
 
 @pytest.fixture(autouse=True, scope="module")
 def _by_value() -> None:
-    import sys
-
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import the tests
 
 
@@ -75,12 +75,12 @@ def test_clean_logits_that_are_not_finite_are_an_error_with_the_image(task: Task
 @pytest.mark.parametrize("name", [name for name in ATTACKS if "torchattacks" not in name])
 def test_logits_that_are_not_finite_under_attack_are_told_apart(task: Task, name: str, label: int) -> None:
     attack = for_classes((ATTACKS[name],), len(NAMES))[name]
-    protocol = Protocol("toy", ("toy",), (attack,), (1.0, 8.0), micro_batch=4)
+    protocol = Protocol("toy", ("toy",), (attack,), (1.0,), micro_batch=4)
     classifier, x, y, ids = task(label, False)
     rows = run_cascade(classifier, x, y, ids, protocol)  # type: ignore[arg-type]
     healthy = run_cascade(classifier.classifier, x, y, ids, protocol)  # type: ignore[arg-type]
     (flagged,) = (row for row in rows if row["prediction"] == NO_CLASS)
-    assert (flagged["image_id"], flagged["correct"], flagged["eps"]) == (ids[BAD], False, 1.0)
+    assert (flagged["image_id"], flagged["correct"]) == (ids[BAD], False)
 
     def others(rows: list[dict]) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if row["image_id"] != ids[BAD]]
@@ -101,7 +101,7 @@ def test_a_report_counts_them() -> None:
     assert "not finite" not in report.from_records(records.table(sound), told).markdown()
 
 
-# --- on Ray: two cells, one of them in trouble ----------------------------------------------------------------------------------------
+# --- on Ray: three cells, two of them in trouble --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ class NaNPixel(protocols.Resolved):
 
 
 class FullDisk(evaluation.Worker):
-    """A worker on whose disk a file of `shapes` may not grow over 1,000 bytes."""
+    """A worker on whose disk a file of `letters` may not grow over 1,000 bytes."""
 
     def run(self, cell: protocols.Cell, model_name: str) -> str:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if cell.dataset == "shapes":
+        if cell.dataset == "letters":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
             return super().run(cell, model_name)
@@ -131,37 +131,29 @@ class FullDisk(evaluation.Worker):
 
 @pytest.fixture
 def resolved(tmp_path: Path) -> protocols.Resolved:
-    return protocols.resolve(protocols.named("smoke"), str(tmp_path))
+    return protocols.resolve(replace(protocols.named("smoke"), sets=("shapes", "letters", "digits")), str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("trouble", "said"),
-    [("pixel", "image 'shapes/test/[0-9]+': the model's logits.*not finite"), ("disk", r"parquet: no room to write it .File too large")],
-)
-def test_one_line_says_what_happened_and_only_that_cell_is_left_to_do(
-    ray_session: None,
-    tmp_path: Path,
-    resolved: protocols.Resolved,
-    tiny_checkpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-    trouble: str,
-    said: str,
+def test_one_line_says_what_happened_and_only_those_cells_are_left_to_do(
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubled = NaNPixel(resolved.protocol, resolved.sets) if trouble == "pixel" else resolved
-    with monkeypatch.context() as patch:
-        if trouble == "disk":
-            patch.setattr(evaluation, "Worker", FullDisk)
-        with pytest.raises(UserError, match=f"1 of 2 cells failed, the others are kept: shapes under tiny.*{said}") as failed:
-            evaluation.evaluate([tiny_checkpoint], troubled, str(tmp_path), actors=1, cpus=0.5)
-    assert "\n" not in str(failed.value)
-    bad, good = resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint))
+    monkeypatch.setattr(evaluation, "Worker", FullDisk)
+    with pytest.raises(UserError, match="2 of 3 cells failed, the others are kept: ") as failed:
+        evaluation.evaluate([tiny_checkpoint], NaNPixel(resolved.protocol, resolved.sets), str(tmp_path), actors=1, cpus=0.5)
+    monkeypatch.undo()
+    said = str(failed.value)
+    assert "\n" not in said
+    assert re.search(r"shapes under tiny[^;]*: image 'shapes/test/[0-9]+': the model's logits of the clean image are not finite", said)
+    assert re.search(r"letters under tiny[^;]*parquet: no room to write it .File too large.", said)
+    *bad, good = resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint))
     folder = tmp_path / "records"
     assert [path.name for path in folder.iterdir()] == [f"{good.key}.parquet"]
     kept = records.read(str(folder), good.key)
     seen: list[evaluation.Progress] = []
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5, on_progress=seen.append)
-    assert seen[-1].total == 1
-    assert records.read(str(folder), bad.key).num_rows + kept.num_rows == table.num_rows
+    assert seen[-1].total == len(bad)
+    assert records.read(str(folder), good.key) == kept
+    assert sum(len(records.read(str(folder), cell.key)) for cell in (*bad, good)) == len(table)
 
 
 # --- a set that is damaged after it was evaluated -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,11 @@ class Run:
         driver = psutil.Process(self.process.pid)
         family = [driver, *driver.children(recursive=True)]
         for each in family:
-            each.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # Ray's processes also die with their parents
+                each.kill()
         assert self.process.wait(timeout=60) == -signal.SIGKILL
-        assert not psutil.wait_procs(family, timeout=60)[1]
+        left = psutil.wait_procs(family, timeout=10)[1]  # zombies, where nobody reaps orphans
+        assert all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in left)
 
 
 @contextmanager
