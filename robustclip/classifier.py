@@ -1,7 +1,7 @@
 """The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,7 @@ class ZeroShotClassifier(nn.Module):
         visual: nn.Module = self.clip.visual  # type: ignore[assignment]
         if self.visual_prompt is not None:
             x = self.visual_prompt.on_pixels(x)
-        with self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
+        with one_rounding(), self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
             features = visual(x)
         return F.normalize(features, dim=-1)
 
@@ -79,6 +79,17 @@ class ZeroShotClassifier(nn.Module):
         device = next(self.clip.parameters()).device
         tokens = self.tokenizer(texts).to(device)
         return torch.cat([F.normalize(self.clip.encode_text(part), dim=-1) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+
+
+@contextmanager
+def one_rounding() -> Iterator[None]:
+    """Keep torch's fused attention off: it rounds otherwise, and a scored forward would not be the attacked one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:

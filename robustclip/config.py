@@ -15,7 +15,7 @@ from robustclip.errors import UserError
 from robustclip.threat import ThreatModel
 from robustclip.trainables import Trainable, VisualTower
 
-RESULT_VERSION = 1  # bump by hand when the same config would give other results: finished work is then done again
+RESULT_VERSION = 2  # bump by hand when the same config would give other results: finished work is then done again
 T = TypeVar("T")
 
 

@@ -66,6 +66,7 @@ def test_the_published_ensembles():
     ce, targeted, fab, square = ensembles.ENSEMBLES["autoattack"]
     assert (ce, targeted) == (APGD(100), APGDT(100, targets=9))
     assert (fab.steps, fab.targets, fab.restarts, square.queries, square.restarts) == (100, 9, 1, 5000, 1)
+    assert not square.rescale
     assert ensembles.ENSEMBLES["fare"] == (APGD(100, restarts=5), APGDT(100, targets=9))
     assert ensembles.ENSEMBLES["cw"] == (PGD(100, loss="margin"),)
 

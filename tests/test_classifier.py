@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from robustclip import model as models
 from robustclip.classifier import Preprocess, ZeroShotClassifier, check_prompts
 from robustclip.errors import UserError
 
@@ -117,3 +118,17 @@ def test_prompts_that_say_nothing_are_refused(tiny_model, names, templates, said
         check_prompts(names, templates)
     with pytest.raises(UserError, match=said):
         tiny_model.classifier(names, templates)
+
+
+def test_a_scored_forward_is_bit_for_bit_the_attacked_one():
+    """torch's fused attention for inference rounds otherwise: left on, it changes the very logits."""
+    classifier = models.load("tiny-vit8").classifier(("red", "green", "blue"), ("a photo of a {}.",))
+    images = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    attacked = classifier(images.clone().requires_grad_(True)).detach()
+    with torch.no_grad():
+        assert torch.equal(classifier(images), attacked)
+        assert torch.backends.mha.get_fastpath_enabled()  # as it was before
+        normalised = (images - classifier.mean) / classifier.std
+        fused = classifier.clip.visual(normalised)
+    alone = classifier.clip.visual(normalised.clone().requires_grad_(True)).detach()
+    assert not torch.equal(fused, alone)

@@ -12,6 +12,7 @@ from torch import nn
 from toys import Linear, Wavy, ids_of, middle
 
 from robustclip.attacks import PGD, Square
+from robustclip.attacks import square as square_module
 from robustclip.attacks.square import bump, next_delta, window, window_side
 from robustclip.threat import Ball
 
@@ -188,3 +189,13 @@ def test_square_agrees_with_torchattacks(tiny_model, pictures, norm, sizes):
         counts.append(int(fooled(classifier, Square(100)(classifier, x, y, ids, ball, 0), y).sum()))
         assert abs(counts[-1] - int((classifier(theirs).argmax(1) != y).sum())) <= 5
     assert counts[0] + 10 < counts[-1]
+
+
+def test_autoattack_breaks_off_the_schedule_of_ten_thousand_queries(tiny_model, pictures, monkeypatch):
+    asked = []
+    monkeypatch.setattr(square_module, "window_side", lambda step, schedule, *rest: asked.append(schedule) or 3)
+    x, y, ids = pictures(4)
+    for attack, schedule in ((Square(20), 20), (Square(20, rescale=False), 10_000)):
+        attack(tiny_model.classifier(NAMES, TEMPLATES), x, y, ids, Ball("Linf", 0.1), 0)
+        assert set(asked) == {schedule}
+        asked.clear()

@@ -16,7 +16,8 @@ from robustclip.seeds import generator
 from robustclip.threat import Ball, l2
 
 P_INIT = 0.8
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each the share of changed pixels is halved
+SCHEDULE = 10_000  # queries
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of SCHEDULE: after each the share of changed pixels is halved
 BLOCK = 500  # steps whose random numbers are drawn at once: one draw per step and image would cost more than the model
 Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # images [B,3,H,W] and their places [B] -> margins, misclassified
 Window = tuple[Tensor, Tensor, Tensor, Tensor]  # index of one square per image of [B,C,H,W]
@@ -25,9 +26,9 @@ Window = tuple[Tensor, Tensor, Tensor, Tensor]  # index of one square per image 
 FIRST, SECOND, TURN, SIGNS = slice(0, 2), slice(2, 4), 4, slice(5, None)
 
 
-def window_side(step: int, queries: int, height: int, width: int, norm: str) -> int:
-    """Return the side of the window at a step of the search: the published schedule of 10,000 queries, stretched or squeezed."""
-    at = step * 10_000 // queries
+def window_side(step: int, schedule: int, height: int, width: int, norm: str) -> int:
+    """Return the side of the window at a step of the search: the published schedule of SCHEDULE queries, made `schedule` queries long."""
+    at = step * SCHEDULE // schedule
     side = round(math.sqrt(P_INIT / 2 ** sum(at > after for after in HALVINGS) * height * width))
     if norm == "L2":
         side = max(side, 3) | 1  # odd, for a bump with a middle
@@ -115,7 +116,9 @@ def drawn(streams: list[Generator], places: Tensor, *shape: int) -> Tensor:
     return uniform.to(places.device)
 
 
-def square(ask: Ask, images: Tensor, ball: Ball, *, queries: int, streams: list[Generator], size: int, todo: Tensor) -> Found:
+def square(
+    ask: Ask, images: Tensor, ball: Ball, *, queries: int, schedule: int, streams: list[Generator], size: int, todo: Tensor
+) -> Found:
     """Return the best images of the random search and its trace for the images `todo` [N], working on `size` of them at a time.
 
     Step 0 asks for the clean image, step 1 for the first perturbation, the others for one window each; an image stops at its first success.
@@ -132,7 +135,7 @@ def square(ask: Ask, images: Tensor, ball: Ball, *, queries: int, streams: list[
             uniform = drawn(streams, places, channels + 1, height, width)
         elif step > 1 and (step - 2) % BLOCK == 0:
             uniform = drawn(streams, places, BLOCK, 5 + channels)
-        side = window_side(step - 2, queries, height, width, ball.norm)
+        side = window_side(step - 2, schedule, height, width, ball.norm)
         # Proposals are made in micro-batches too: a norm may round differently in a batch of another size.
         for part, padded in micro_batches(places, size):
             proposed = clean = images[padded]
@@ -166,12 +169,14 @@ def margins(classifier: nn.Module, labels: Tensor) -> Ask:
 class Square:
     """Square Attack in Linf or L2 with the margin loss: each image is shown at most `queries` times perturbed, and once clean.
 
-    The published schedule of window sizes (p = 0.8) is scaled to `queries`. Positions and signs are drawn per image, as in Algorithm 1, and
+    The published schedule of window sizes (p = 0.8) is scaled to `queries`, unless `rescale` is off: the original's AutoAttack breaks off
+    the schedule of 10,000 queries, which is weaker. Positions and signs are drawn per image, as in Algorithm 1, and
     reach the image's last row and column. A trace has no shares of bad gradients (nan).
     """
 
     queries: int = 5000
     restarts: int = 1
+    rescale: bool = True
 
     @property
     def name(self) -> str:
@@ -184,7 +189,8 @@ class Square:
 
         def run(restart: int, todo: Tensor) -> Found:
             streams = [generator(seed, "square", restart, id_) for id_ in ids]
-            return square(ask, images, ball, queries=self.queries, streams=streams, size=size, todo=todo)
+            schedule = self.queries if self.rescale else SCHEDULE
+            return square(ask, images, ball, queries=self.queries, schedule=schedule, streams=streams, size=size, todo=todo)
 
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
