@@ -65,6 +65,11 @@ class Comparison:
         """Our accuracy minus theirs in points: positive where ours is weaker."""
         return 100 * float(self.ours.mean() - self.theirs.mean())
 
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the difference, in points, if each image they disagree on fell to either by chance (McNemar)."""
+        return 100 * float((self.ours != self.theirs).sum()) ** 0.5 / len(self.ours)
+
     def __str__(self) -> str:
         ours, theirs, same = (100 * float(flags.mean()) for flags in (self.ours, self.theirs, self.ours == self.theirs))
         return f"{self.group:12s} {self.attack:14s} {self.seed:4d} {ours:7.1f} {theirs:9.1f} {self.difference:+6.1f} {same:7.1f}"

@@ -1,7 +1,8 @@
 """Our attacks beside the original AutoAttack code, at equal settings, on images, models and seeds where robust accuracy is middling.
 
-Each attack meets every image, without a cascade. Steps, queries and FAB's targets are fewer than published, equally on both sides, so that
-all of it takes minutes; `benchmarks/parity.py` runs the published settings.
+Each attack meets every image, without a cascade. Steps, queries and FAB's targets are fewer than published, equally on both sides: all of
+it takes minutes, and an attack has no time to make up for a fault (a step 8 times too small costs 7 points after 5 steps). These models
+are too smooth for the halving of the step to matter; test_apgd.py holds that. `benchmarks/parity.py` runs the published settings.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from robustclip.attacks import APGD, APGDT, FABT, Square
 
 POINTS = 0.6
-ATTACKS = (APGD(20), APGD(20, loss="dlr"), APGDT(6, targets=9), FABT(8, targets=3), Square(200))
+ATTACKS = (APGD(5), APGD(5, loss="dlr"), APGDT(6, targets=9), FABT(8, targets=3), Square(200))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -28,5 +29,7 @@ def test_accuracy_is_that_of_the_original(cases, attack):
     for group in {each.group for each in comparisons}:
         of_group = [each for each in comparisons if each.group == group]
         assert all(len(each.ours) >= 500 and 0.25 < each.theirs.mean() < 0.6 for each in of_group)
-        assert max(each.difference for each in of_group) <= POINTS, "weaker than the original"
-        assert abs(np.mean([each.difference for each in of_group])) <= POINTS
+        # Attacks by gradient disagree on next to no image; a random search does, and chance moves its accuracy by as much.
+        chance = 2 * np.mean([each.spread**2 for each in of_group]) ** 0.5
+        assert max(each.difference for each in of_group) <= POINTS + chance, "weaker than the original"
+        assert abs(np.mean([each.difference for each in of_group])) <= POINTS + chance / len(of_group) ** 0.5
