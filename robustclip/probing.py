@@ -82,7 +82,7 @@ def check_model(name: str, baseline: str, resolved: Resolved, table: pa.Table, o
 
 
 def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
-    """Return the Subject of a model: PROBE images spread over its best set, met as the evaluator meets them."""
+    """Return the Subject of a model: PROBE images spread over its best set, met as the evaluator does, at the smallest and largest eps."""
     from robustclip.attacks.classes import for_classes
     from robustclip.attacks.square import Square
     from robustclip.checks import Subject
@@ -94,6 +94,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
     classifier, images, labels, ids = on_device(model, resolved, dataset, rows)
     undefended = classifier if baseline == name else on_device(models.load(baseline), resolved, dataset, rows)[0]
     attacks = for_classes(resolved.protocol.attacks_on(dataset), len(classifier.class_names))
+    ends = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1])))
     return Subject(
         classifier=classifier,
         attacked=classifier,
@@ -101,7 +102,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
         labels=labels,
         ids=ids,
         classes=len(classifier.class_names),
-        protocol=replace(resolved.protocol, attacks=tuple(attacks.values())),
+        protocol=replace(resolved.protocol, attacks=tuple(attacks.values()), eps=ends),
         dataset=dataset,
         model=model,
         source=name,

@@ -18,6 +18,7 @@ from robustclip.figures import Sheet
 from robustclip.records import CLEAN, NO_CLASS
 
 MARK = "✗"
+FEW = 10  # survivors that are named
 HOW_TO_RANK = {
     findings.UNCHECKED: "run pipelines/evaluate.py again: it checks what was not checked and does no finished work twice",
     findings.GREY_BOX: "compare models under a white-box protocol",
@@ -143,6 +144,14 @@ class Report:
         sentences = "".join(f"- {self.verdict(column)}\n" for column in self.columns)
         return f"{sheets.paired(self).markdown()}\n{sheets.set_by_set(self).markdown()}\n{sentences}"
 
+    def _survivors(self) -> list[str]:
+        """Return a sentence for every model of which FEW images or less survive the largest eps: those are worth a look."""
+        said, largest = [], self.eps[-1]
+        for model, seen in self.outcomes.items():
+            ids = [str(id_) for each in seen.values() for id_ in each.ids[each.attacked][each.flags(largest)]]
+            said += [f"{self.name(model)} is still right at ε={largest:g} on {', '.join(ids)}."] if 0 < len(ids) <= FEW else []
+        return said
+
     def meaning(self) -> list[str]:
         """Return sentences on what was run and what the numbers are and are not."""
         attacks = [f"{name} ({self.settings[name]})" if self.settings.get(name) else name for name in self.protocol["attacks"]]
@@ -162,6 +171,7 @@ class Report:
             "a stronger attack can only lower it.",
             "Intervals cover which images were drawn. They do not cover the luck of training or what would happen on other sets.",
             *(world if rendered else []),
+            *self._survivors(),
             *self.notes,
         ]
 

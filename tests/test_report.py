@@ -142,6 +142,16 @@ def test_a_hard_failure_keeps_a_number_out_of_every_ranking(model: str, monkeypa
         built.comparison()
 
 
+def test_a_few_survivors_are_named() -> None:
+    table = synthetic({"plain": (0.9, 0.0), "tecoa": (0.8, 0.8), "lucky": (0.9, 0.55)})
+    built = report.from_records(table, PROTOCOL)
+    text = built.markdown()
+    survivors = {m: [id_ for each in seen.values() for id_ in each.ids[each.flags(4)]] for m, seen in built.outcomes.items()}
+    assert len(survivors["tecoa"]) > report.FEW >= len(survivors["lucky"]) > len(survivors["plain"]) == 0
+    assert f"lucky is still right at ε=4 on {', '.join(survivors['lucky'])}." in text
+    assert text.count("is still right at") == 1
+
+
 def test_what_was_not_checked_is_not_ranked() -> None:
     built = report.from_records(synthetic(), PROTOCOL)
     assert set(built.unranked.values()) == {"unchecked"}
