@@ -33,13 +33,15 @@ from torch import Tensor, nn
 
 from robustclip import metrics, records
 from robustclip import model as models
-from robustclip.attacks import APGD, APGDT, FABT, Square
+from robustclip.attacks import APGD, APGDT, FABT, PGD, Square
+from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.cascade import predict, run_cascade
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.data import world
 from robustclip.protocols import DEMO, Protocol
 
 RENDER_SEED = 11
+STANDARD = replace(DEMO, attacks=ENSEMBLES["autoattack"], eps=(4.0,))  # what papers mean by AutoAttack
 SMALL = (APGD(10), APGDT(10, targets=4), FABT(10, targets=4), Square(100))  # of the comparison with other loops
 Cell = tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]
 
@@ -68,27 +70,29 @@ def robust(rows: list[dict[str, Any]], protocol: Protocol) -> np.ndarray:
     return np.stack([outcomes.flags(eps) for eps in protocol.eps])
 
 
-def against_independent(name: str, n: int) -> None:
+def against_independent(name: str, protocol: Protocol, n: int) -> None:
     """Print cascade and independent mode of one model; raises AssertionError if an image's worst case differs."""
     seconds, forwards, flags = {True: 0.0, False: 0.0}, {True: 0, False: 0}, []
-    for cell in cells_of(models.load(name), DEMO.sets, n).values():
+    for cell in cells_of(models.load(name), protocol.sets, n).values():
         rows = {}
         for exhaustive in (False, True):
-            rows[exhaustive], took = timed(lambda c=cell, e=exhaustive: run_cascade(*c, DEMO, exhaustive=e))
+            rows[exhaustive], took = timed(lambda c=cell, e=exhaustive: run_cascade(*c, protocol, exhaustive=e))
             seconds[exhaustive] += took
             forwards[exhaustive] += sum(row.get("forwards", 1) for row in rows[exhaustive])
-        flags.append(robust(rows[False], DEMO))
-        assert np.array_equal(flags[-1], robust(rows[True], DEMO)), f"{cell[3][0]}: the cascade has another worst case"
-    images = n * len(DEMO.sets)
-    full = images * (1 + len(DEMO.eps) * sum(attack.steps + 1 for attack in DEMO.attacks))  # type: ignore[attr-defined]
-    accuracy = ", ".join(f"{100 * share:.1f} at {eps:g}" for eps, share in zip(DEMO.eps, np.concatenate(flags, axis=1).mean(1)))
-    print(f"{name}, {images} images, protocol demo: robust {accuracy}; identical worst case of every image")
+        flags.append(robust(rows[False], protocol))
+        assert np.array_equal(flags[-1], robust(rows[True], protocol)), f"{cell[3][0]}: the cascade has another worst case"
+    images = n * len(protocol.sets)
+    accuracy = ", ".join(f"{100 * share:.1f} at {eps:g}" for eps, share in zip(protocol.eps, np.concatenate(flags, axis=1).mean(1)))
+    attacks = ", ".join(attack.name for attack in protocol.attacks)
+    print(f"{name}, {images} images, {attacks}: robust {accuracy}; identical worst case of every image")
     print(f"  cascade     {forwards[False]:8d} forward passes {seconds[False]:7.1f} s")
     print(
         f"  independent {forwards[True]:8d} forward passes {seconds[True]:7.1f} s   "
         f"x {forwards[True] / forwards[False]:.2f} passes, x {seconds[True] / seconds[False]:.2f} time"
     )
-    print(f"  full budget {full:8d} forward passes             x {full / forwards[False]:.2f} passes")
+    if all(isinstance(attack, PGD | APGD) for attack in protocol.attacks):
+        full = images * (1 + len(protocol.eps) * sum(attack.steps + 1 for attack in protocol.attacks))  # type: ignore[attr-defined]
+        print(f"  full budget {full:8d} forward passes             x {full / forwards[False]:.2f} passes")
 
 
 def against_others(name: str, n: int) -> None:
@@ -139,7 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in filter(None, ("tiny-vit8", args.checkpoint)):
-        against_independent(name, args.images)
+        against_independent(name, DEMO, args.images)
+    against_independent("tiny-vit8", STANDARD, args.images)
     against_others("tiny-vit8", args.others)
 
 

@@ -117,7 +117,7 @@ def test_all_the_targets_are_tried():
 
 def test_more_targets_than_wrong_classes_are_refused():
     classifier, x = Linear(4), middle(2)
-    with pytest.raises(UserError, match="4 targets need 5 classes, there are 4"):
+    with pytest.raises(UserError, match="aims at 4 wrong classes, this model has 4 in all"):
         FABT(5, 4)(classifier, x, torch.tensor([0, 1]), ids_of(2), BALLS[0], 0)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustclip.attacks.apgd import surface_start
+from robustclip.attacks.apgd import closest_wrong, surface_start
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import (
@@ -15,12 +15,12 @@ from robustclip.attacks.pgd import (
     Score,
     Scores,
     frozen,
+    logits_of,
     micro_batches,
     move,
     resisting,
     with_restarts,
 )
-from robustclip.errors import UserError
 from robustclip.threat import Ball
 
 ALPHA_MAX = 0.1  # how far a step may be pulled towards the image
@@ -37,21 +37,6 @@ def difference(classifier: nn.Module, labels: Tensor, targets: Tensor) -> Object
         return Scored(of[:, 0] - of[:, 1], fools(logits, labels))
 
     return objective
-
-
-def highest_wrong(classifier: nn.Module, images: Tensor, labels: Tensor, count: int, size: int) -> Tensor:
-    """Return the `count` wrong classes with the highest logits of each image, [N,count], best first, by micro-batches of `size`.
-
-    Raises UserError when there are fewer wrong classes.
-    """
-    ranked = []
-    with torch.no_grad():
-        for part, padded in micro_batches(torch.arange(len(images), device=images.device), size):
-            logits = classifier(images[padded])[: len(part)]
-            if count >= logits.shape[1]:
-                raise UserError(f"fab-t: {count} targets need {count + 1} classes, there are {logits.shape[1]}: ask for fewer targets")
-            ranked.append(logits.scatter(1, labels[part, None], -torch.inf).topk(count).indices)
-    return torch.cat(ranked)
 
 
 def to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, ball: Ball) -> Tensor:
@@ -151,7 +136,7 @@ class FABT:
     ) -> Example:
         size = micro_batch or len(images)
         with frozen(classifier):
-            targets = highest_wrong(classifier, images, labels, self.targets, size)
+            targets = closest_wrong(logits_of(classifier, images, size), labels, self.targets, self.name)
 
             def run(number: int, todo: Tensor) -> Found:
                 restart, rank = divmod(number, self.targets)
