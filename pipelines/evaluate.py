@@ -55,7 +55,8 @@ def run() -> None:
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
-    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names], checks=checks)
+    seeds = {f"{first} and its other seeds": group for first, group in model.same_but_seed(names).items()}
+    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names], checks=checks, seeds=seeds)
     page = built.write(f"{out}/reports/{resolved.hash}")
     print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
 

@@ -237,6 +237,30 @@ def macro(outcomes: Outcomes, column: Column, classes: Mapping[str, int], sets: 
     return Macro(mean, *_wilson(mean * effective, effective), sum(a.n for a in each), effective, above, sets)
 
 
+def at_chance(models: Mapping[str, Outcomes], classes: Mapping[str, int]) -> list[str]:
+    """Return the sets on which some model's clean accuracy cannot be told from guessing: 1/K is inside its interval, or above it."""
+    names = next(iter(models.values()))
+    return [name for name in names if any(accuracy(outcomes[name], CLEAN).low <= 1 / classes[name] for outcomes in models.values())]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What training luck does to a mean, apart from its interval: n seeds' mean, sample standard deviation, smallest and largest."""
+
+    mean: float
+    deviation: float
+    smallest: float
+    largest: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the spread of one number over at least two training seeds."""
+    if len(values) < 2:
+        raise UserError(f"the spread over seeds needs two runs that differ in their seed alone, there is {len(values)}")
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)), min(values), max(values), len(values))
+
+
 def check_same_images(models: Mapping[str, Outcomes]) -> None:
     """Raise UserError unless every model has the same sets and the same image ids in each."""
     first = next(iter(models))

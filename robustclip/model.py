@@ -114,6 +114,17 @@ def selection(name: str) -> frozenset[str] | None:
     return frozenset(storage.read_table(path)["id"].to_pylist()) if storage.exists(path) else None
 
 
+def same_but_seed(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the groups of checkpoints whose configs differ in the seed alone: the first one's display name -> those of all."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        path = storage.join(name, "config.json")
+        config = storage.read_json(path).get("config") if storage.exists(path) else None
+        if config:
+            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(display_name(name))
+    return {group[0]: group for group in groups.values() if len(group) > 1}
+
+
 def input_size(name: str) -> int:
     """Return the side of the images a model works on, from its config alone where there is one."""
     return (load(name) if name.startswith(ZOO) else _sized(name)).preprocess.size

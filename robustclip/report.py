@@ -30,7 +30,8 @@ class Report:
     """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, if it is another model.
 
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
-    `checks` models to what the checks found; without findings a model is not ranked.
+    `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the
+    groups of models that differ in their training seed alone.
     """
 
     outcomes: Mapping[str, metrics.Outcomes]
@@ -41,6 +42,7 @@ class Report:
     names: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Sequence[findings.Finding]] = field(default_factory=dict)
+    seeds: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -120,7 +122,14 @@ class Report:
     def sheets(self) -> list[Sheet]:
         """Return the tables in the order in which they are read."""
         against = [sheets.paired(self)] if self.compared else []
+        against += [sheets.luck(self)] if self.seeds else []
+        against += [sheets.without_chance(self)] if 0 < len(self.at_chance) < len(self.classes) else []
         return [sheets.main(self), *against, sheets.stages(self), sheets.checks(self), sheets.per_set(self)]
+
+    @cached_property
+    def at_chance(self) -> list[str]:
+        """Return the sets on which some model's clean accuracy cannot be told from guessing."""
+        return metrics.at_chance(self.outcomes, self.classes)
 
     def verdict(self, column: metrics.Column) -> str:
         """Return one plain sentence on whether the chosen model is better than the baseline."""
@@ -248,6 +257,7 @@ def from_records(
     baseline: str | None = None,
     chosen: str | None = None,
     checks: Mapping[str, Sequence[findings.Finding]] | None = None,
+    seeds: Mapping[str, Sequence[str]] | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """Return the report on models (default: all, baseline the first and chosen the last) from records of one protocol.
@@ -272,7 +282,7 @@ def from_records(
         _known(model, outcomes)
     said = (*notes, *_without_a_class(table))
     hash_, settings = table["protocol_hash"][0].as_py(), _settings(table)
-    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, dict(checks or {}), said)
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, dict(checks or {}), dict(seeds or {}), said)
 
 
 def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def checks(report: "Report") -> Sheet:
         "The 22 checks of an honest robust accuracy and nine guards (robustclip/checks), run with attacks of their own on a probe of the "
         "model's best set; a warning is printed with its reason, a hard failure keeps the model's numbers out of every ranking."
     )
-    return Sheet("Checks", ("model", "passed", "warnings", "hard failures", "not applicable", "ranked"), tuple(rows), caption)
+    return Sheet("Checks", ("model", "passed", "warnings", "hard failures", "not applicable", "ranked"), tuple(rows), caption, left=6)
 
 
 def paired(report: "Report") -> Sheet:
@@ -99,6 +99,31 @@ def paired(report: "Report") -> Sheet:
     )
     header = ("accuracy", "difference", f"only {a} right", f"only {b} right", "sets better / worse", "verdict")
     return Sheet(f"{a} against {b}", header, tuple(rows), caption)
+
+
+def without_chance(report: "Report") -> Sheet:
+    """Return the table of means again, without the sets on which some model does not know better than guessing."""
+    left = tuple(name for name in report.classes if name not in report.at_chance)
+    rows = tuple(
+        (report.marked(model), *(percent(metrics.macro(report.outcomes[model], column, report.classes, left)) for column in report.columns))
+        for model in report.outcomes
+    )
+    caption = (
+        f"The same means over the other {len(left)} sets: on {', '.join(report.at_chance)} the clean accuracy of at least one model cannot "
+        "be told from 1/classes, and a number there says little of robustness."
+    )
+    return Sheet("Without sets at chance level", ("model", *report.columns.values()), rows, caption)
+
+
+def luck(report: "Report") -> Sheet:
+    """Return the spread of the means over training seeds, for every group of models that differ in their seed alone."""
+    rows = []
+    for title, models in report.seeds.items():
+        found = [metrics.spread([report.mean(model, column).mean for model in models]) for column in report.columns]
+        cells = (f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f} ({100 * s.smallest:.1f} to {100 * s.largest:.1f})" for s in found)
+        rows.append((title, str(len(models)), *cells))
+    caption = "Mean ± standard deviation over training seeds (smallest to largest), on the same images; no interval above contains it."
+    return Sheet("Training luck", ("models", "seeds", *report.columns.values()), tuple(rows), caption)
 
 
 def set_by_set(report: "Report") -> Sheet:

@@ -46,6 +46,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         baseline=models.display_name(config.model),
         chosen=models.display_name(checkpoint(chosen)),
         checks=checks,
+        seeds={f"{titles[first]} and its other seeds": group for first, group in models.same_but_seed(names).items()},
         notes=[
             f"{space.question.splitlines()[0]} Chosen by {space.metric} on held-out images of the fine-tuning set, never by a number above."
         ],

@@ -211,3 +211,11 @@ def test_pareto_set_is_ordered_by_clean_accuracy() -> None:
 def test_metrics_need_neither_torch_nor_ray_nor_mlflow() -> None:
     code = "import sys, robustclip.metrics; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_spread_over_seeds_by_hand() -> None:
+    found = metrics.spread([0.1, 0.2, 0.6])
+    assert (found.mean, found.smallest, found.largest, found.n) == (pytest.approx(0.3), 0.1, 0.6, 3)
+    assert found.deviation == pytest.approx(((0.04 + 0.01 + 0.09) / 2) ** 0.5)
+    with pytest.raises(UserError, match="two runs that differ in their seed alone"):
+        metrics.spread([0.1])

@@ -187,3 +187,13 @@ def test_a_model_of_the_zoo_is_one_like_any_other(monkeypatch, tiny_model, tmp_p
     assert zoo.preprocess.size == 16
     assert models.identity("open_clip:ViT-B-32/laion2b_s34b_b79k") == zoo.sha256
     assert zoo.tokenizer(["a"]).shape == (1, 77)
+
+
+def test_checkpoints_of_one_recipe_are_told_by_their_config(make_model, tmp_path):
+    def saved(run, **config):
+        models.save(make_model(), str(tmp_path / run), run=run, config={"optim": {"lr": 1e-3}, "seed": 0, **config})
+        return str(tmp_path / run)
+
+    names = ["tiny-vit8", saved("a"), saved("b", seed=1), saved("c", optim={"lr": 1e-2}), saved("d", seed=2)]
+    assert models.same_but_seed(names) == {"run-a": ["run-a", "run-b", "run-d"]}
+    assert models.same_but_seed(names[:2]) == {}

@@ -152,6 +152,26 @@ def test_a_few_survivors_are_named() -> None:
     assert text.count("is still right at") == 1
 
 
+def test_means_stand_again_without_the_sets_at_chance(built: report.Report) -> None:
+    assert "at chance" not in built.markdown()
+    guessing = synthetic({"plain": (0.9, 0.0), "blind": (0.52, 0.5)})  # of two classes in shapes, four in letters, ten in digits
+    found = report.from_records(guessing, PROTOCOL)
+    assert found.at_chance == ["shapes"]
+    text = found.markdown().partition("## Without sets at chance level")[2]
+    left = np.mean([found.outcomes["blind"][name].clean.mean() for name in ("letters", "digits")])
+    assert f"| blind ✗ | {100 * left:.1f} [" in text
+    assert "over the other 2 sets: on shapes the clean accuracy" in text
+
+
+def test_the_spread_over_seeds_stands_beside_the_intervals() -> None:
+    models = ["fare", "tecoa"]
+    found = report.from_records(synthetic(), PROTOCOL, seeds={"fare and its other seeds": models})
+    means = [100 * found.mean(model, "clean").mean for model in models]
+    line = f"| fare and its other seeds | 2 | {np.mean(means):.1f} ± {np.std(means, ddof=1):.1f} ({min(means):.1f} to {max(means):.1f}) |"
+    assert line in found.markdown()
+    assert "Training luck" not in report.from_records(synthetic(), PROTOCOL).markdown()
+
+
 def test_what_was_not_checked_is_not_ranked() -> None:
     built = report.from_records(synthetic(), PROTOCOL)
     assert set(built.unranked.values()) == {"unchecked"}
