@@ -100,6 +100,9 @@ def compute(model: models.Model, cell: Cell, resolved: Resolved) -> list[dict[st
     """Return the attack rows of a cell."""
     from robustclip.cascade import run_cascade
 
+    card = resolved.sets[cell.dataset].card
+    for shard in shards_of(resolved.sets[cell.dataset], cell):
+        check_bytes(storage.join(card.folder, shard["file"]), shard["sha256"])
     classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows)
     return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
 
@@ -130,7 +133,7 @@ def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
         "model_sha256": cell.model_sha256,
         "dataset": cell.dataset,
         "split": test_set.split,
-        "shard_sha256": shards_of(test_set, cell),
+        "shard_sha256": ",".join(shard["sha256"] for shard in shards_of(test_set, cell)),
         "level": protocol.level,
         "prompts_hash": test_set.prompts_hash,
         "precision": PRECISION,
@@ -138,10 +141,20 @@ def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def shards_of(test_set: TestSet, cell: Cell) -> str:
-    """Return the hashes of the shard files a cell's images come from, comma-separated."""
+def shards_of(test_set: TestSet, cell: Cell) -> list[dict[str, Any]]:
+    """Return what the card says of the shards a cell's images come from."""
     shards = test_set.card.shards[test_set.split]
-    return ",".join(str(shards[int(i)]["sha256"]) for i in sorted(set(test_set.index.file[cell.rows].tolist())))
+    return [shards[int(i)] for i in sorted(set(test_set.index.file[cell.rows].tolist()))]
+
+
+@cache  # a worker computes many cells of one shard
+def check_bytes(path: str, sha256: str) -> None:
+    """Raise UserError when a shard is not the file whose hash the records would name."""
+    if storage.sha256_file(path) != sha256:
+        raise UserError(
+            f"{path} was changed or damaged since its set was made (its hash is another): prepare the set again, "
+            "or delete the folder of an embedded one, which is then rendered again"
+        )
 
 
 @cache

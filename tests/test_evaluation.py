@@ -6,6 +6,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from robustclip import evaluation, protocols, records, report, storage
@@ -84,6 +86,19 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     assert spent["cost/seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
     assert spent["cost/seconds"] == pytest.approx(spent["cost/shapes/seconds"] + spent["cost/digits/seconds"])
     assert spent["cost/shapes/images_per_second"] == pytest.approx(16 / spent["cost/shapes/seconds"])
+
+
+def test_a_shard_that_changed_is_not_scored_under_its_old_hash(resolved: protocols.Resolved) -> None:
+    """Still a readable shard, with one label moved to the next class."""
+    cell, *_ = cells_of(resolved, "tiny-vit8")
+    (shard,) = evaluation.shards_of(resolved.sets[cell.dataset], cell)
+    path = storage.join(resolved.sets[cell.dataset].card.folder, shard["file"])
+    rows = pq.read_table(path)
+    labels = rows["label"].to_pylist()
+    moved = pa.array([(labels[0] + 1) % 2, *labels[1:]], rows.schema.field("label").type)
+    pq.write_table(rows.set_column(rows.schema.get_field_index("label"), "label", moved), path)
+    with pytest.raises(UserError, match=f"{shard['file']} was changed or damaged"):
+        evaluation.compute(models.load("tiny-vit8"), cell, resolved)
 
 
 def test_a_cell_is_tried_three_times() -> None:
