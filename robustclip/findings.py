@@ -1,5 +1,6 @@
 """What the checks said of a model: JSON beside its numbers, one line under the table, and whether they may be ranked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,8 +26,16 @@ class Finding:
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Return findings as JSON values, in their order."""
-    return [asdict(finding) for finding in findings]
+    """Return findings as JSON values, in their order; a figure that is not finite, for which JSON has no number, by its name."""
+    return [_finite(asdict(finding)) for finding in findings]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def path(out: str, protocol_hash: str, model_sha256: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from probes import changed, healthy
 from scipy.stats import binomtest
 
-from robustclip import checks
+from robustclip import checks, findings, storage
 from robustclip.attacks import APGD, PGD, Library
 from robustclip.checks import CHECKS, run_check
 from robustclip.checks.base import by_chance
@@ -37,6 +37,14 @@ def test_findings_are_json():
         "reason": "still climbing",
         "figures": {"late": 0.4},
     }
+
+
+def test_a_figure_that_is_not_finite_is_kept_by_its_name(tmp_path):
+    found = Finding("8", "converged", "warning", True, "fine", {"late": float("nan"), "all": [1.5, {"worst": -float("inf")}]})
+    path = findings.path(str(tmp_path), "protocol", "weights")
+    storage.write_json(path, {"findings": as_json([found])})
+    (read,) = findings.read(str(tmp_path), "protocol", {"model": "weights"})["model"]
+    assert read.figures == {"late": "nan", "all": [1.5, {"worst": "-inf"}]}
 
 
 def test_figures_of_every_check_are_json(tiny_model, pictures):
