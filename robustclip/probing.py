@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from robustclip import findings, storage
 from robustclip import model as models
 from robustclip.cluster import use_threads
+from robustclip.errors import UserError
 from robustclip.evaluation import library_versions, on_device
 from robustclip.findings import Finding
 from robustclip.protocols import Resolved
@@ -50,7 +51,10 @@ def check(
             rows = table.filter(pc.is_in(table["model"], both))
             running.append(task.remote(name, baseline, resolved, rows, out, max(1, int(cpus))))
         ready, running = ray.wait(running, num_returns=1)
-        ray.get(ready)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from error
         on_progress(f"checked {len(missing) - len(waiting) - len(running)}/{len(missing)} models")
     identities = {models.display_name(name): models.identity(name) for name in names}
     return findings.read(out, resolved.hash, identities)
