@@ -56,6 +56,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         process.wait(timeout=60)
 
 
+def submitted(submit: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Return the submission that was taken: the server answers before the node's agent, which takes jobs, has come up."""
+    for _ in range(20):
+        done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=800)
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_submitted_sweep_succeeds(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
@@ -67,7 +76,7 @@ def test_a_submitted_sweep_succeeds(head: tuple[str, dict[str, str]], tmp_path: 
     )
     command = ["python", "pipelines/sweep.py", str(space), "--protocol", "smoke", "--out", str(tmp_path / "out")]
     submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *command]
-    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=800)
+    done = submitted(submit, env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     assert (tmp_path / "out" / "mlflow.db").is_file()
