@@ -75,10 +75,11 @@ def against_independent(name: str, protocol: Protocol, n: int) -> None:
     seconds, forwards, flags = {True: 0.0, False: 0.0}, {True: 0, False: 0}, []
     for cell in cells_of(models.load(name), protocol.sets, n).values():
         rows = {}
-        for exhaustive in (False, True):
-            rows[exhaustive], took = timed(lambda c=cell, e=exhaustive: run_cascade(*c, protocol, exhaustive=e))
-            seconds[exhaustive] += took
-            forwards[exhaustive] += sum(row.get("forwards", 1) for row in rows[exhaustive])
+        for mode in (False, True):
+            chosen = replace(protocol, independent=mode)
+            rows[mode], took = timed(lambda c=cell, p=chosen: run_cascade(*c, p))
+            seconds[mode] += took
+            forwards[mode] += sum(row.get("forwards", 1) for row in rows[mode])
         flags.append(robust(rows[False], protocol))
         assert np.array_equal(flags[-1], robust(rows[True], protocol)), f"{cell[3][0]}: the cascade has another worst case"
     images = n * len(protocol.sets)

@@ -37,6 +37,7 @@ def run() -> None:
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=int, help="images of each set instead")
+    parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
     parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
     parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
@@ -91,6 +92,7 @@ def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols
         "attacks": tuple(dict.fromkeys(attack for name in args.attacks or () for attack in KNOWN[name])),
         "eps": tuple(args.eps or ()),
         "n": args.n,
+        "independent": args.independent,
     }
     changes = {name: value for name, value in changes.items() if value}
     return dataclasses.replace(protocol, **changes, name=f"{protocol.name} (changed)") if changes else protocol

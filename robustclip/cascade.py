@@ -29,7 +29,6 @@ def run_cascade(
     ids: list[str],
     protocol: Protocol,
     attacks: Sequence[Attack] | None = None,
-    exhaustive: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
 
@@ -37,7 +36,7 @@ def run_cascade(
     because an image's result depends on nothing but itself. Attacks run as they are defined on the classifier's number of classes: rows
     carry the name the protocol calls them by and, as `attack_config`, the settings they ran with; one left out there has no rows at all.
     `attacks` are those these images meet (default: the protocol's); with none of them, the clean rows say that nothing else was tried.
-    `exhaustive`: every image meets every attack at every eps, broken or not; each attack's own accuracy, at its full price.
+    An `independent` protocol shows every image, broken or not, to every attack at every eps: each attack's own accuracy, at its full price.
     Raises UserError naming an image whose clean logits are not finite; under attack such an image counts as broken, with NO_CLASS.
     """
     wanted = protocol.attacks if attacks is None else attacks
@@ -52,7 +51,7 @@ def run_cascade(
     alive = predictions == labels
     for ball in protocol.balls():
         for called, attack in run.items():
-            survivors = alive.nonzero()[:, 0] if not exhaustive else torch.arange(len(ids), device=images.device)
+            survivors = torch.arange(len(ids), device=images.device) if protocol.independent else alive.nonzero()[:, 0]
             if not len(survivors):
                 continue
             started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]

@@ -34,9 +34,10 @@ class Protocol:
 
     `n` images of every set's split (None: all), chosen evenly over classes by a hash of their ids, and of them the first `attacked` are
     attacked (None: all); `eps` in 1/255, ascending; attacks from cheap to dear: each meets only the images that survived the earlier ones
-    and the smaller eps. Images are scaled to `resize` (shorter side) and cropped to `crop` pixels before the attack (None: the model's
-    size, and sets stored as squares of at most that size as they are). Work is done in micro-batches of one fixed size, the last one
-    padded, because a matrix product may round differently in batches of another size. Raises UserError for values that contradict.
+    and the smaller eps, or, `independent`, every image at every eps. Images are scaled to `resize` (shorter side) and cropped to `crop`
+    pixels before the attack (None: the model's size, and sets stored as squares of at most that size as they are). Work is done in
+    micro-batches of one fixed size, the last one padded, because a matrix product may round differently in batches of another size.
+    Raises UserError for values that contradict.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Protocol:
     crop: int | None = None
     interpolation: str = "bicubic"
     attacked: int | None = None
+    independent: bool = False
     rules: tuple[SetRule, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The cascade: the same worst case as attacking everything with everything, in rows that packing does not change."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_the_worst_case_is_that_of_the_exhaustive_run(task):
 
 def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_worst_case_of_the_cascade(task):
     chosen, rows = protocol(), run_cascade(*task, protocol())
-    full = run_cascade(*task, chosen, exhaustive=True)
+    full = run_cascade(*task, replace(chosen, independent=True))
     found = {(row["eps"], row["attack"], row["image_id"]): row["prediction"] for row in full if row["attack"] != records.CLEAN}
     assert found == exhaustive(task, chosen)
     by_place = {(row["eps"], row["attack"], row["image_id"]): row for row in comparable(full)}

@@ -59,6 +59,7 @@ SETTINGS = {
     "crop": 8,
     "interpolation": "bilinear",
     "attacked": 3,
+    "independent": True,
     "rules": (SetRule("a", split="val"),),
 }
 

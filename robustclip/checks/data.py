@@ -137,7 +137,7 @@ def worst_case_per_image(subject: Subject) -> Verdict:
     """Check 17: two attacks that break disjoint halves leave 0 %, broken images are not attacked again, records agree with a recount."""
     met: tuple[list[str], list[str]] = ([], [])
     attacks = tuple(Breaks(rest, seen) for rest, seen in enumerate(met))
-    protocol = replace(subject.protocol, attacks=attacks, eps=(4.0,), norm="Linf")
+    protocol = replace(subject.protocol, attacks=attacks, eps=(4.0,), norm="Linf", independent=False)
     images, labels, ids = torch.full((8, 3, 2, 2), 0.505), torch.ones(8, dtype=torch.long), [str(i) for i in range(8)]
     rows = cascade.run_cascade(Bright(), images, labels, ids, protocol)  # type: ignore[arg-type]
     shared = {"model": "bright", "model_sha256": "none", "dataset": "halves", "protocol_hash": "none"}
