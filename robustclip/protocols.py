@@ -96,7 +96,7 @@ class Resolved:
             "n": len(test_set.rows),
             "attacked": len(test_set.rows[: self.protocol.attacked]),
             "split": test_set.split,
-            "real": name in self.protocol.real,
+            "real": name in self.protocol.real or test_set.card.render_seed is None,
             "skips": self.skips[name],
         }
 

@@ -64,6 +64,16 @@ SETTINGS = {
 }
 
 
+def test_what_was_prepared_is_real_and_what_was_rendered_only_where_the_protocol_says_so():
+    rendered = {name: replace(each, card=replace(each.card, render_seed=3)) for name, each in resolved().sets.items()}
+    for protocol, sets, real in (
+        (replace(BASE, real=()), None, True),
+        (replace(BASE, real=()), rendered, False),
+        (replace(BASE, real=("a",)), rendered, True),
+    ):
+        assert resolved(protocol, sets).describe()["sets"]["a"]["real"] is real
+
+
 def test_every_setting_is_listed_here():
     assert SETTINGS.keys() == Protocol.__dataclass_fields__.keys()
 
