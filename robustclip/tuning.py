@@ -220,10 +220,8 @@ def sweep(
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
     check_space(space, config)
-    with ThreadPoolExecutor(1) as beside:  # Ray starts processes and waits for them: time enough to render
-        found = beside.submit(find_data, config, protocol, out)
-        connect()
-        found.result()
+    find_data(config, protocol, out)
+    connect()  # only now, not beside it: it sets environment variables, and Arrow's first look at one from another thread crashed
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
     concurrent = concurrent or fitting_trials(count(space, samples), workers)
