@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from robustclip import cli, errors, storage
+from robustclip.data import world
 from robustclip.pretraining import Pretraining, card, pretrain
 
 log = logging.getLogger("robustclip.pretrain")
@@ -40,7 +41,7 @@ def run() -> None:
             mean = sum(losses[-EVERY:]) / EVERY
             log.info("step %d of %d: loss %.3f, %.0f s", step, recipe.steps, mean, time.perf_counter() - started)
 
-    model = pretrain(config, recipe, progress)
+    model = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), progress)
     halves = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
     folder = storage.resolve(args.to)
     storage.write_bytes(storage.join(folder, "model.safetensors"), save(halves))

@@ -28,7 +28,8 @@ class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
     Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
-    renormalised mean over templates, computed once; `logit_scale` (and SigLIP's bias) are the model's own, fixed.
+    renormalised mean over templates, computed once; `logit_scale` (and SigLIP's bias) are the model's own, fixed. A linear `readout` of raw
+    features takes the place of the class embeddings where there is one (a linear probe is not zero-shot).
     Raises UserError for class names or templates that are empty.
     """
 
@@ -44,10 +45,12 @@ class ZeroShotClassifier(nn.Module):
         class_names: Sequence[str],
         templates: Sequence[str],
         visual_prompt: VisualPrompt | None = None,
+        readout: nn.Module | None = None,
     ):
         super().__init__()
         check_prompts(class_names, templates)
-        self.clip, self.tokenizer, self.preprocess, self.visual_prompt = clip, tokenizer, preprocess, visual_prompt
+        self.clip, self.tokenizer, self.preprocess = clip, tokenizer, preprocess
+        self.visual_prompt, self.readout = visual_prompt, readout
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
@@ -57,12 +60,18 @@ class ZeroShotClassifier(nn.Module):
             self.register_buffer("class_embeddings", F.normalize(per_text.mean(1), dim=-1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.readout is not None:
+            return self.readout(self.features(images))
         bias = getattr(self.clip, "logit_bias", None)
         logits = self.clip.logit_scale.exp() * self.embed_images(images) @ self.class_embeddings.T  # type: ignore
         return logits if bias is None else logits + bias
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Return unit image features [B,D] of images [B,3,H,W] in [0,1], through the visual prompt if there is one."""
+        return F.normalize(self.features(images), dim=-1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the visual tower says of images [B,3,H,W] in [0,1], not normalised [B,D]."""
         size = self.preprocess.size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode=self.preprocess.interpolation, antialias=images.shape[-1] > size)
@@ -71,8 +80,7 @@ class ZeroShotClassifier(nn.Module):
         if self.visual_prompt is not None:
             x = self.visual_prompt.on_pixels(x)
         with one_rounding(), self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
-            features = visual(x)
-        return F.normalize(features, dim=-1)
+            return visual(x)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Return unit text features [N,D] of texts."""

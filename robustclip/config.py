@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from robustclip.defenses import TeCoA
+from robustclip.defenses import AnyDefense, TeCoA
 from robustclip.errors import UserError
 from robustclip.threat import ThreatModel
 from robustclip.trainables import Trainable, VisualTower
 
 RESULT_VERSION = 2  # bump by hand when the same config would give other results: finished work is then done again
 T = TypeVar("T")
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class Data:
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """PGD during training: `steps` of `alpha` times eps from a uniform start in the ball; its last iterate trains."""
+    """PGD during training: `steps` of `alpha` times eps from a uniform start in the ball; its last iterate trains.
+
+    `precision` is that of its forwards, whatever the update's is: bf16 rounds away the gradients of confident images.
+    """
 
     steps: int = 2
     alpha: float = 1.0
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.alpha < 0:
@@ -53,16 +58,25 @@ class Optim:
     """The optimiser: learning rate warmed up over `warmup` steps, then cosine to 0; a step averages `batch` images in micro-batches.
 
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
+    `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
+    update's forwards under autocast, its weights stay fp32.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
     epochs: int = 4
     batch: int = 128
     micro_batch: int = 64
+    ema: float = 0.0
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optim.ema is {self.ema}: a decay lies between 0 (no average) and 1")
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Config:
 
     model: str = "tiny-vit8"
     data: Data = Data()
-    defense: TeCoA = field(default_factory=TeCoA)
+    defense: AnyDefense = field(default_factory=TeCoA)
     trainable: Trainable = field(default_factory=VisualTower)
     threat: ThreatModel = field(default_factory=ThreatModel)
     attack: InnerAttack = InnerAttack()
@@ -122,23 +136,31 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def override(config: T, changes: Mapping[str, Any]) -> T:
     """Return config with the leaves at dotted paths replaced; {"trainable": "TokenPrompt"} replaces a node by its type's default.
 
-    Nodes are replaced before their leaves, whatever the order of `changes`. Raises UserError for an unknown path (with a suggestion) or a
-    value of a wrong type.
+    Nodes are replaced before their leaves, whatever the order of `changes`, and all leaves of a node at once, so that those which depend
+    on each other can change together. Raises UserError for an unknown path (with a suggestion) or a value of a wrong type.
     """
-    for path, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
-        config = _replaced(config, path.split("."), value, path, flatten(config))
-    return config
+    return _replaced(config, changes, "")
 
 
-def _replaced(node: Any, names: list[str], value: Any, path: str, known: Mapping[str, Any]) -> Any:
+def _replaced(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    """Return the node with changes by their paths below it; `prefix` is its own path and a dot."""
     hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
-    if names[0] not in hints:
-        near = difflib.get_close_matches(path, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise UserError(f"unknown recipe key {path!r}: {hint}")
-    child = getattr(node, names[0])
-    new = _replaced(child, names[1:], value, path, known) if len(names) > 1 else _checked(value, hints[names[0]], path, child)
-    return dataclasses.replace(node, **{names[0]: new})
+    fields: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if name not in hints:
+            known = [f"{prefix}{leaf}" for leaf in flatten(node)]
+            near = difflib.get_close_matches(f"{prefix}{path}", known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'nothing below ' + prefix.rstrip('.')}"
+            raise UserError(f"unknown recipe key {prefix + path!r}: {hint}")
+        fields.setdefault(name, {})[rest] = value
+    new = {}
+    for name, below in fields.items():
+        child = getattr(node, name)
+        if "" in below:
+            child = _checked(below.pop(""), hints[name], f"{prefix}{name}", child)
+        new[name] = _replaced(child, below, f"{prefix}{name}.") if below else child
+    return dataclasses.replace(node, **new)
 
 
 def _type_name(choice: Any) -> str | None:
@@ -160,8 +182,9 @@ def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
             return float(value)
         if origin is Literal and value in typing.get_args(choice):
             return value
-        if origin is tuple and isinstance(value, tuple | list):
-            return tuple(_checked(item, typing.get_args(choice)[0], f"{path}[{i}]") for i, item in enumerate(value))
+        kinds = typing.get_args(choice)
+        if origin is tuple and isinstance(value, tuple | list) and (kinds[-1] is ... or len(kinds) == len(value)):
+            return tuple(from_json(kinds[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         if origin is None and isinstance(choice, type) and isinstance(value, choice) and not (choice is int and isinstance(value, bool)):
             return value
     names = " or ".join(str(choice) if typing.get_origin(choice) else choice.__name__ for choice in choices)

@@ -2,20 +2,32 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD, frozen, pgd, random_start
-from robustclip.config import Config, Optim
-from robustclip.defenses import Batch
+from robustclip.classifier import ZeroShotClassifier
+from robustclip.config import Config, Optim, Precision
+from robustclip.defenses import Batch, Roles
 from robustclip.errors import UserError
+from robustclip.lowrank import bake
 from robustclip.model import Model
+from robustclip.proxy import share_right
 from robustclip.threat import Ball
+from robustclip.trainables import check_pair
+
+SHOWN_IDS = 8  # of a batch that stopped a run
+
+
+class NotFinite(UserError):
+    """The loss or a gradient is NaN or infinite."""
 
 
 def lr_at(step: int, optim: Optim, steps: int) -> float:
@@ -33,7 +45,9 @@ def to_images(pixels: np.ndarray | Tensor, device: torch.device | str, dtype: to
 class Learner:
     """The student and its teacher (the same classifier before training), the parameters that learn, and how they step.
 
-    `sum_over_workers` adds a tensor in place over all workers; alone it does nothing. Every step averages `optim.batch` images.
+    `sum_over_workers` adds a tensor in place over all workers; alone it does nothing. Every step averages `optim.batch` images. A defence
+    with a `head_share` trains its head alone first: then, and only then, the head is what steps. Raises UserError for a defence and a
+    trainable that make no sense together.
     """
 
     def __init__(
@@ -47,89 +61,179 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         sum_over_workers: Callable[[Tensor], None] = lambda tensor: None,
     ):
+        check_pair(config.defense, config.trainable)
         self.config, self.steps, self.device, self.dtype = config, steps, device, dtype
         self.sum_over_workers = sum_over_workers
         model.clip.to(device, dtype)
-        self.teacher = model.copy().classifier(class_names, config.templates or templates).to(device, dtype)
-        self.model, self.parameters = config.trainable.install(model, config.seed)
-        self.student = self.model.classifier(class_names, config.templates or templates).to(device, dtype)
+        templates = config.templates or templates
+        teacher = model.copy().classifier(class_names, templates).to(device, dtype).requires_grad_(False)
+        self.model, self.parameters = config.trainable.install(model, config.seed, class_names)
+        student = self.model.classifier(class_names, templates).to(device, dtype)
+        head = config.defense.head(student, config.seed)
+        self.roles = Roles(student, teacher, head if head is None else head.to(device, dtype))
+        self.head_steps = round(config.defense.head_share * steps)
         self.optimizer = make_optimizer(config.optim, self.parameters)
+        self.head_parameters = list(head.parameters()) if head is not None and self.head_steps else []
+        self.head_optimizer = torch.optim.AdamW(self.head_parameters, lr=config.defense.head_lr) if self.head_parameters else None
+        self.average = [p.detach().clone() for p in self.parameters] if config.optim.ema else None
         self.step = 0
         self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step
-        self.teacher.requires_grad_(False)
+        self.ids: list[str] = []  # of the images since the last step
+
+    @property
+    def student(self) -> ZeroShotClassifier:
+        """The classifier that learns."""
+        return self.roles.student
+
+    @property
+    def teacher(self) -> ZeroShotClassifier:
+        """The same classifier before training."""
+        return self.roles.teacher
+
+    @property
+    def in_head_stage(self) -> bool:
+        """Whether the head learns, on clean images, and nothing else does."""
+        return self.step < self.head_steps
 
     def accumulate(self, pixels: np.ndarray | Tensor, labels: Tensor, ids: list[str]) -> None:
         """Attack a micro-batch and add its gradient; ids key the attack's random start."""
-        config, images = self.config, to_images(pixels, self.device, self.dtype)
-        batch = Batch(images, labels.to(self.device), ids)
-        adversarial = self.attacked(batch)
-        parts = config.defense.loss(self.student, self.teacher, batch, adversarial)
-        share = len(images) / config.optim.batch
+        images = to_images(pixels, self.device, self.dtype)
+        batch = Batch(images, labels.to(self.device), ids, self.config.seed, self.step)
+        self.model.before_step(self.config.seed, self.step)
+        if self.roles.head is not None:
+            self.roles.head.requires_grad_(self.in_head_stage)
+        parts = self._head_loss(batch) if self.in_head_stage else self._loss(batch)
+        share = len(images) / self.config.optim.batch
         (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
+        self.ids += ids
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        adversarial = self.attacked(batch)
+        with self._precision(self.config.optim.precision):
+            return self.config.defense.loss(self.roles, batch, adversarial)
+
+    def _head_loss(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.roles.head is not None
+        with torch.no_grad():
+            features = self.student.features(batch.images)
+        return {"head": F.cross_entropy(self.roles.head(features), batch.labels)}
+
+    def _precision(self, precision: Precision) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=precision == "bf16")
 
     def attacked(self, batch: Batch) -> Example:
         """Return the batch after the training attack: PGD on the defence's objective, parameters without gradient."""
         ball, settings = self.config.threat.image or Ball(eps=0), self.config.attack
-        with frozen(self.student):
-            objective = self.config.defense.objective(self.student, self.teacher, batch)
+        with frozen(self.student), self._precision(settings.precision):
+            objective = self.config.defense.objective(self.roles, batch)
+            if objective is None:
+                return Example(batch.images)
             start = random_start(ball, batch.images, batch.ids, self.config.seed, "train", self.step) if ball.radius else None
             return Example(pgd(objective, batch.images, ball, steps=settings.steps, alpha=settings.alpha, start=start))
 
     def update(self) -> dict[str, float]:
         """Take one optimiser step with the accumulated gradients, summed over workers; return the loss, its parts and the learning rate.
 
-        Raises UserError when the loss or a gradient is not finite.
+        Raises NotFinite with the step and the images of this worker in it.
         """
-        names, gradients = sorted(self.parts), [p.grad for p in self.parameters if p.grad is not None]
+        learning = self.head_parameters if self.in_head_stage else self.parameters
+        names, gradients = sorted(self.parts), [p.grad for p in learning if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [self.parts[name].to(gradients[0]).view(1) for name in names])
         self.sum_over_workers(flat)
         if not bool(torch.isfinite(flat).all()):
-            raise UserError(
-                f"step {self.step + 1}: the loss or a gradient is not finite; lower optim.lr, or continue from the last checkpoint"
+            more = f" and {len(self.ids) - SHOWN_IDS} more" if len(self.ids) > SHOWN_IDS else ""
+            raise NotFinite(
+                f"step {self.step + 1}: the loss or a gradient is not finite; lower optim.lr, or look at the images of this step: "
+                f"{', '.join(self.ids[:SHOWN_IDS])}{more}"
             )
         for g, summed in zip(gradients, flat.split([g.numel() for g in gradients] + [len(names)])[:-1], strict=True):
             g.copy_(summed.view_as(g))
-        lr = lr_at(self.step, self.config.optim, self.steps)
+        lr = self._step_optimizer()
+        losses = dict(zip(names, flat[len(flat) - len(names) :].tolist(), strict=True))
+        self.step, self.parts, self.ids = self.step + 1, {}, []
+        return {"loss": sum(losses.values()), **{f"loss/{name}": value for name, value in losses.items()}, "lr": lr}
+
+    def _step_optimizer(self) -> float:
+        """Step what learns now, keep the running average, and return the learning rate."""
+        optim = self.config.optim
+        if self.in_head_stage:
+            assert self.head_optimizer is not None
+            self.head_optimizer.step()
+            self.head_optimizer.zero_grad()
+            return self.config.defense.head_lr
+        lr = lr_at(self.step - self.head_steps, optim, self.steps - self.head_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        losses = dict(zip(names, flat[len(flat) - len(names) :].tolist(), strict=True))
-        self.step, self.parts = self.step + 1, {}
-        return {"loss": sum(losses.values()), **{f"loss/{name}": value for name, value in losses.items()}, "lr": lr}
+        for average, p in zip(self.average or (), self.parameters):
+            average.mul_(optim.ema).add_(p.detach(), alpha=1 - optim.ema)
+        return lr
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the running average of the weights in their place, where there is one, and the weights back afterwards."""
+        if self.average is None:
+            yield
+            return
+        weights = [p.detach().clone() for p in self.parameters]
+        set_all(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            set_all(self.parameters, weights)
 
     def validate(self, images: Tensor, labels: Tensor, ids: list[str]) -> dict[str, float]:
         """Return val/clean and val/robust in [0,1]: accuracy on held-out images [N,3,H,W] and under the validation's PGD."""
-        settings, attack = self.config.validation, PGD(self.config.validation.steps)
-        clean, robust, size = [], [], self.config.optim.micro_batch
-        for part in torch.arange(len(images)).split(8 * size):  # room for the attack to repack what resists
-            x, y = images[part].to(self.device), labels[part].to(self.device)
-            names = [ids[i] for i in part.tolist()]
-            adversarial = attack(self.student, x, y, names, Ball("Linf", settings.eps), self.config.seed, size)
-            with torch.no_grad(), frozen(self.student):
-                right = self.student(x).argmax(1) == y
-                clean.append(right)
-                robust.append(right & (self.student(adversarial.images).argmax(1) == y))
-        return {"val/clean": float(torch.cat(clean).float().mean()), "val/robust": float(torch.cat(robust).float().mean())}
+        self.model.before_step(self.config.seed, None)
+        with self.averaged():
+            clean, robust = share_right(self.config, self.student, images.to(self.device), labels, ids, PGD(self.config.validation.steps))
+        return {"val/clean": clean, "val/robust": robust}
+
+    def finish(self) -> None:
+        """Make the model one to save: averaged weights if there are any, fp32, at rest, its low-rank and partial changes baked in."""
+        set_all(self.parameters, self.average or self.parameters)
+        self.model.before_step(self.config.seed, None)
+        bake(self.model.clip)
+        self.model.clip.float()
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all that `restore` needs to go on bit for bit; the attack's randomness is keyed by step and id: no state."""
-        learned = [p.detach().cpu().clone() for p in self.parameters]
-        return {"step": self.step, "learned": learned, "optimizer": copy.deepcopy(self.optimizer.state_dict())}
+
+        def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [tensor.detach().cpu().clone() for tensor in tensors]
+
+        return {
+            "step": self.step,
+            "learned": copies(self.parameters),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "average": copies(self.average or ()),
+            "head": copies(self.head_parameters),
+            "head_optimizer": copy.deepcopy(self.head_optimizer.state_dict()) if self.head_optimizer else {},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        with torch.no_grad():
-            for p, saved in zip(self.parameters, state["learned"], strict=True):
-                p.copy_(saved)
+        set_all(self.parameters, state["learned"])
+        set_all(self.average or (), state["average"])
+        set_all(self.head_parameters, state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.head_optimizer:
+            self.head_optimizer.load_state_dict(state["head_optimizer"])
         self.step = state["step"]
+
+
+def set_all(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors, in place."""
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def make_optimizer(optim: Optim, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimiser of the recipe."""
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from robustclip import storage
 from robustclip.classifier import Preprocess, ZeroShotClassifier
 from robustclip.errors import UserError, did_you_mean
-from robustclip.prompts import VisualPrompt
+from robustclip.prompts import PixelPatch, VisualPrompt
+from robustclip.seeds import generator
 
-FORMAT = 1  # of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, with a visual prompt, prompt.safetensors
+# Of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, where it has one, prompt.safetensors (of a visual
+# prompt) or readout.safetensors (of a linear probe).
+FORMAT = 1
 SELECTION = "selection.parquet"  # beside a checkpoint: ids of the images it was trained and chosen on
-IDENTITY_FILES = ("model.safetensors", "prompt.safetensors", "open_clip_config.json")
+IDENTITY_FILES = ("model.safetensors", "prompt.safetensors", "readout.safetensors", "open_clip_config.json")
 ZOO = "open_clip:"
 
 
@@ -28,6 +31,19 @@ def embedded() -> dict[str, Path]:
     """Return the checkpoint folders of the models that ship with the package, by name."""
     root = Path(str(resources.files("robustclip"))) / "embedded"
     return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "model.safetensors").is_file()}
+
+
+class LinearReadout(nn.Module):
+    """A linear layer on raw image features [B,D] -> [B,K] scores of `class_names`, in place of their texts; zero at first."""
+
+    def __init__(self, width: int, class_names: Sequence[str]):
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.weight = nn.Parameter(torch.zeros(len(self.class_names), width))
+        self.bias = nn.Parameter(torch.zeros(len(self.class_names)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Model:
     open_clip_config: Mapping[str, Any]
     card: Mapping[str, Any]
     visual_prompt: VisualPrompt | None = None
+    readout: LinearReadout | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -52,17 +69,34 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """The hash of every tensor of the model and its prompt, whatever file they came from."""
-        prompt = {} if self.visual_prompt is None else self.visual_prompt.state_dict()
-        return tensors_sha256({**self.clip.state_dict(), **{f"visual_prompt.{name}": tensor for name, tensor in prompt.items()}})
+        """The hash of every tensor of the model, its prompt and its readout, whatever file they came from."""
+        parts = {"visual_prompt": self.visual_prompt, "readout": self.readout}
+        more = {f"{part}.{name}": t for part, module in parts.items() if module is not None for name, t in module.state_dict().items()}
+        return tensors_sha256({**self.clip.state_dict(), **more})
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-        """Return the classifier of this model over `class_names`; classifiers of one model share its weights."""
-        return ZeroShotClassifier(self.clip, self.tokenizer, self.preprocess, class_names, templates, self.visual_prompt).eval()
+        """Return the classifier of this model over `class_names`; classifiers of one model share its weights.
+
+        Raises UserError when a model with a linear readout is asked for other classes than its own.
+        """
+        if self.readout is not None and self.readout.class_names != tuple(class_names):
+            raise UserError(
+                f"{self.name} is a linear probe of {', '.join(self.readout.class_names[:3])} ({len(self.readout.class_names)} classes): "
+                "it has no zero-shot classifier for others; evaluate it on the set it was trained on"
+            )
+        parts = (self.clip, self.tokenizer, self.preprocess, class_names, templates, self.visual_prompt, self.readout)
+        return ZeroShotClassifier(*parts).eval()
+
+    def before_step(self, seed: int, step: int | None) -> None:
+        """Place what moves about while it trains for a step, by the step alone; None: where it is scored."""
+        if isinstance(self.visual_prompt, PixelPatch):
+            self.visual_prompt.rest() if step is None else self.visual_prompt.move(generator(seed, "place", step))
 
     def copy(self) -> "Model":
         """Return a model with weights of its own."""
-        return replace(self, clip=copy.deepcopy(self.clip), visual_prompt=copy.deepcopy(self.visual_prompt))
+        return replace(
+            self, clip=copy.deepcopy(self.clip), visual_prompt=copy.deepcopy(self.visual_prompt), readout=copy.deepcopy(self.readout)
+        )
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -75,11 +109,21 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def combined(name: str) -> Any:
+    """Return the interpolation or ensemble that a name stands for, None for the name of a single model."""
+    from robustclip.combined import named  # which is made of what is here
+
+    return named(name)
+
+
 def load(name: str) -> Model:
     """Return the model `name`: an embedded one, `open_clip:NAME/TAG` (a tag, a hub name or a local file), or a checkpoint folder.
 
-    Raises UserError for anything else, for weights that do not fit their config, and for OpenAI weights in a plain-GELU model.
+    Two of them as one are `interpolate:ALPHA:CHECKPOINT` and `ensemble:A,B` (combined.py). Raises UserError for anything else, for weights
+    that do not fit their config, and for OpenAI weights in a plain-GELU model.
     """
+    if both := combined(name):
+        return both.load()
     if name.startswith(ZOO):
         return _from_zoo(name)
     folder = str(embedded().get(name, name))
@@ -91,6 +135,8 @@ def load(name: str) -> Model:
 
 def identity(name: str) -> str:
     """Return the hash that names the model's weights, prompt and architecture in keys and records, without building a folder's model."""
+    if both := combined(name):
+        return both.identity()
     folder = str(embedded().get(name, name))
     if name.startswith(ZOO):
         return load(name).sha256
@@ -102,6 +148,8 @@ def identity(name: str) -> str:
 
 def display_name(name: str) -> str:
     """Return how records and tables call a model: its name, or run-<key> for the checkpoint of a run wherever it lies."""
+    if both := combined(name):
+        return both.display_name()
     if name.startswith(ZOO) or name in embedded():
         return name
     card = storage.read_json(storage.join(name, "config.json")) if storage.exists(storage.join(name, "config.json")) else {}
@@ -110,6 +158,8 @@ def display_name(name: str) -> str:
 
 def selection(name: str) -> frozenset[str] | None:
     """Return the ids of the images that training and choosing a checkpoint saw, None where it does not say."""
+    if both := combined(name):
+        return both.selection()
     path = storage.join(name, SELECTION)
     return frozenset(storage.read_table(path)["id"].to_pylist()) if storage.exists(path) else None
 
@@ -118,6 +168,8 @@ def same_but_seed(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the groups of checkpoints whose configs differ in the seed alone: the first one's display name -> those of all."""
     groups: dict[str, list[str]] = {}
     for name in names:
+        if combined(name):
+            continue
         path = storage.join(name, "config.json")
         config = storage.read_json(path).get("config") if storage.exists(path) else None
         if config:
@@ -127,6 +179,8 @@ def same_but_seed(names: Sequence[str]) -> dict[str, list[str]]:
 
 def input_size(name: str) -> int:
     """Return the side of the images a model works on, from its config alone where there is one."""
+    if both := combined(name):
+        return both.input_size()
     return (load(name) if name.startswith(ZOO) else _sized(name)).preprocess.size
 
 
@@ -173,23 +227,28 @@ def check_activation(architecture: str, pretrained: str) -> None:
 
 
 def _from_folder(name: str, folder: str) -> Model:
-    from robustclip.trainables import prompt_of
+    from robustclip.trainables import dressed
 
     card = storage.read_json(storage.join(folder, "config.json"))
     if card.get("format", 0) > FORMAT:
         raise UserError(f"{name} has checkpoint format {card['format']}, this robustclip reads up to {FORMAT}: upgrade robustclip")
-    for file in ("open_clip_config.json", "model.safetensors"):
-        if not storage.exists(storage.join(folder, file)):
-            raise UserError(f"{name} is no checkpoint of robustclip: its folder has no {file}")
+    _check_files(name, folder, ("open_clip_config.json", "model.safetensors"))
     config = storage.read_json(storage.join(folder, "open_clip_config.json"))
     clip = build(config)
     _fill(clip, storage.join(folder, "model.safetensors"))
     model = Model(name, clip.eval().requires_grad_(False), tokenizer_from(card, config), config, card)
-    prompt = prompt_of(card, model)
-    if prompt is None:
-        return model
-    _fill(prompt, storage.join(folder, "prompt.safetensors"))
-    return replace(model, visual_prompt=prompt.requires_grad_(False))
+    model = dressed(card, model)
+    for file, part in (("prompt", model.visual_prompt), ("readout", model.readout)):
+        if part is not None:
+            _check_files(name, folder, (f"{file}.safetensors",))
+            _fill(part.requires_grad_(False), storage.join(folder, f"{file}.safetensors"))
+    return model
+
+
+def _check_files(name: str, folder: str, files: Sequence[str]) -> None:
+    for file in files:
+        if not storage.exists(storage.join(folder, file)):
+            raise UserError(f"{name} is no checkpoint of robustclip: its folder has no {file}")
 
 
 def build(open_clip_config: Mapping[str, Any]) -> nn.Module:
@@ -239,9 +298,12 @@ def save(model: Model, folder: str, **card: Any) -> None:
         return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
     storage.write_bytes(storage.join(folder, "model.safetensors"), dump(model.clip.state_dict()))
-    if model.visual_prompt is not None:
-        storage.write_bytes(storage.join(folder, "prompt.safetensors"), dump(model.visual_prompt.state_dict()))
+    for file, part in (("prompt", model.visual_prompt), ("readout", model.readout)):
+        if part is not None:
+            storage.write_bytes(storage.join(folder, f"{file}.safetensors"), dump(part.state_dict()))
     storage.write_json(storage.join(folder, "open_clip_config.json"), json.loads(json.dumps(model.open_clip_config)))
-    known = {name: model.card[name] for name in ("tokenizer", "trainable") if name in model.card}
+    known: dict[str, Any] = {name: model.card[name] for name in ("tokenizer", "trainable") if name in model.card}
+    if model.readout is not None:
+        known["class_names"] = list(model.readout.class_names)
     # config.json last: a folder that has one is complete.
     storage.write_json(storage.join(folder, "config.json"), {"format": FORMAT, **known, **card})

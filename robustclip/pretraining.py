@@ -1,6 +1,5 @@
 """Pre-training of the embedded tiny CLIP on the rendered world: the plain symmetric contrastive loss, one process, no Ray."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from robustclip.model import FORMAT
 from robustclip.seeds import derive, generator
 from robustclip.tokenizers import cut_tokenizer
 
-log = logging.getLogger(__name__)
+Pairs = tuple[Tensor, list[str]]  # 8-bit images [N,3,S,S] and what is said of each
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, nn.Module], None]) -> nn.Module:
-    """Return a CLIP of open_clip `config` (its model_cfg and preprocess_cfg) trained by `recipe` on the world's corpus.
+def pretrain(config: dict, recipe: Pretraining, pairs: Pairs, progress: Callable[[int, float, nn.Module], None]) -> nn.Module:
+    """Return a CLIP of open_clip `config` (its model_cfg and preprocess_cfg) trained by `recipe` on pairs of images and captions.
 
-    The same recipe, thread count and library versions give the same weights.
+    The same recipe, pairs, thread count and library versions give the same weights.
     """
     from open_clip.model import CLIP
 
@@ -73,7 +72,7 @@ def pretrain(config: dict, recipe: Pretraining, progress: Callable[[int, float, 
     tokenizer = cut_tokenizer(recipe.merges, text_cfg["context_length"])
     mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
 
-    images, captions = world.corpus(recipe.pairs, recipe.seed)
+    images, captions = pairs
     tokens = tokenizer(captions)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class PixelPad(nn.Module):
     def __init__(self, size: int, pad: int, g: torch.Generator):
         super().__init__()
         if not 0 <= 2 * pad <= size:
-            raise UserError(f"trainable.pad is {pad}: a frame on {size} px images is between 0 and {size // 2} pixels wide")
+            raise UserError(f"trainable.size is {pad}: a frame on {size} px images is between 0 and {size // 2} pixels wide")
         inner = size - 2 * pad
         self.rows = nn.Parameter(torch.randn(2, 3, pad, size, generator=g))  # top, bottom
         self.columns = nn.Parameter(torch.randn(2, 3, inner, pad, generator=g))  # left, right
@@ -29,6 +30,43 @@ class PixelPad(nn.Module):
         """Return the prompted images."""
         middle = torch.cat([self.columns[0], x.new_zeros(3, self.inner, self.inner), self.columns[1]], 2)
         return x + torch.cat([self.rows[0], middle, self.rows[1]], 1)
+
+    @contextmanager
+    def on_tokens(self, visual: nn.Module) -> Iterator[None]:
+        """Leave the tower as it is."""
+        yield
+
+
+class PixelPatch(nn.Module):
+    """A learnable patch [3,side,side] added to normalised images [B,3,S,S], unclamped (TeCoA Eq. 10), N(0,1) at first.
+
+    A fixed one lies top left (side S: over the whole image). A `moving` one ("random_patch") lies elsewhere at every training step; when
+    it is scored it lies in the middle: drawn anew at every forward, it would be a randomised defence that hides behind its luck.
+    """
+
+    def __init__(self, size: int, side: int, moving: bool, g: torch.Generator):
+        super().__init__()
+        if not 0 <= side <= size:
+            raise UserError(f"trainable.size is {side}: a patch on {size} px images is between 0 and {size} pixels wide")
+        self.patch = nn.Parameter(torch.randn(3, side, side, generator=g))
+        self.room, self.moving = size - side, moving
+        self.place = (0, 0)
+        self.rest()
+
+    def rest(self) -> None:
+        """Put the patch where it is scored."""
+        self.place = (self.room // 2, self.room // 2) if self.moving else (0, 0)
+
+    def move(self, g: torch.Generator) -> None:
+        """Put a moving patch at a place drawn from g."""
+        if self.moving:
+            top, left = torch.randint(self.room + 1, (2,), generator=g).tolist()
+            self.place = (top, left)
+
+    def on_pixels(self, x: Tensor) -> Tensor:
+        """Return the prompted images."""
+        (top, left), room = self.place, self.room
+        return x + nn.functional.pad(self.patch, (left, room - left, top, room - top))
 
     @contextmanager
     def on_tokens(self, visual: nn.Module) -> Iterator[None]:
@@ -46,8 +84,7 @@ class Tokens(nn.Module):
     def __init__(self, visual: nn.Module, count: int, deep: bool, g: torch.Generator):
         super().__init__()
         vit = require_vit(visual)
-        width, layers = vit.positional_embedding.shape[-1], len(vit.transformer.resblocks)
-        self.tokens = nn.Parameter(torch.randn(layers if deep else 1, count, width, generator=g))
+        self.tokens = nn.Parameter(torch.randn(len(vit.blocks) if deep else 1, count, vit.width, generator=g))
 
     def on_pixels(self, x: Tensor) -> Tensor:
         """Leave the pixels as they are."""
@@ -74,9 +111,9 @@ class Tokens(nn.Module):
         if count == 0:
             yield
             return
-        handles = [visual.ln_pre.register_forward_pre_hook(append), visual.transformer.register_forward_hook(drop)]  # type: ignore
-        blocks: Any = visual.transformer.resblocks  # type: ignore[union-attr]
-        handles += [blocks[layer].register_forward_pre_hook(replace(layer)) for layer in range(1, len(self.tokens))]
+        vit = require_vit(visual)
+        handles = [vit.before.register_forward_pre_hook(append), vit.body.register_forward_hook(drop)]
+        handles += [vit.blocks[layer].register_forward_pre_hook(replace(layer)) for layer in range(1, len(self.tokens))]
         try:
             yield
         finally:
@@ -84,13 +121,29 @@ class Tokens(nn.Module):
                 handle.remove()
 
 
-VisualPrompt = PixelPad | Tokens
+VisualPrompt = PixelPad | PixelPatch | Tokens
 
 
-def require_vit(visual: nn.Module) -> Any:
-    """Return `visual`; raises UserError unless it is open_clip's own vision transformer with batch-first blocks."""
+@dataclass(frozen=True)
+class Vit:
+    """The places of a vision transformer: `before` the tokens enter its `body`, which runs the `blocks`; their `width`."""
+
+    before: nn.Module
+    body: nn.Module
+    blocks: list[nn.Module]
+    width: int
+
+
+def require_vit(visual: nn.Module, who: str = "prompt tokens need") -> Vit:
+    """Return the places of a vision transformer, open_clip's own (batch-first) or timm's; raises UserError for any other tower."""
     from open_clip.transformer import VisionTransformer
+    from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 
-    if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
-        raise UserError(f"prompt tokens need a vision transformer of open_clip; this model's visual tower is a {type(visual).__name__}")
-    return visual
+    tower: Any = visual
+    if isinstance(visual, VisionTransformer) and tower.transformer.batch_first:
+        return Vit(tower.ln_pre, tower.transformer, list(tower.transformer.resblocks), tower.positional_embedding.shape[-1])
+    trunk = getattr(visual, "trunk", None)
+    if isinstance(trunk, TimmTransformer):
+        return Vit(trunk.norm_pre, trunk.blocks, list(trunk.blocks), trunk.embed_dim)
+    kind = type(visual if trunk is None else trunk).__name__
+    raise UserError(f"{who} a vision transformer of open_clip or timm; this model's visual tower is a {kind}")

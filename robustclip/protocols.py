@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustclip import storage
-from robustclip.attacks import APGD, PGD, Attack
+from robustclip.attacks import APGD, APGDT, PGD, Attack
 from robustclip.attacks.classes import reductions
 from robustclip.config import RESULT_VERSION, key, to_json
 from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
@@ -183,6 +183,8 @@ def _sha256(value: Any) -> str:
 DEMO = Protocol("demo", SUITE, (PGD(10), APGD(20)), (1.0, 2.0, 4.0), n=100, real=("digits",), render_seed=2026)
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
+    # Fewer images, attacks that do not tire: for differences between methods.
+    "strong": replace(DEMO, name="strong", attacks=(APGD(50), APGDT(steps=50, targets=3)), eps=(2.0, 4.0), n=50),
     "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2, alpha=1.0), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
     **PRESETS,
 }

@@ -1,11 +1,13 @@
 """Recipes: named configs, each a page of a notebook: where it comes from, how to run it, what it costs, what it gave."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from robustclip.config import Config, Data, InnerAttack, Optim, Validation
+from robustclip.defenses import FARE, PMGAFT, TRADES, AnyDefense, CleanCE, CoAdv, ImgCoAdv, LinearAT, PseudoTeCoA
 from robustclip.errors import UserError, did_you_mean
 from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import PadPrompt, TokenPrompt
+from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,60 @@ DEMO = Config(
     validation=Validation(images=128),
     checkpoint_every=500,
 )
+MINUTE = "about a minute on one core"
 
-RECIPES: dict[str, Recipe] = {
-    "demo": Recipe(
-        config=DEMO,
-        about="TeCoA (Mao et al. 2023) on the embedded world: the whole visual tower, 288 classes of coloured pictograms.",
-        cost="about a minute on one core",
+
+def demo(about: str, defense: AnyDefense | None = None, **changes: Any) -> Recipe:
+    """Return the demo recipe with another defence, or other fields."""
+    config = replace(DEMO, defense=defense or DEMO.defense, **changes)
+    return Recipe(config, about, MINUTE)
+
+
+# TeCoA's own comparison, each for the whole tower ("demo-adv") and for deep prompt tokens ("demo-deep-adv").
+COMPARED: dict[str, tuple[AnyDefense, str]] = {
+    "ce": (CleanCE(), "Clean fine-tuning, (CE) of TeCoA's tables: the control"),
+    "adv": (LinearAT(), "Standard adversarial training with a linear head in two stages, (Adv.) of TeCoA's tables"),
+    "coadv": (CoAdv(0.1), "Contrastive adversarial training with random codes for classes, (CoAdv.) of TeCoA's tables"),
+    "imgcoadv": (ImgCoAdv(), "Contrastive adversarial training between two views, (ImgCoAdv.) of TeCoA's tables"),
+    "pseudo": (PseudoTeCoA(), "TeCoA without labels: CLIP's own predictions on the clean images stand in for them"),
+}
+DEEP: dict[str, Any] = {"trainable": TokenPrompt(tokens=8, deep=True), "optim": replace(DEMO.optim, lr=1e-2, weight_decay=0.0)}
+
+EMBEDDED: dict[str, Recipe] = {
+    "demo": replace(
+        demo("TeCoA (Mao et al. 2023) on the embedded world: the whole visual tower, 288 classes of coloured pictograms."),
         measured="the table of pipelines/sweep.py, see README",
     ),
-    "demo-tokens": Recipe(
-        config=replace(DEMO, trainable=TokenPrompt(tokens=8), optim=replace(DEMO.optim, lr=1e-2, weight_decay=0.0)),
-        about="TeCoA's visual prompt tuning in small: 8 shallow tokens in front of the frozen ViT.",
-        cost="about a minute on one core",
+    "demo-tokens": demo(
+        "TeCoA's visual prompt tuning in small: 8 shallow tokens in front of the frozen ViT.",
+        trainable=TokenPrompt(tokens=8),
+        optim=replace(DEMO.optim, lr=1e-2, weight_decay=0.0),
     ),
-    "demo-pad": Recipe(
-        config=replace(DEMO, trainable=PadPrompt(pad=4), optim=replace(DEMO.optim, name="sgd", lr=1.0, weight_decay=0.0)),
-        about="TeCoA's pixel prompt in small: a learnable frame of 4 px around the 32 px image.",
-        cost="about a minute on one core",
+    "demo-deep": demo(
+        "TeCoA with deep visual prompts: 8 tokens in front of every block of the frozen ViT.",
+        **DEEP,
     ),
+    "demo-pad": demo(
+        "TeCoA's pixel prompt in small: a learnable frame of 4 px around the 32 px image.",
+        trainable=PixelPrompt("pad", 4),
+        optim=replace(DEMO.optim, name="sgd", lr=1.0, weight_decay=0.0),
+    ),
+    "demo-lora": demo(
+        "TeCoA with low-rank changes of rank 8 in every block of the ViT.",
+        trainable=LoRA(rank=8, alpha=8.0),
+        optim=replace(DEMO.optim, lr=3e-3, weight_decay=0.0),
+    ),
+    **{f"demo-{name}": demo(f"{about}; the whole visual tower.", defense) for name, (defense, about) in COMPARED.items()},
+    **{f"demo-deep-{name}": demo(f"{about}; deep prompt tokens.", defense, **DEEP) for name, (defense, about) in COMPARED.items()},
+    "demo-lp": demo(
+        "A linear probe, LP(CE) of TeCoA's tables: it knows the classes of its data set only, so name the set: --data.name.",
+        CleanCE(),
+        trainable=LinearHead(),
+        optim=replace(DEMO.optim, lr=1e-2, weight_decay=0.0),
+    ),
+    "demo-fare": demo("FARE (Schlarmann et al. 2024) on the embedded world: no labels, no texts.", FARE()),
+    "demo-pmg": demo("PMG-AFT (Wang et al. 2024) on the embedded world.", PMGAFT()),
+    "demo-trades": demo("TRADES (Zhang et al. 2019) on CLIP's class scores, on the embedded world.", TRADES()),
     "smoke": Recipe(
         config=Config(
             threat=ThreatModel(image=Ball("Linf", 2.0)),
@@ -60,22 +98,122 @@ RECIPES: dict[str, Recipe] = {
         about="The smallest run that goes through everything: for tests and for trying a change.",
         cost="seconds",
     ),
+}
+
+# --- as published: these need a prepared set `imagenet` (or `tinyimagenet`), weights from a model hub, and a GPU ------
+
+TECOA = Config(
+    model="open_clip:ViT-B-32-quickgelu/openai",
+    data=Data(name="imagenet", held_out=5000, resize=256),
+    threat=ThreatModel(image=Ball("Linf", 1.0)),
+    attack=InnerAttack(steps=2, alpha=1.0),
+    optim=Optim(name="sgd", lr=1e-5, weight_decay=0.0, momentum=0.9, warmup=1000, epochs=10, batch=256, micro_batch=64),
+    validation=Validation(images=1000, eps=1.0),
+    templates=("This is a photo of a {}",),
+    checkpoint_every=500,
+)
+TECOA_PROMPT = replace(TECOA, trainable=TokenPrompt(tokens=200), optim=replace(TECOA.optim, lr=40.0))
+# Two epochs of ImageNet, 5,000 images of it held out, are 19,940 steps of 128 (the paper: 20,000).
+FARE_B32 = Config(
+    model="open_clip:ViT-B-32-quickgelu/openai",
+    data=Data(name="imagenet", held_out=5000, resize=224),
+    defense=FARE(),
+    threat=ThreatModel(image=Ball("Linf", 4.0)),
+    attack=InnerAttack(steps=10, alpha=0.25),
+    optim=Optim(name="adamw", lr=1e-5, weight_decay=1e-4, warmup=1400, epochs=2, batch=128, micro_batch=64),
+    validation=Validation(images=1000, eps=4.0),
+    templates=("This is a photo of a {}",),
+    checkpoint_every=200,
+)
+TECOA_CODE = "arXiv:2212.07016, section 4 and A.6"
+FARE_CODE = "arXiv:2402.12336, App. B.1"
+NOT_RUN = "not run by us"
+
+
+def at(config: Config, eps: float, model: str | None = None) -> Config:
+    """Return FARE's recipe at another eps (its step is 1/255 at each) or for another model."""
+    attack = replace(config.attack, alpha=1.0 / eps)
+    return replace(config, threat=ThreatModel(image=Ball("Linf", eps)), attack=attack, model=model or config.model)
+
+
+L14 = "open_clip:ViT-L-14-quickgelu/openai"
+AVERAGE_16 = "mean of 16 sets: clean {}, robust {} (PGD-100, eps 1/255; Tables 1 and 3)"
+
+PUBLISHED: dict[str, Recipe] = {
     "tecoa-b32": Recipe(
-        config=Config(
-            model="open_clip:ViT-B-32-quickgelu/openai",
-            data=Data(name="imagenet", held_out=5000, resize=256),
-            threat=ThreatModel(image=Ball("Linf", 1.0)),
-            attack=InnerAttack(steps=2, alpha=1.0),
-            optim=Optim(name="sgd", lr=1e-5, weight_decay=0.0, momentum=0.9, warmup=1000, epochs=10, batch=256, micro_batch=64),
-            validation=Validation(images=1000, eps=1.0),
-            templates=("This is a photo of a {}",),
-            checkpoint_every=500,
+        TECOA,
+        f"TeCoA's fine-tuning as published ({TECOA_CODE}): ImageNet, eps 1/255, 2 steps.",
+        "12-16 h on one H100, as a third party reports; not run by us",
+        AVERAGE_16.format("55.97", "38.18"),
+    ),
+    "tecoa-vp-b32": Recipe(
+        TECOA_PROMPT,
+        f"TeCoA's visual prompt tuning as published ({TECOA_CODE}): 200 tokens, lr 40; their defaults train a frame of 30 px as well.",
+        NOT_RUN,
+        AVERAGE_16.format("53.00", "32.00"),
+    ),
+    "tecoa-pad-b32": Recipe(
+        replace(TECOA_PROMPT, trainable=PixelPrompt("pad", 30)),
+        "TeCoA with a frame of 30 px (69,840 parameters); the paper does not give the size behind its Fig. 6a.",
+        NOT_RUN,
+        "image prompt: robust 20.51 (Fig. 6)",
+    ),
+    "tecoa-unlabelled-b32": Recipe(
+        replace(TECOA, defense=PseudoTeCoA()),
+        "TeCoA without labels (arXiv:2212.07016, Table 2 and Alg. 5).",
+        NOT_RUN,
+        AVERAGE_16.format("56.30", "36.63 (Table 2)"),
+    ),
+    "ce-b32": Recipe(
+        replace(TECOA, defense=CleanCE()),
+        "Clean fine-tuning, FT(CE) of TeCoA's tables, with the texts as classifier.",
+        NOT_RUN,
+        AVERAGE_16.format("63.90", "14.98"),
+    ),
+    "adv-b32": Recipe(
+        replace(TECOA, defense=LinearAT()),
+        "Adversarial training with a linear head, FT(Adv.); the paper gives neither its rate nor the head's training.",
+        NOT_RUN,
+        AVERAGE_16.format("18.49", "10.62"),
+    ),
+    "coadv-b32": Recipe(
+        replace(TECOA, defense=CoAdv()),
+        "Random codes for classes, FT(CoAdv.); temperature not given in the paper.",
+        NOT_RUN,
+        AVERAGE_16.format("13.25", "7.83"),
+    ),
+    "imgcoadv-b32": Recipe(
+        replace(TECOA, defense=ImgCoAdv()),
+        "Two views of an image, FT(ImgCoAdv.); views and temperature not given in the paper.",
+        NOT_RUN,
+        AVERAGE_16.format("8.45", "4.65"),
+    ),
+    "fare-b32": Recipe(
+        FARE_B32,
+        f"FARE4 for ViT-B/32 ({FARE_CODE}): ImageNet without labels, 10 steps of 1/255, 20,000 steps of 128.",
+        NOT_RUN,
+        "mean of 13 sets at clean/1/2/4: 48.6 / 40.6 / 33.7 / 21.9 (RobustVLM README)",
+    ),
+    "fare-b32-eps1": Recipe(at(FARE_B32, 1.0), f"FARE1 for ViT-B/32 ({FARE_CODE}).", NOT_RUN, "60.5 / 38.0 / 20.1 / 2.9 (Table 10)"),
+    "fare-l14-eps2": Recipe(
+        at(FARE_B32, 2.0, L14), f"FARE2 for ViT-L/14 ({FARE_CODE}).", NOT_RUN, "13 sets at clean/2/4: 67.0 / 43.1 / 20.5 (Table 4)"
+    ),
+    "fare-l14-eps4": Recipe(
+        at(FARE_B32, 4.0, L14), f"FARE4 for ViT-L/14 ({FARE_CODE}).", NOT_RUN, "13 sets at clean/2/4: 61.1 / 45.9 / 32.4 (Table 4)"
+    ),
+    "pmg-b32": Recipe(
+        replace(
+            TECOA,
+            data=Data(name="tinyimagenet", held_out=2000, resize=256),
+            defense=PMGAFT(),
+            optim=replace(TECOA.optim, lr=5e-5),
         ),
-        about="TeCoA's fine-tuning as published (arXiv:2212.07016, section 4): ImageNet, eps 1/255, 2 steps; needs a prepared `imagenet`.",
-        cost="12-16 h on one H100, as a third party reports; not run by us",
-        published="mean of 16 sets: clean 55.97, robust 38.18 (PGD-100, eps 1/255; Tables 1 and 3)",
+        "PMG-AFT for ViT-B/32 (arXiv:2401.04350): Tiny-ImageNet, lr 5e-5 as in its code, eps 1/255 and 2 steps as TeCoA's.",
+        NOT_RUN,
+        "Tiny-ImageNet and 15 sets: clean 46.60, robust 32.51 (PGD-100, eps 1/255; as TGA-ZSR's table gives it)",
     ),
 }
+RECIPES: dict[str, Recipe] = EMBEDDED | PUBLISHED
 
 
 def named(name: str) -> Recipe:

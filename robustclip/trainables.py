@@ -1,42 +1,147 @@
-"""What learns, apart from what it learns by: the visual tower, a frame of pixels, or prompt tokens."""
+"""What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, or prompt tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 
+from robustclip.defenses import Defense
 from robustclip.errors import UserError
-from robustclip.model import Model
-from robustclip.prompts import PixelPad, Tokens, VisualPrompt
+from robustclip.lowrank import LowRank, Tail, put_inside
+from robustclip.model import LinearReadout, Model
+from robustclip.prompts import PixelPad, PixelPatch, Tokens, VisualPrompt, require_vit
 from robustclip.seeds import generator
+
+Installed = tuple[Model, list[nn.Parameter]]  # the model to train, everything else in it frozen, and its parameters that learn
+Shape = Literal["pad", "fixed patch", "random patch", "whole"]
+NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
 class VisualTower:
     """The whole visual tower trains (TeCoA's fine-tuning); the text tower and logit_scale stay frozen."""
 
-    def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
-        """Return the model to train and its parameters that learn."""
-        refuse_prompted(model)
-        model.clip.requires_grad_(False)
-        visual: nn.Module = model.clip.visual  # type: ignore[assignment]
-        return model, list(visual.requires_grad_(True).parameters())
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and the tower's parameters."""
+        return model, learning(frozen_tower(model).parameters())
 
 
 @dataclass(frozen=True)
-class PadPrompt:
-    """A frame of `pad` pixels around the normalised image trains; CLIP is frozen."""
+class LastBlocks:
+    """The last `blocks` blocks of the visual tower train, and what comes after them (norm, pooling, projection)."""
 
-    pad: int = 4
+    blocks: int = 1
 
-    def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
-        """Return the model with a fresh frame and the frame's parameters."""
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters; raises UserError for more blocks than there are, or none."""
+        visual = frozen_tower(model)
+        prefixes = block_names(visual)
+        if not 1 <= self.blocks <= len(prefixes):
+            raise UserError(f"trainable.blocks is {self.blocks}: this visual tower has {len(prefixes)} blocks")
+        last = tuple(f"{name}." for name in prefixes[-self.blocks :]) + AFTER_BLOCKS
+        return model, learning(p for name, p in visual.named_parameters() if name.startswith(last))
+
+
+@dataclass(frozen=True)
+class NormsAndBiases:
+    """Layer norms (or batch norms) and all biases of the visual tower train."""
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters."""
+        visual = frozen_tower(model)
+        norms = {id(p) for part in visual.modules() if isinstance(part, NORMS) for p in part.parameters()}
+        return model, learning(p for name, p in visual.named_parameters() if id(p) in norms or name.endswith("bias"))
+
+
+@dataclass(frozen=True)
+class SameSize:
+    """Exactly `parameters` numbers of the visual tower train, the last ones of its list: as many as a prompt has (TeCoA Fig. 6).
+
+    153,600 is 200 prompt tokens on ViT-B/32. The paper does not say which tensors it took; the list ends with the last block and ln_post.
+    """
+
+    parameters: int = 153_600
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters; raises UserError for more numbers than there are, or none."""
+        visual, left = frozen_tower(model), self.parameters
+        found: list[nn.Parameter] = []
+        total = sum(p.numel() for p in visual.parameters())
+        if not 1 <= left <= total:
+            raise UserError(f"trainable.parameters is {left}: this visual tower has {total:,}")
+        for name, p in reversed(list(visual.named_parameters())):
+            if left >= p.numel():
+                found += learning([p])
+            elif left:
+                parent, _, own = name.rpartition(".")
+                found += put_inside(visual.get_submodule(parent), own, Tail(p, left))
+            left = max(0, left - p.numel())
+        return model, found
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank change of every weight matrix in the tower's transformer blocks trains (arXiv:2106.09685), scaled by alpha / rank."""
+
+    rank: int = 4
+    alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"trainable.rank is {self.rank}: a low-rank change has rank 1 or more")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and the low-rank factors; raises UserError for a tower without transformer blocks."""
+        found: list[nn.Parameter] = []
+        for place, block in enumerate(require_vit(frozen_tower(model), "LoRA needs").blocks):
+            for name, p in list(block.named_parameters()):
+                if p.ndim == 2:
+                    parent, _, own = name.rpartition(".")
+                    g = generator(seed, "lora", place, name)
+                    found += put_inside(block.get_submodule(parent), own, LowRank(p, self.rank, self.alpha / self.rank, g))
+        return model, found
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear readout of the frozen tower's raw features trains, TeCoA's linear probe: it knows its own classes and no others."""
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model with a readout of `class_names`, zero at first, and its parameters."""
+        frozen_tower(model)
+        probe = self.build(model, class_names)
+        return replace(model, readout=probe, card=says(model, self)), list(probe.parameters())
+
+    def build(self, model: Model, class_names: Sequence[str]) -> LinearReadout:
+        """Return the readout with zero weights."""
+        return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
+
+
+@dataclass(frozen=True)
+class PixelPrompt:
+    """Pixels added to the normalised image train, CLIP is frozen (TeCoA Eq. 10 and Fig. 6).
+
+    A frame `size` pixels wide ("pad"), a square of that side top left ("fixed patch") or moving about ("random patch"), or every pixel.
+    """
+
+    shape: Shape = "pad"
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.shape not in get_args(Shape):
+            raise UserError(f"trainable.shape is {self.shape!r}: choose {', '.join(get_args(Shape))}")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model with fresh pixels and these."""
         return with_prompt(model, self, self.build(model, seed))
 
     def build(self, model: Model, seed: int) -> VisualPrompt:
-        """Return the frame with its random start."""
-        return PixelPad(model.preprocess.size, self.pad, generator(seed, "pad prompt"))
+        """Return the pixels with their random start."""
+        side, g = model.preprocess.size, generator(seed, "pixel prompt")
+        if self.shape == "pad":
+            return PixelPad(side, self.size, g)
+        return PixelPatch(side, side if self.shape == "whole" else self.size, self.shape == "random patch", g)
 
 
 @dataclass(frozen=True)
@@ -50,7 +155,7 @@ class TokenPrompt:
         if self.tokens < 0:
             raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
 
-    def install(self, model: Model, seed: int) -> tuple[Model, list[nn.Parameter]]:
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model with fresh tokens and the tokens; raises UserError for a tower that is no ViT."""
         return with_prompt(model, self, self.build(model, seed))
 
@@ -59,31 +164,72 @@ class TokenPrompt:
         return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
 
 
-Trainable = VisualTower | PadPrompt | TokenPrompt
-TRAINABLES: tuple[type, ...] = (VisualTower, PadPrompt, TokenPrompt)
+Trainable = VisualTower | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt
+TRAINABLES: tuple[type, ...] = (VisualTower, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, PixelPrompt, TokenPrompt)
+
+# What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
+AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
 
 
-def with_prompt(model: Model, trainable: PadPrompt | TokenPrompt, prompt: VisualPrompt) -> tuple[Model, list[nn.Parameter]]:
-    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for a second prompt or an empty one."""
-    refuse_prompted(model)
+def check_pair(defense: Defense, trainable: Trainable) -> None:
+    """Raise UserError for a defence that a trainable cannot serve."""
+    if isinstance(trainable, LinearHead) and defense.reads == "features":
+        raise UserError(
+            f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
+            "choose another trainable"
+        )
+
+
+def frozen_tower(model: Model) -> nn.Module:
+    """Return the visual tower of a model, everything in it frozen; raises UserError for a model that wears a prompt or a readout.
+
+    A checkpoint says of one trainable how it was made.
+    """
+    if model.visual_prompt is not None or model.readout is not None:
+        what = "a visual prompt" if model.visual_prompt is not None else "a linear readout"
+        raise UserError(f"{model.name} already has {what}: fine-tune the model it was made from")
+    model.clip.requires_grad_(False)
+    return model.clip.visual  # type: ignore[return-value]
+
+
+def learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters, from now on with a gradient."""
+    wanted = list(parameters)
+    for p in wanted:
+        p.requires_grad_(True)
+    return wanted
+
+
+def block_names(visual: nn.Module) -> list[str]:
+    """Return the names of a tower's blocks in the order an image meets them; raises UserError for a tower that has none we know."""
+    for lists in (["transformer.resblocks"], ["trunk.blocks"], [f"layer{i}" for i in (1, 2, 3, 4)]):
+        try:
+            return [f"{name}.{i}" for name in lists for i in range(len(visual.get_submodule(name)))]  # type: ignore[arg-type]
+        except AttributeError:
+            continue
+    raise UserError(f"LastBlocks does not know the blocks of a {type(visual).__name__}: choose VisualTower or NormsAndBiases")
+
+
+def says(model: Model, trainable: Any) -> dict[str, Any]:
+    """Return the model's card with what `load` needs to build a prompt or readout again."""
+    return {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}
+
+
+def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt, prompt: VisualPrompt) -> Installed:
+    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for an empty prompt."""
+    frozen_tower(model)
     if not any(p.numel() for p in prompt.parameters()):
         raise UserError(f"{model.name}: a visual prompt of size 0 leaves nothing to learn; make it larger")
-    model.clip.requires_grad_(False)
-    card = {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}  # what `load` builds the prompt from
-    return replace(model, visual_prompt=prompt, card=card), list(prompt.parameters())
+    return replace(model, visual_prompt=prompt, card=says(model, trainable)), list(prompt.parameters())
 
 
-def refuse_prompted(model: Model) -> None:
-    """Raise UserError for a model that wears a visual prompt: a checkpoint says of one trainable how it was made."""
-    if model.visual_prompt is not None:
-        raise UserError(f"{model.name} already has a visual prompt: fine-tune the model it was made from")
-
-
-def prompt_of(card: Mapping[str, Any], model: Model) -> VisualPrompt | None:
-    """Return an unfilled prompt of the kind a checkpoint's card names, or None."""
+def dressed(card: Mapping[str, Any], model: Model) -> Model:
+    """Return the model with an unfilled prompt or readout of the kind a checkpoint's card names, if it names one."""
     settings = dict(card.get("trainable") or {"type": "VisualTower"})
     kind = {cls.__name__: cls for cls in TRAINABLES}.get(settings.pop("type"))
     if kind is None or settings.keys() - {field.name for field in fields(kind)}:
         raise UserError(f"{model.name}: its config.json names an unknown trainable {card['trainable']}: upgrade robustclip")
     trainable = kind(**settings)
-    return None if isinstance(trainable, VisualTower) else trainable.build(model, seed=0)
+    if isinstance(trainable, LinearHead):
+        return replace(model, readout=trainable.build(model, card["class_names"]))
+    return replace(model, visual_prompt=trainable.build(model, seed=0)) if isinstance(trainable, PixelPrompt | TokenPrompt) else model

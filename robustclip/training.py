@@ -21,6 +21,7 @@ from robustclip.data.plan import Plan, read_unit, select
 from robustclip.data.reading import decoded_size, read_images, split_identity
 from robustclip.data.shards import Index, scan
 from robustclip.errors import UserError
+from robustclip.trainables import check_pair
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Job:
 def prepare(config: Config, out: str) -> Job:
     """Return the job of a config; raises UserError for whatever would only fail later: data, subset sizes, model, trainable."""
     data, optim = config.data, config.optim
+    check_pair(config.defense, config.trainable)
     card = ensure_set(out, data.name, {"train": data.rendered}, data.render_seed)
     index = scan(card.folder, card, "train")
     train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
@@ -178,6 +180,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     job: Job = settings["job"]
     use_threads(settings["threads"])
+    from robustclip.learner import NotFinite
+
     try:
         learner = build_learner(job, get_device())
         history: list[dict[str, float]] = []
@@ -203,7 +207,14 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         return finish(job, learner, history)
     except UserError as error:
         # Returned, not raised: Train would restart the workers, and this error would only come back.
-        return {"error": str(error)}
+        return {"error": f"{error}{last_good(job) if isinstance(error, NotFinite) else ''}"}
+
+
+def last_good(job: Job) -> str:
+    """Return where the newest checkpoint of a run lies, as the end of a sentence."""
+    folder = storage.join(job.out, "ray", job.key)
+    steps = sorted(name for name in storage.list_folders(folder) if name.startswith("step_"))
+    return f"; the last good checkpoint is {storage.join(folder, steps[-1])}" if steps else "; there is no checkpoint yet"
 
 
 def units_of(shard: Any, job: Job) -> Any:
@@ -273,12 +284,14 @@ def validation_images(job: Job, learner: Any) -> tuple[Any, Any, list[str]]:
 
 
 def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str, Any]:
-    """Write the trained model (rank 0) and return the result."""
+    """Write the trained model (rank 0) and return the result, with the strong attack's accuracy on the held-out images."""
     import ray.train
 
-    folder = storage.join(job.folder, "model")
+    from robustclip.proxy import strong
+
+    folder, final = storage.join(job.folder, "model"), {}
     if ray.train.get_context().get_world_rank() == 0:
-        learner.model.clip.float()
+        learner.finish()
         seen = np.concatenate([job.train_rows, job.val_rows])
         storage.write_table(storage.join(folder, models.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
         models.save(
@@ -291,5 +304,6 @@ def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str,
             class_names=list(job.card.class_names),
             templates=list(job.config.templates or job.card.templates),
         )
-    last = {name: value for row in history for name, value in row.items()}
+        final = strong(job.config, learner.student, *validation_images(job, learner))
+    last = {name: value for row in history for name, value in row.items()} | final
     return {"key": job.key, "checkpoint": folder, "sha256": learner.model.sha256, "metrics": last, "history": history}

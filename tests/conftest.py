@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,11 +30,16 @@ MERGES = 200
 TEXT = {"context_length": 24, "vocab_size": 512 + MERGES + 2, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+TIMM = {"timm_model_name": "test_vit", "image_size": 32, "timm_pool": "map", "timm_proj": "none"}
+# SigLIP: a bias and a scale as after its training, a text tower that looks both ways and speaks by its last token.
+SIGLIP_TEXT = TEXT | {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
+SIGLIP = {"custom_text": True, "text_cfg": SIGLIP_TEXT, "init_logit_bias": -13.0, "init_logit_scale": math.log(100)}
 STATISTICS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
 KINDS: dict[str, dict[str, Any]] = {
     "vit": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
     "resnet": {"embed_dim": 16, "vision_cfg": RESNET, "text_cfg": TEXT},
-    "siglip": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "init_logit_bias": -3.0, "init_logit_scale": 2.3},
+    "siglip": {"embed_dim": 16, "vision_cfg": VIT} | SIGLIP,
+    "timm": {"embed_dim": 64, "vision_cfg": TIMM} | SIGLIP,
 }
 COLOURS = {"red": (0.8, 0.2, 0.2), "green": (0.2, 0.8, 0.2), "blue": (0.2, 0.2, 0.8), "grey": (0.5, 0.5, 0.5)}
 NAMES, TEMPLATES = tuple(COLOURS), ("a photo of a {}.", "a {} thing.")
@@ -44,6 +50,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def settle(visual: torch.nn.Module) -> None:
+    """Give batch norms the statistics of normalised noise: with those of a fresh one a deep tower says nearly the same of every image."""
+    norms = [part for part in visual.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        visual.train()(torch.randn(32, 3, 32, 32))
+        visual.eval()
+
+
 @pytest.fixture(scope="session")
 def _built() -> dict[str, Model]:
     return {}
@@ -51,7 +67,10 @@ def _built() -> dict[str, Model]:
 
 @pytest.fixture
 def make_model(_built: dict[str, Model]) -> Callable[..., Model]:
-    """Return a function that gives a tiny random model of its own: kind "vit" (16 px), "resnet" (32 px) or "siglip" (16 px)."""
+    """Return a function that gives a tiny random model of its own.
+
+    Its kind is "vit" (16 px), "resnet" (32 px), "siglip" (16 px), or "timm" (32 px): timm's smallest ViT in SigLIP's dress.
+    """
 
     def make(kind: str = "vit", seed: int = 0) -> Model:
         if (name := f"{kind}-{seed}") not in _built:
@@ -62,6 +81,7 @@ def make_model(_built: dict[str, Model]) -> Callable[..., Model]:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 clip = build(config).eval().requires_grad_(False)
+                settle(clip.visual)
             card = {"format": FORMAT, "tokenizer": {"merges": MERGES}}
             _built[name] = Model(f"tiny-{kind}", clip, cut_tokenizer(MERGES, TEXT["context_length"]), config, card)
         return _built[name].copy()

@@ -179,7 +179,7 @@ def other_constants(subject, patch):
 
 
 def prompted(subject):
-    model, _ = TokenPrompt(2).install(subject.model.copy(), seed=0)
+    model, _ = TokenPrompt(2).install(subject.model.copy(), 0, NAMES)
     model.visual_prompt.requires_grad_(False)
     classifier = model.classifier(NAMES, TEMPLATES)
     return changed(subject, model=model, classifier=classifier, attacked=classifier)

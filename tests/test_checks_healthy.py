@@ -6,7 +6,7 @@ import faults_attacks
 import faults_models
 import pytest
 import torch
-from probes import PROTOCOL, changed, healthy
+from probes import NAMES, PROTOCOL, changed, healthy
 from torch import nn
 
 from robustclip import evaluation, protocols, records
@@ -17,7 +17,7 @@ from robustclip.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.data.reading import read_images
 from robustclip.findings import rankable
 from robustclip.learner import to_images
-from robustclip.trainables import PadPrompt, TokenPrompt
+from robustclip.trainables import PixelPrompt, TokenPrompt
 
 QUICK = replace(PROTOCOL, eps=(6.0,))
 
@@ -32,14 +32,14 @@ def tuned(plain):
 
 def prompted(trainable):
     def make(plain):
-        model, _ = trainable.install(plain.copy(), seed=0)
+        model, _ = trainable.install(plain.copy(), 0, NAMES)
         model.visual_prompt.requires_grad_(False)
         return model
 
     return make
 
 
-MODELS = {"plain": None, "tuned": tuned, "tokens": prompted(TokenPrompt(2)), "pad": prompted(PadPrompt(2))}
+MODELS = {"plain": None, "tuned": tuned, "tokens": prompted(TokenPrompt(2)), "pad": prompted(PixelPrompt("pad", 2))}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import sys
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from robustclip import cli
 from robustclip import config as configs
 from robustclip.config import Config, Optim, flatten, from_json, key, override, to_json
+from robustclip.defenses import FARE, TRADES, Mix, TeCoA
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES
 from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import PadPrompt, TokenPrompt, VisualTower
+from robustclip.trainables import PixelPrompt, TokenPrompt, VisualTower
 
 LEAVES = {path: value for path, value in flatten(Config(templates=("{}",))).items() if path not in ("defense", "trainable")}
 NODES = {"data", "threat", "threat.image", "attack", "optim", "validation"}
@@ -23,7 +25,8 @@ NODES = {"data", "threat", "threat.image", "attack", "optim", "validation"}
 
 def changed(path, value):
     """Return another valid value of a leaf."""
-    others = {"optim.name": "sgd", "threat.image.norm": "L2", "threat.text": None, "templates": ["a {}"]}
+    others = {"optim.name": "sgd", "optim.betas": [0.9, 0.95], "threat.image.norm": "L2", "threat.text": None, "templates": ["a {}"]}
+    others |= {"optim.precision": "bf16", "attack.precision": "bf16"}
     if path in others:
         return others[path]
     return {str: lambda: value + "x", int: lambda: value + 1, float: lambda: value + 0.5, type(None): lambda: 3}[type(value)]()
@@ -42,10 +45,20 @@ def test_override_replaces_leaves_at_any_depth_and_nothing_else():
 def test_a_union_member_is_chosen_by_its_type_name_in_any_order():
     assert override(Config(), {"trainable": "TokenPrompt", "trainable.tokens": 3}).trainable == TokenPrompt(3)
     assert override(Config(), {"trainable.tokens": 3, "trainable": "TokenPrompt"}).trainable == TokenPrompt(3)
-    assert override(Config(), {"trainable": PadPrompt(2)}).trainable == PadPrompt(2)
+    assert override(Config(), {"trainable": PixelPrompt("pad", 2)}).trainable == PixelPrompt("pad", 2)
     assert override(Config(trainable=TokenPrompt(5)), {"trainable": "TokenPrompt"}).trainable == TokenPrompt(5)
     assert override(Config(trainable=TokenPrompt(5)), {"trainable": "VisualTower"}).trainable == VisualTower()
     assert override(Config(), {"threat.image": None}).threat == ThreatModel(image=None)
+
+
+def test_the_parts_of_a_mix_and_their_weights_change_together_in_any_order():
+    mix = Mix((TeCoA(), FARE("l1"), TRADES(3.0)), (1.0, 0.5, 0.25))
+    parts = ["TeCoA", {"type": "FARE", "distance": "l1"}, {"type": "TRADES", "beta": 3}]
+    changes = {"defense.weights": [1, 0.5, 0.25], "defense.parts": parts, "defense": "Mix"}
+    for order in (changes, dict(reversed(changes.items()))):
+        assert override(Config(), order).defense == mix
+    config = Config(defense=mix)
+    assert from_json(Config, json.loads(json.dumps(to_json(config)))) == override(Config(), flatten(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -55,10 +68,20 @@ def test_a_union_member_is_chosen_by_its_type_name_in_any_order():
         ({"trainble": "TokenPrompt"}, "'trainable'"),
         ({"trainable.tokens": 3}, "unknown recipe key"),  # of a tower
         ({"seed.x": 3}, "unknown recipe key"),
-        ({"trainable": "TokenPromt"}, "VisualTower or PadPrompt or TokenPrompt"),
+        ({"trainable": "TokenPromt"}, "VisualTower or LastBlocks or .* or PixelPrompt or TokenPrompt"),
+        ({"defense": "TeCoa"}, "TeCoA or PseudoTeCoA or .* or TRADES or Mix"),
+        ({"defense.parts": ["TeCoA"]}, "unknown recipe key"),  # of TeCoA
+        ({"defense": "Mix", "defense.parts": ["TeCoA", "Mix"]}, r"defense.parts\[1\]"),
+        ({"defense": "Mix", "defense.weights": [1]}, r"weights is \[1.0\]: give one weight, not negative, for each of 2 parts"),
+        ({"defense": "LinearAT", "defense.head_share": 1}, "head_share is 1"),
+        ({"optim.betas": [0.9]}, "takes tuple"),
+        ({"optim.betas": [0.9, 0.99, 0.999]}, "takes tuple"),
+        ({"optim.ema": 1}, "optim.ema is 1"),
+        ({"optim.precision": "fp16"}, "bf16"),
         ({"optim.lr": "fast"}, "takes float"),
         ({"optim.lr": True}, "takes float"),
         ({"optim.lr": None}, "takes float"),
+        ({"trainable": "PixelPrompt", "trainable.shape": "round"}, "fixed patch"),
         ({"optim.epochs": 1.5}, "takes int"),
         ({"optim.epochs": True}, "takes int"),
         ({"optim.name": "adam"}, "adamw"),
@@ -89,7 +112,8 @@ def test_every_recipe_reads_back_from_json_and_from_its_leaves(name):
     [
         ({"type": "Config", "sed": 1}, "no field 'sed'"),
         ({"type": "Optim"}, "not one of Config"),
-        ({"type": "Config", "trainable": {"type": "LoRA"}}, "VisualTower, PadPrompt, TokenPrompt"),
+        ({"type": "Config", "trainable": {"type": "PadPrompt"}}, "VisualTower, LastBlocks, .*, PixelPrompt, TokenPrompt"),
+        ({"type": "Config", "defense": {"type": "Mix", "parts": [{"type": "Mix"}]}}, r"parts\[0\].*TeCoA, .*, TRADES"),
         ({"type": "Config", "optim": {"type": "Optim", "lr": None}}, "lr"),
         ({"type": "Config", "seed": "0"}, "seed"),
         ([1], "config"),
@@ -115,7 +139,7 @@ def test_every_leaf_is_part_of_the_key(path):
 
 
 def test_types_without_fields_are_part_of_the_key():
-    configurations = [Config(), Config(trainable=PadPrompt()), Config(trainable=TokenPrompt()), Config(threat=ThreatModel(image=None))]
+    configurations = [Config(), Config(trainable=PixelPrompt()), Config(trainable=TokenPrompt()), Config(threat=ThreatModel(image=None))]
     assert len({key(config) for config in configurations}) == 4
     assert key("a", "b") != key("b", "a") != key("ab")
 

@@ -5,27 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from parts import Given, config, learner_of, made, part_of, pixels, roles_of, step
+from toys import ids_of
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD
-from robustclip.config import Config, InnerAttack, Optim
-from robustclip.defenses import DEFENSES, Batch, TeCoA
-from robustclip.learner import Learner
-from robustclip.threat import Ball, ThreatModel
+from robustclip.defenses import DEFENSES, Batch, PseudoTeCoA, Roles, TeCoA
+from robustclip.threat import Ball
 
-NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
-
-
-class Given(nn.Module):
-    """A classifier whose unit image features are the images themselves: logits s z T^t."""
-
-    def __init__(self, texts, scale=100.0):
-        super().__init__()
-        self.texts, self.scale = texts, scale
-
-    def forward(self, z):
-        return self.scale * z @ self.texts.T
+UNLABELLED = ("PseudoTeCoA", "ImgCoAdv", "FARE")  # the defences that never look at a label
 
 
 def unit(*shape, seed):
@@ -33,8 +21,8 @@ def unit(*shape, seed):
 
 
 def tecoa(z, texts, y, scale=100.0):
-    batch = Batch(z, y, [str(i) for i in range(len(y))])
-    return TeCoA().loss(Given(texts, scale), Given(texts, scale), batch, Example(z))["tecoa"]
+    classifier = Given(texts, scale)
+    return TeCoA().loss(Roles(classifier, classifier), Batch(z, y, ids_of(len(y))), Example(z))["tecoa"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,19 +56,19 @@ def test_item_1_two_images_of_two_classes_by_hand():
     assert tecoa(z, texts, torch.tensor([0, 0]), scale=1.0).item() == pytest.approx((0.3132617 + 0.7981389) / 2, abs=1e-6)
 
 
-def test_the_loss_is_that_of_the_adversarial_images_alone(tiny_classifier, pictures):
-    x, y, ids = pictures(6)
-    other = (x + 0.1).clamp(0, 1)
-    parts = TeCoA().loss(tiny_classifier, tiny_classifier, Batch(x, y, ids), Example(other))
+def test_the_loss_is_that_of_the_adversarial_images_alone(tiny_model, pictures):
+    batch = Batch(*pictures(6))
+    roles, other = roles_of(TeCoA(), tiny_model), (batch.images + 0.1).clamp(0, 1)
+    parts = TeCoA().loss(roles, batch, Example(other))
     assert list(parts) == ["tecoa"]
-    torch.testing.assert_close(parts["tecoa"], F.cross_entropy(tiny_classifier(other), y))
+    torch.testing.assert_close(parts["tecoa"], F.cross_entropy(roles.student(other), batch.labels))
 
 
 def test_item_2_attack_and_step_leave_text_tower_and_scale_alone(tiny_model, pictures):
     """After an attack alone every .grad is None; after a step every text parameter and logit_scale is as before and without grad."""
     x, y, ids = pictures(8)
     frozen = {name: p.detach().clone() for name, p in tiny_model.clip.named_parameters() if not name.startswith("visual.")}
-    learner = Learner(config(TeCoA(), batch=8), tiny_model, NAMES, TEMPLATES, 1)
+    learner = learner_of(tiny_model, config(TeCoA(), batch=8))
     learner.attacked(Batch(x, y, ids))
     PGD(2)(learner.student, x, y, ids, Ball(), 0)
     assert all(p.grad is None for p in learner.student.parameters())
@@ -96,13 +84,20 @@ def test_item_2_attack_and_step_leave_text_tower_and_scale_alone(tiny_model, pic
     assert torch.equal(learner.student.class_embeddings, embeddings)
 
 
-def config(defense, batch=32, **changes):
-    optim = Optim(lr=1e-3, batch=batch, micro_batch=batch, weight_decay=0.0)
-    return Config(defense=defense, threat=ThreatModel(Ball("Linf", 4.0)), attack=InnerAttack(2, 0.75), optim=optim, **changes)
-
-
-def pixels(x):
-    return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+def test_item_9_unlabelled_is_labelled_where_clip_is_right(make_model, pictures):
+    """Attack, loss and step are the same when CLIP is right on every image, and differ when it is wrong on one."""
+    x, _, ids = pictures(8)
+    with torch.no_grad():
+        right = learner_of(make_model(), config(TeCoA())).teacher(x).argmax(1)
+    wrong = torch.cat([(right[:1] + 1) % 4, right[1:]])
+    assert len(set(right.tolist())) > 1
+    found = {}
+    for defense, labels in ((TeCoA(), right), (PseudoTeCoA(), right), (PseudoTeCoA(), wrong), (TeCoA(), wrong)):
+        learner = learner_of(make_model(), config(defense, batch=8))
+        losses = [step(learner, (pixels(x), labels, ids))["loss"] for _ in range(3)]
+        found[type(defense).__name__, labels is right] = (losses, learner.model.sha256)
+    assert found["TeCoA", True] == found["PseudoTeCoA", True] == found["PseudoTeCoA", False]
+    assert found["TeCoA", False] != found["TeCoA", True]
 
 
 # --- every defence --------------------------------------------------------------------------------------------------------------------
@@ -110,48 +105,87 @@ def pixels(x):
 
 @pytest.fixture(params=DEFENSES, ids=lambda kind: kind.__name__)
 def defense(request):
-    return request.param()
+    return made(request.param)
 
 
-def test_the_objective_scores_each_image_alone(defense, tiny_model, pictures):
-    x, y, ids = pictures(6)
-    student, teacher = (m.classifier(NAMES, TEMPLATES) for m in (tiny_model, tiny_model.copy()))
-    scored = defense.objective(student, teacher, Batch(x, y, ids))(x)
-    assert scored.loss.shape == (6,)
+@pytest.fixture
+def batch(pictures):
+    return Batch(*pictures(8))
+
+
+def test_the_objective_scores_each_image_alone_or_with_its_micro_batch(defense, tiny_model, batch):
+    roles, near = roles_of(defense, tiny_model), (batch.images + 0.05).clamp(0, 1)
+    objective = defense.objective(roles, batch)
+    if objective is None:
+        assert type(defense).__name__ == "CleanCE"
+        return
+    scored = objective(near)
+    assert scored.loss.shape == (8,)
     assert scored.loss.dtype == torch.float32
     assert torch.isfinite(scored.loss).all()
     assert scored.fooled is None or scored.fooled.dtype == torch.bool
-    part = defense.objective(student, teacher, Batch(x[2:4], y[2:4], ids[2:4]))(x[2:4])
-    torch.testing.assert_close(part.loss, scored.loss[2:4])
+    rows, order = [2, 3], [3, 1, 4, 0, 7, 5, 2, 6]
+    part = defense.objective(roles, part_of(batch, rows))(near[rows]).loss
+    torch.testing.assert_close(defense.objective(roles, part_of(batch, order))(near[order]).loss, scored.loss[order])
+    if defense.whole_batch:
+        assert (part - scored.loss[rows]).abs().min() > 0.1  # there were fewer to tell apart
+    else:
+        torch.testing.assert_close(part, scored.loss[rows])
 
 
-def test_the_training_attack_raises_the_objective_inside_the_ball(defense, tiny_model, pictures):
-    x, y, ids = pictures(16)
-    learner = Learner(config(defense), tiny_model, NAMES, TEMPLATES, 1)
-    batch, ball = Batch(x, y, ids), Ball("Linf", 4.0)
+def test_the_training_attack_raises_the_objective_inside_the_ball(defense, tiny_model, batch):
+    learner, ball = learner_of(tiny_model, config(defense, eps=4.0)), Ball("Linf", 4.0)
     adversarial = learner.attacked(batch).images
-    assert bool((ball.size(adversarial - x) <= ball.radius + 1e-6).all())
+    objective = defense.objective(learner.roles, batch)
+    if objective is None:
+        assert adversarial is batch.images
+        return
+    assert bool((ball.size(adversarial - batch.images) <= ball.radius + 1e-6).all())
     assert not adversarial.requires_grad
-    objective = defense.objective(learner.student, learner.teacher, batch)
-    assert objective(adversarial).loss.mean() > objective(x).loss.mean()
+    assert objective(adversarial).loss.mean() > objective(batch.images).loss.mean()
+    assert all(p.grad is None for p in (*learner.student.parameters(), *learner.head_parameters))
 
 
-def test_parts_are_finite_means_over_the_batch(defense, tiny_model, pictures):
-    x, y, ids = pictures(8)
-    student, teacher = (m.classifier(NAMES, TEMPLATES) for m in (tiny_model, tiny_model.copy()))
+def test_parts_are_finite_means_over_the_batch(defense, tiny_model, batch):
+    roles = roles_of(defense, tiny_model)
 
     def parts(rows):
-        return defense.loss(student, teacher, Batch(x[rows], y[rows], [ids[i] for i in rows]), Example(x[rows] * 0.9))
+        return defense.loss(roles, part_of(batch, rows), Example(batch.images[rows] * 0.9))
 
     whole, halves = parts(list(range(8))), [parts(list(range(4))), parts(list(range(4, 8)))]
     assert whole
     for name, value in whole.items():
+        mean = (halves[0][name] + halves[1][name]) / 2
         assert value.shape == ()
         assert math.isfinite(value.item())
-        torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2)
+        if defense.whole_batch:
+            assert value > mean + 0.1
+        else:
+            torch.testing.assert_close(value, mean)
+
+
+def test_the_loss_teaches_the_student_and_no_one_else(defense, tiny_model, batch):
+    roles = roles_of(defense, tiny_model)
+    for part in (roles.student, roles.teacher):
+        part.clip.visual.requires_grad_(True)
+    if roles.head is not None:
+        roles.head.requires_grad_(False)
+    sum(defense.loss(roles, batch, Example(batch.images * 0.9)).values()).backward()
+    assert all(p.grad is not None for p in roles.student.clip.visual.parameters())
+    assert all(p.grad is None for p in roles.teacher.parameters())
+
+
+def test_labels_are_looked_at_by_those_that_need_them(defense, tiny_model, batch):
+    roles, moved = roles_of(defense, tiny_model), batch.images * 0.9
+    other = Batch(batch.images, batch.labels.flip(0), batch.ids)
+    found = [sum(defense.loss(roles, each, Example(moved)).values()) for each in (batch, other)]
+    assert torch.equal(*found) == (type(defense).__name__ in UNLABELLED)
+    if (objective := defense.objective(roles, batch)) is not None:
+        blind = (*UNLABELLED, "TRADES")
+        assert torch.equal(objective(moved).loss, defense.objective(roles, other)(moved).loss) == (type(defense).__name__ in blind)
 
 
 def test_a_defence_is_a_value(defense):
-    assert defense == type(defense)()
-    assert hash(defense) == hash(type(defense)())
+    assert defense == made(type(defense))
+    assert hash(defense) == hash(made(type(defense)))
     assert "arXiv" in type(defense).__doc__

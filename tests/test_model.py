@@ -7,10 +7,13 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from parts import NAMES, TEMPLATES
 
 from robustclip import model as models
 from robustclip.errors import UserError
-from robustclip.trainables import PadPrompt, TokenPrompt, VisualTower
+from robustclip.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
+
+PROMPTS = (PixelPrompt("pad", 3), PixelPrompt("random patch", 5), PixelPrompt("whole"), TokenPrompt(4), TokenPrompt(2, deep=True))
 
 
 def edited(folder, **changes):
@@ -39,7 +42,7 @@ def test_every_embedded_model_loads_and_classifies_the_embedded_world(name):
     assert models.input_size(name) == model.preprocess.size == world.SIZE
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", "siglip"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "siglip", "timm"])
 def test_a_saved_model_comes_back_to_the_bit(make_model, pictures, tmp_path, kind):
     model, folder = make_model(kind), str(tmp_path / "model")
     models.save(model, folder, run="abc", class_names=["red"])
@@ -54,9 +57,9 @@ def test_a_saved_model_comes_back_to_the_bit(make_model, pictures, tmp_path, kin
     assert not any(p.requires_grad for p in back.clip.parameters())
 
 
-@pytest.mark.parametrize("trainable", [PadPrompt(3), TokenPrompt(4), TokenPrompt(2, deep=True)], ids=str)
+@pytest.mark.parametrize("trainable", PROMPTS, ids=str)
 def test_a_visual_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path, trainable):
-    prompted, _ = trainable.install(tiny_model, seed=3)
+    prompted, _ = trainable.install(tiny_model, 3, NAMES)
     x, _, _ = pictures(3)
     for turn in ("once", "twice"):  # the second time from the loaded model, whose card alone knows of the prompt
         models.save(prompted, str(tmp_path / turn))
@@ -68,8 +71,33 @@ def test_a_visual_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path,
         prompted = back
 
 
+def test_a_linear_probe_is_saved_with_its_model_and_its_classes(tiny_model, pictures, tmp_path):
+    """Also from the loaded model, whose card alone knows of it; for other classes than its own, or another order, it is refused."""
+    probe, parameters = LinearHead().install(tiny_model, 0, NAMES)
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    x, _, _ = pictures(3)
+    for turn in ("once", "twice"):
+        models.save(probe, str(tmp_path / turn))
+        back = models.load(str(tmp_path / turn))
+        with torch.no_grad():
+            expected, found = (m.classifier(NAMES, TEMPLATES)(x) for m in (probe, back))
+            by_hand = back.classifier(NAMES, TEMPLATES).features(x) @ parameters[0].T + parameters[1]
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(found, by_hand)
+        assert back.sha256 == probe.sha256 != tiny_model.sha256
+        assert not any(p.requires_grad for p in back.readout.parameters())
+        for others in (["red", "green"], NAMES[::-1], [*NAMES, "pink"]):
+            with pytest.raises(UserError, match=r"linear probe of red, green, blue \(4 classes\)"):
+                back.classifier(others, TEMPLATES)
+        probe = back
+    models.save(tiny_model, str(tmp_path / "plain"))
+    assert models.identity(str(tmp_path / "once")) == models.identity(str(tmp_path / "twice")) != models.identity(str(tmp_path / "plain"))
+
+
 def test_the_hash_sees_the_prompt_and_every_weight(tiny_model, make_model):
-    prompted, parameters = PadPrompt(3).install(make_model(), seed=0)
+    prompted, parameters = PixelPrompt("pad", 3).install(make_model(), 0, NAMES)
     hashes = {tiny_model.sha256, prompted.sha256}
     parameters[0].data[0, 0, 0, 0] += 1e-3
     hashes.add(prompted.sha256)
@@ -80,7 +108,7 @@ def test_the_hash_sees_the_prompt_and_every_weight(tiny_model, make_model):
 
 def test_a_copy_shares_no_weights(tiny_model):
     copied, before = tiny_model.copy(), tiny_model.sha256
-    _, parameters = VisualTower().install(copied, seed=0)
+    _, parameters = VisualTower().install(copied, 0, NAMES)
     with torch.no_grad():
         parameters[0].add_(1)
     assert tiny_model.sha256 == before != copied.sha256
@@ -149,6 +177,13 @@ def test_no_pickle_is_ever_loaded(tiny_checkpoint, tmp_path, save):
 def test_an_unfinished_folder_is_refused(tiny_checkpoint, file):
     (Path(tiny_checkpoint) / file).unlink()
     refused(tiny_checkpoint, file)
+
+
+@pytest.mark.parametrize(("trainable", "file"), [(TokenPrompt(2), "prompt.safetensors"), (LinearHead(), "readout.safetensors")])
+def test_a_folder_without_what_its_card_speaks_of_is_refused(tiny_model, tmp_path, trainable, file):
+    models.save(trainable.install(tiny_model, 0, NAMES)[0], str(tmp_path / "model"))
+    (tmp_path / "model" / file).unlink()
+    refused(str(tmp_path / "model"), file)
 
 
 def test_cut_weights_are_refused(tiny_checkpoint):

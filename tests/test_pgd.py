@@ -12,7 +12,7 @@ from robustclip.attacks.apgd import apgd, surface_start
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient, micro_batches, pgd, pgd_best, random_start, resisting
 from robustclip.threat import Ball
-from robustclip.trainables import PadPrompt, TokenPrompt
+from robustclip.trainables import PixelPrompt, TokenPrompt
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6
@@ -27,7 +27,7 @@ TOLERANCE = 1e-6
     seed=st.integers(0, 9),
     kind=st.sampled_from([pgd, pgd_best, apgd]),
 )
-def test_every_perturbation_stays_in_its_ball_and_every_image_in_range(norm, eps, steps, alpha, seed, kind):
+def test_item_3_every_perturbation_stays_in_its_ball_and_every_image_in_range(norm, eps, steps, alpha, seed, kind):
     ball, g = Ball(norm, eps), torch.Generator().manual_seed(seed)
     x = (torch.rand(3, 3, 4, 4, generator=g) * 1.5 - 0.25).clamp(0, 1)  # a quarter of the pixels are at the border
     classifier, labels, start = Linear(4, seed=seed), torch.arange(3), random_start(ball, x, ids_of(3), seed)
@@ -43,7 +43,7 @@ def test_every_perturbation_stays_in_its_ball_and_every_image_in_range(norm, eps
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_no_eps_or_no_steps_return_the_images_bit_for_bit(norm):
+def test_item_3_no_eps_or_no_steps_return_the_images_bit_for_bit(norm):
     x = torch.rand(3, 3, 4, 4)
     objective = cross_entropy(Linear(), torch.zeros(3, dtype=torch.long))
     for eps, steps in ((0.0, 5), (4.0, 0)):
@@ -99,7 +99,7 @@ def confident(n=16, classes=10):
     return classifier, x, classifier(x).argmax(1)
 
 
-def test_sum_and_mean_and_batch_sizes_give_the_same_delta_in_fp32():
+def test_item_4_sum_and_mean_and_batch_sizes_give_the_same_delta_in_fp32():
     classifier, x, y = confident()
     ball = Ball("Linf", 4.0)
     p = classifier(x).softmax(1).gather(1, y[:, None])
@@ -120,7 +120,7 @@ def test_the_gradient_is_of_the_sum_and_leaves_none_on_parameters():
     assert not x.requires_grad
 
 
-def test_fp16_with_a_mean_fails_that_very_check():
+def test_item_4_fp16_with_a_mean_fails_that_very_check():
     """This documents the trap (TeCoA section 7): confident images of a large batch lose their gradient and look robust."""
     classifier, x, y = confident()
     ball = Ball("Linf", 4.0)
@@ -129,7 +129,7 @@ def test_fp16_with_a_mean_fails_that_very_check():
     assert not torch.equal(alone, together)
 
 
-def test_confident_images_keep_their_gradient(tiny_model, pictures):
+def test_item_4_confident_images_keep_their_gradient(tiny_model, pictures):
     x, _, ids = pictures(16)
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def state_of(module):
     return {n: m.training for n, m in module.named_modules()}, {n: p.requires_grad for n, p in module.named_parameters()}
 
 
-def test_an_attack_leaves_no_gradient_and_restores_every_mode(tiny_classifier, pictures):
+def test_item_2_an_attack_leaves_no_gradient_and_restores_every_mode(tiny_classifier, pictures):
     x, y, ids = pictures(4)
     tiny_classifier.clip.visual.requires_grad_(True)
     tiny_classifier.clip.visual.transformer.train()
@@ -180,7 +180,7 @@ def test_modes_are_restored_after_an_error():
     assert all(p.requires_grad for p in tower.parameters())
 
 
-def test_dropout_is_off_so_two_attacks_agree():
+def test_item_6_dropout_is_off_so_two_attacks_agree():
     tower, x, y = Wavy().train(), middle(4, 6), torch.arange(4)
     statistics = tower.layers[1].running_mean.clone()
     runs = [PGD(3)(tower, x, y, ids_of(4), Ball("Linf", 8.0), 0).images for _ in range(2)]
@@ -189,12 +189,12 @@ def test_dropout_is_off_so_two_attacks_agree():
     assert not torch.equal(tower(x), tower(x))  # in training mode it would differ
 
 
-def test_the_resize_is_inside_the_graph(tiny_model):
+def test_item_5_the_resize_is_inside_the_graph(tiny_model):
     """Delta has the native size, and what the tower sees moves by at most eps/std (bilinear: bicubic may overshoot by its lobes)."""
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     classifier.preprocess = type(classifier.preprocess)(**{**vars(classifier.preprocess), "interpolation": "bilinear"})
     seen = []
-    for size in (8, 16, 24):
+    for size in (8, 16, 32):
         x, ball = torch.rand(3, 3, size, size), Ball("Linf", 8.0)
         adversarial = pgd(cross_entropy(classifier, torch.arange(3)), x, ball, steps=2, alpha=1.0)
         assert adversarial.shape == x.shape
@@ -208,13 +208,15 @@ def test_the_resize_is_inside_the_graph(tiny_model):
         assert bool((change > 0.2 * limit).all())
 
 
-@pytest.mark.parametrize("trainable", [PadPrompt(2), TokenPrompt(3), TokenPrompt(2, deep=True)], ids=str)
+@pytest.mark.parametrize(
+    "trainable", [PixelPrompt("pad", 2), PixelPrompt("random patch", 8), TokenPrompt(3), TokenPrompt(2, deep=True)], ids=str
+)
 @pytest.mark.parametrize("kind", ["pgd", "apgd"])
-def test_gradients_flow_through_the_prompt(tiny_model, pictures, trainable, kind):
+def test_item_7_gradients_flow_through_the_prompt(tiny_model, pictures, trainable, kind):
     """The prompted model is attacked: its own attack beats the one found on plain CLIP."""
     x, y, ids = pictures(16)
     plain = tiny_model.classifier(NAMES, TEMPLATES)
-    prompted = trainable.install(tiny_model, seed=0)[0].classifier(NAMES, TEMPLATES)
+    prompted = trainable.install(tiny_model, 0, NAMES)[0].classifier(NAMES, TEMPLATES)
     ball = Ball("Linf", 8.0)
     start = random_start(ball, x, ids, 0)
     losses = []

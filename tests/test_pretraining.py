@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from robustclip import model as models
+from robustclip.data import world
 from robustclip.model import Model, build, save, tokenizer_from
 from robustclip.pretraining import Pretraining, card, contrastive_loss, parameter_groups, pretrain, shifted
 from robustclip.seeds import generator
@@ -74,7 +75,7 @@ def trained():
     """Return the trained tiny model and its losses."""
     torch.set_num_threads(1)
     losses = []
-    model = pretrain(CONFIG, SMALL, lambda step, loss, model: losses.append((step, loss)))
+    model = pretrain(CONFIG, SMALL, world.corpus(SMALL.pairs, SMALL.seed), lambda step, loss, model: losses.append((step, loss)))
     return model, losses
 
 
@@ -91,7 +92,8 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(trained)
     short = Pretraining(**{**vars(SMALL), "steps": 3})
     torch.manual_seed(5)  # the caller's generator does not matter
     first, again, other = (
-        pretrain(CONFIG, recipe, lambda *args: None) for recipe in (short, short, Pretraining(**{**vars(short), "seed": 1}))
+        pretrain(CONFIG, recipe, world.corpus(recipe.pairs, recipe.seed), lambda *args: None)
+        for recipe in (short, short, Pretraining(**{**vars(short), "seed": 1}))
     )
     hashes = [models.tensors_sha256(model.state_dict()) for model in (first, again, other)]
     assert hashes[0] == hashes[1] != hashes[2]

@@ -3,15 +3,24 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import NAMES
 from torch import nn
 
 from robustclip.errors import UserError
 from robustclip.model import build
-from robustclip.prompts import PixelPad, Tokens
+from robustclip.prompts import PixelPad, PixelPatch, Tokens
 from robustclip.seeds import generator
-from robustclip.trainables import PadPrompt, TokenPrompt
+from robustclip.trainables import PixelPrompt, TokenPrompt
 
 G = generator(0, "test")
+PROMPTS = (
+    PixelPrompt("pad", 2),
+    PixelPrompt("fixed patch", 3),
+    PixelPrompt("random patch", 3),
+    PixelPrompt("whole"),
+    TokenPrompt(3),
+    TokenPrompt(3, deep=True),
+)
 
 
 def tokens_on(model, count, deep=False):
@@ -31,7 +40,7 @@ def hooks(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
-def test_a_pad_of_30_at_224_has_69840_parameters():
+def test_item_7_a_pad_of_30_at_224_has_69840_parameters():
     assert sum(p.numel() for p in PixelPad(224, 30, G).parameters()) == 69_840
 
 
@@ -54,13 +63,13 @@ def test_the_pad_is_a_frame_added_after_normalisation(tiny_model):
     torch.testing.assert_close(features(tiny_model, x, pad), features(tiny_model, x + frame))
 
 
-def test_no_tokens_are_plain_clip_to_the_bit(tiny_model, pictures):
+def test_item_7_no_tokens_are_plain_clip_to_the_bit(tiny_model, pictures):
     x, _, _ = pictures(4)
     assert torch.equal(features(tiny_model, x, tokens_on(tiny_model, 0)), features(tiny_model, x))
     assert torch.equal(features(tiny_model, x, PixelPad(16, 0, G)), features(tiny_model, x))
 
 
-def test_tokens_are_appended_without_positions_so_their_order_does_not_matter(tiny_model, pictures):
+def test_item_7_tokens_are_appended_without_positions_so_their_order_does_not_matter(tiny_model, pictures):
     x, _, _ = pictures(4)
     prompt = tokens_on(tiny_model, 5)
     before = features(tiny_model, x, prompt)
@@ -82,6 +91,23 @@ def test_shallow_tokens_are_what_appending_them_by_hand_gives(tiny_model, pictur
         torch.testing.assert_close(features(tiny_model, x, prompt), visual.ln_post(output[:, 0]) @ visual.proj)
 
 
+def test_tokens_on_a_timm_tower_are_what_appending_them_by_hand_gives(make_model, pictures):
+    """After the positions, before the blocks, and gone before the norm: the pooling of SigLIP's tower sees patches alone."""
+    model, (x, _, _) = make_model("timm"), pictures(3, 32)
+    trunk, prompt = model.clip.visual.trunk, tokens_on(model, 4)
+    with torch.no_grad():
+        sequence = trunk.norm_pre(torch.cat([trunk._pos_embed(trunk.patch_embed(x)), prompt.tokens[0].expand(3, -1, -1)], 1))
+        output = trunk.blocks(sequence)[:, :-4]
+        assert output.shape == (3, 1 + 4, 64)
+        expected = model.clip.visual.head(trunk.forward_head(trunk.norm(output)))
+    torch.testing.assert_close(features(model, x, prompt), expected)
+    assert (expected - features(model, x)).abs().max() > 1e-4
+    with torch.no_grad():
+        prompt.tokens[:] = prompt.tokens[:, [2, 0, 3, 1]]
+    torch.testing.assert_close(features(model, x, prompt), expected)
+    assert hooks(model.clip) == 0
+
+
 def test_deep_tokens_replace_the_last_ones_before_every_block(tiny_model, pictures):
     x, _, _ = pictures(2)
     prompt, inputs = tokens_on(tiny_model, 3, deep=True), []
@@ -97,11 +123,11 @@ def test_deep_tokens_replace_the_last_ones_before_every_block(tiny_model, pictur
     assert {len(i[0]) for i in inputs} == {1 + 4 + 3}
 
 
-@pytest.mark.parametrize("trainable", [PadPrompt(2), TokenPrompt(3), TokenPrompt(3, deep=True)], ids=str)
+@pytest.mark.parametrize("trainable", PROMPTS, ids=str)
 def test_every_prompt_parameter_gets_a_gradient_and_the_tower_none(tiny_model, pictures, trainable):
     x, y, _ = pictures(4)
-    model, parameters = trainable.install(tiny_model, seed=0)
-    F.cross_entropy(model.classifier(["red", "green", "blue", "grey"], ["{}"])(x), y).backward()
+    model, parameters = trainable.install(tiny_model, 0, NAMES)
+    F.cross_entropy(model.classifier(NAMES, ["{}"])(x), y).backward()
     for p in parameters:
         assert (p.grad.flatten(2) != 0).any(-1).all()  # of every token of every block, of every side of the frame
     assert all(p.grad is None for p in model.clip.parameters())
@@ -142,3 +168,39 @@ def test_tokens_on_a_convolutional_tower_are_refused(make_model):
 def test_a_frame_wider_than_the_image_is_refused(pad):
     with pytest.raises(UserError, match="between 0 and 8"):
         PixelPad(16, pad, G)
+
+
+@pytest.mark.parametrize("side", [-1, 17])
+def test_a_patch_larger_than_the_image_is_refused(side):
+    with pytest.raises(UserError, match="between 0 and 16"):
+        PixelPatch(16, side, True, G)
+
+
+def test_a_patch_lies_where_it_should_and_is_added_to_normalised_pixels(tiny_model):
+    """Fixed: top left; the whole image: everywhere; moving, at rest: in the middle, else where it was put; nothing is clamped."""
+    x, moved = torch.rand(2, 3, 16, 16), PixelPatch(16, 5, True, G)
+    moved.place = (2, 9)
+    for prompt, top, left, side in (
+        (PixelPatch(16, 4, False, G), 0, 0, 4),
+        (PixelPatch(16, 16, False, G), 0, 0, 16),
+        (PixelPatch(16, 5, True, G), 5, 5, 5),
+        (moved, 2, 9, 5),
+    ):
+        expected = x.clone()
+        expected[:, :, top : top + side, left : left + side] += prompt.patch.detach()
+        torch.testing.assert_close(prompt.on_pixels(x), expected)
+        assert (prompt.on_pixels(x) - x).abs().max() > 1.5
+        torch.testing.assert_close(features(tiny_model, x, prompt), features(tiny_model, expected))
+
+
+def test_a_moving_patch_reaches_every_place_and_a_fixed_one_never_moves():
+    moving, fixed, g = PixelPatch(16, 13, True, G), PixelPatch(16, 13, False, G), generator(0, "places")
+    places = set()
+    for _ in range(200):
+        moving.move(g)
+        fixed.move(g)
+        places.add(moving.place)
+        assert fixed.place == (0, 0)
+    assert places == {(top, left) for top in range(4) for left in range(4)}
+    moving.rest()
+    assert moving.place == (1, 1)

@@ -1,14 +1,17 @@
 """Recipes: pages of a notebook that say where they come from, what they cost and what they gave."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from robustclip import model as models
 from robustclip.config import key
 from robustclip.data.world import SETS
+from robustclip.defenses import FARE
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES, named
+from robustclip.trainables import TokenPrompt, VisualTower
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -43,6 +46,26 @@ def test_tecoa_is_the_papers():
     assert config.model == "open_clip:ViT-B-32-quickgelu/openai"
     models.check_activation("ViT-B-32-quickgelu", "openai")
     assert config.data.resize == 256
+
+
+def test_the_prompt_of_tecoa_is_the_papers():
+    """Section A.6: 200 tokens, lr 40, all else as in the fine-tuning."""
+    tower, tokens = RECIPES["tecoa-b32"].config, RECIPES["tecoa-vp-b32"].config
+    assert tokens == replace(tower, trainable=TokenPrompt(200), optim=replace(tower.optim, lr=40.0))
+
+
+@pytest.mark.parametrize(("name", "eps"), [("fare-b32", 4), ("fare-b32-eps1", 1), ("fare-l14-eps2", 2), ("fare-l14-eps4", 4)])
+def test_fare_is_the_papers(name, eps):
+    """Section 4 of fare.md: 10 steps of 1/255 at any eps, AdamW 1e-5 with decay 1e-4, warm-up 1400, 2 epochs of batch 128, fp32."""
+    config = RECIPES[name].config
+    ball, optim = config.threat.image, config.optim
+    assert (ball.norm, ball.eps, config.attack.steps, config.attack.precision) == ("Linf", eps, 10, "fp32")
+    assert math.isclose(config.attack.alpha * ball.radius, 1 / 255)
+    assert (optim.name, optim.lr, optim.weight_decay, optim.betas, optim.warmup, optim.epochs, optim.batch, optim.ema, optim.precision) == (
+        "adamw", 1e-5, 1e-4, (0.9, 0.999), 1400, 2, 128, 0.0, "fp32",
+    )  # fmt: skip
+    assert config.defense == FARE("l2", 0.0, "original")
+    assert config.trainable == VisualTower()
 
 
 def test_an_unknown_recipe_is_refused_with_a_suggestion():

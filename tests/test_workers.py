@@ -58,7 +58,7 @@ def work(rank: int, world_size: int, folder: str, dtype: torch.dtype, checkpoint
 
 
 @pytest.mark.parametrize(("dtype", "what", "tolerance"), [(torch.float32, "first", 1e-5), (torch.float64, "weights", 1e-9)])
-def test_two_workers_equal_one(tmp_path: Path, tiny_checkpoint: str, dtype: torch.dtype, what: str, tolerance: float) -> None:
+def test_item_10_two_workers_equal_one(tmp_path: Path, tiny_checkpoint: str, dtype: torch.dtype, what: str, tolerance: float) -> None:
     """First loss and gradient to 1e-5 in fp32 (relative to the largest entry), five steps to 1e-9 in float64."""
     work(0, 1, str(tmp_path), dtype, tiny_checkpoint)
     mp.spawn(work, (2, str(tmp_path), dtype, tiny_checkpoint), nprocs=2)

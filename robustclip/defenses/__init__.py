@@ -1,8 +1,33 @@
 """Training-time defences, one paper a file."""
 
-from robustclip.defenses.base import Batch, Defense
-from robustclip.defenses.tecoa import TeCoA
+from robustclip.defenses.adversarial import LinearAT
+from robustclip.defenses.base import Batch, Defense, Roles
+from robustclip.defenses.clean import CleanCE
+from robustclip.defenses.codes import CoAdv
+from robustclip.defenses.fare import FARE
+from robustclip.defenses.guided import PMGAFT, TRADES
+from robustclip.defenses.mix import Mix, Single
+from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
+from robustclip.defenses.views import ImgCoAdv
 
-DEFENSES: tuple[type, ...] = (TeCoA,)  # the contract tests run over every member
+AnyDefense = Single | Mix
+# The contract tests run over every member.
+DEFENSES: tuple[type[Defense], ...] = (TeCoA, PseudoTeCoA, CleanCE, LinearAT, CoAdv, ImgCoAdv, FARE, PMGAFT, TRADES, Mix)
 
-__all__ = ["DEFENSES", "Batch", "Defense", "TeCoA"]
+__all__ = [
+    "DEFENSES",
+    "FARE",
+    "PMGAFT",
+    "TRADES",
+    "AnyDefense",
+    "Batch",
+    "CleanCE",
+    "CoAdv",
+    "Defense",
+    "ImgCoAdv",
+    "LinearAT",
+    "Mix",
+    "PseudoTeCoA",
+    "Roles",
+    "TeCoA",
+]

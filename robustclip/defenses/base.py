@@ -1,33 +1,63 @@
 """The contract of a defence: what the attack raises and what the optimiser lowers are two different things."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective
 from robustclip.classifier import ZeroShotClassifier
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return x in fp32, or as it is if wider: differences of what bf16 rounds would be its rounding."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: images [B,3,H,W] in [0,1], labels [B] and the ids that key its randomness."""
+    """A micro-batch: images [B,3,H,W] in [0,1], labels [B], and what keys its randomness: ids, the run's seed, the step."""
 
     images: Tensor
     labels: Tensor
     ids: list[str]
+    seed: int = 0
+    step: int = 0
 
 
-class Defense(Protocol):
-    """One frozen dataclass per paper, in one file; its fields are its hyper-parameters, its docstring citation and equation.
+@dataclass(frozen=True)
+class Roles:
+    """Who takes part: `student` learns, `teacher` is the same classifier before training, `head` is what a defence adds for training alone.
 
-    `student` is the classifier that learns, `teacher` the same classifier as it was before training.
+    A head maps raw image features [B,D] to scores of the training classes [B,K]; it is never part of the trained model.
     """
 
-    def objective(self, student: ZeroShotClassifier, teacher: ZeroShotClassifier, batch: Batch) -> Objective:
-        """Return the inner maximisation: what the training attack raises, per image."""
-        ...
+    student: ZeroShotClassifier
+    teacher: ZeroShotClassifier
+    head: nn.Module | None = None
 
-    def loss(self, student: ZeroShotClassifier, teacher: ZeroShotClassifier, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
+
+class Defense:
+    """One frozen dataclass per paper, in one file; its fields are its hyper-parameters, its docstring citation and equation.
+
+    `reads` says what of the student it uses: class scores ("logits") or the tower's features, which a trained readout would not change.
+    `whole_batch`: a loss compares the images of a micro-batch with each other, so the micro-batch is part of the method.
+    """
+
+    reads: ClassVar[str] = "logits"
+    whole_batch: ClassVar[bool] = False
+    head_share = 0.0  # of all steps: the first ones train the head alone, on clean images
+    head_lr = 0.0
+
+    def head(self, student: ZeroShotClassifier, seed: int) -> nn.Module | None:
+        """Return the head that this defence trains with, if any."""
+        return None
+
+    def objective(self, roles: Roles, batch: Batch) -> Objective | None:
+        """Return the inner maximisation: what the training attack raises, per image; None if this defence trains on clean images."""
+        raise NotImplementedError
+
+    def loss(self, roles: Roles, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
         """Return the outer minimisation as named parts, each a mean over the batch; their sum is lowered."""
-        ...
+        raise NotImplementedError
