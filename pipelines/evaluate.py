@@ -1,6 +1,7 @@
 """Attack any number of models by a protocol, plain CLIP always among them; finished cells are never computed again.
 
 Example: python pipelines/evaluate.py outputs/runs/0123456789abcdef/model --protocol demo
+A curve between CLIP and such a folder RUN: python pipelines/evaluate.py interpolate:0:RUN interpolate:0.25:RUN interpolate:0.5:RUN RUN
 """
 
 import argparse
@@ -25,13 +26,14 @@ from robustclip.results import cost, set_metrics
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
+MODEL = "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, or ensemble:A,B of two of the others"
 KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in ATTACKS.items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folder, embedded name, or open_clip:NAME/TAG")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")

@@ -44,12 +44,13 @@ def describe(paths: list[str]) -> str:
 
 
 def _name(model: str) -> str:
-    """Return what records call a model: a checkpoint folder is called by its run."""
-    if not storage.exists(storage.join(storage.resolve(model), "config.json")):
+    """Return what records call a model: a checkpoint folder is called by its run, a combination by its parts."""
+    is_folder = not model.startswith(("interpolate:", "ensemble:")) and storage.exists(storage.join(storage.resolve(model), "config.json"))
+    if not is_folder and ":" not in model:
         return model
     from robustclip.model import display_name  # brings torch, which names alone do not need
 
-    return display_name(storage.resolve(model))
+    return display_name(storage.resolve(model) if is_folder else model)
 
 
 def run() -> None:

@@ -90,11 +90,15 @@ def right_activation(subject: Subject) -> Verdict:
         return does_not_apply("no model was given")
     if subject.source is not None and subject.source.startswith(ZOO):
         models.check_activation(*subject.source.removeprefix(ZOO).partition("/")[::2])
-    wanted = bool(subject.model.open_clip_config["model_cfg"].get("quick_gelu", False))
-    built = [type(module).__name__ for module in subject.classifier.modules() if type(module).__name__ in ("QuickGELU", "GELU")]
-    wrong = [name for name in built if (name == "QuickGELU") != wanted]
-    faults = [f"{len(wrong)} of {len(built)} activations are {wrong[0]}, the config says quick_gelu={wanted}"] if wrong else []
-    return verdict(faults, f"{len(built)} activations as the config says", {"quick_gelu": wanted, "activations": sorted(set(built))})
+    members, classifiers = (getattr(whole, "members", (whole,)) for whole in (subject.model, subject.classifier))  # an ensemble has several
+    built, faults = [], []
+    for model, classifier in zip(members, classifiers, strict=True):
+        wanted = bool(model.open_clip_config["model_cfg"].get("quick_gelu", False))
+        found = [type(module).__name__ for module in classifier.modules() if type(module).__name__ in ("QuickGELU", "GELU")]
+        if wrong := [name for name in found if (name == "QuickGELU") != wanted]:
+            faults.append(f"{len(wrong)} of {len(found)} activations are {wrong[0]}, the config says quick_gelu={wanted}")
+        built += found
+    return verdict(faults, f"{len(built)} activations as the config says", {"activations": sorted(set(built))})
 
 
 def no_fallback(subject: Subject) -> Verdict:
