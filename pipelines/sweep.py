@@ -5,12 +5,11 @@ Example: python pipelines/sweep.py epsilon --optim.epochs 8 --asha
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from robustclip import cli, errors, protocols
-from robustclip.config import override
-from robustclip.recipes import named
-from robustclip.spaces import load_space
+from robustclip.spaces import RECIPE, first_config, load_space
 from robustclip.sweep_report import publish
 from robustclip.tracking import Tracker
 from robustclip.tuning import sweep
@@ -36,7 +35,10 @@ def run() -> None:
     started, out = time.monotonic(), cli.out_folder(args)
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
     space, protocol = load_space(path), protocols.named(args.protocol)
-    config = override(named(args.recipe or space.recipe).config, changes)
+    if args.recipe and RECIPE in space.space:
+        raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
+    space = replace(space, fixed={**space.fixed, **changes})
+    config = first_config(space, args.recipe)
     tracker = Tracker(out)
     outcome = sweep(
         space,

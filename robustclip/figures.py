@@ -25,7 +25,11 @@ CAPTIONS = {
     "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
     "the line joins the ranked models that no other beats in both.",
     "adversarial_grid": "Images, what the attack added, and what it made of them, with the predicted class below; a changed one in colour.",
-    "training_curves": "Training.",
+    "training": "How the trials trained: loss and held-out accuracy against the step.",
+    "trend": "Accuracies against what was varied, means over the sets with 95 % Wilson intervals; dotted: the undefended model. "
+    "Where a second panel stands beside it, it shows the paper's curve as published, on other models and sets.",
+    "examples-undefended": "Images attacked under the undefended model: what the attack added, and the predictions before and after.",
+    "examples-chosen": "The same images attacked under the chosen model.",
     "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean. "
     "Models at the same ε are set apart a little, so that no interval hides another.",
 }
@@ -91,7 +95,7 @@ def _tex(text: str) -> str:
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def _figure(height: float) -> Any:
+def blank_figure(height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -100,7 +104,7 @@ def _figure(height: float) -> Any:
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     """Return the PNG of a figure, the same bytes for the same figure."""
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
@@ -112,7 +116,7 @@ def _style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], **edge}
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=8, color=GREY)
@@ -126,18 +130,18 @@ def _shape(n: int, columns: int = COLUMNS) -> tuple[int, int]:
     return rows, math.ceil(n / rows)
 
 
-def _panels(figure: Any, n: int, xlabel: str, ylabel: str = "") -> list[Any]:
+def grid(figure: Any, n: int, xlabel: str, ylabel: str = "") -> list[Any]:
     """Return n axes; the lowest of each column and the leftmost of each row carry the labels."""
     rows, columns = _shape(n)
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
     for i, axes in enumerate(panels):
-        _plain(axes)
+        plain(axes)
         axes.set_xlabel(xlabel if i + columns >= n else "", fontsize=9)
         axes.set_ylabel(ylabel if i % columns == 0 else "", fontsize=9)
     return panels
 
 
-def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
     names = [textwrap.shorten(label, 60, placeholder="…") for label in labels]
     figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(labels), fontsize=8.5, frameon=False)
 
@@ -146,11 +150,11 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return max(1, min(len(labels), 90 // (8 + min(60, max(map(len, labels))))))
 
 
-def _legend_height(labels: Sequence[str]) -> float:
+def legend_height(labels: Sequence[str]) -> float:
     return 0.18 * math.ceil(len(labels) / _legend_columns(labels)) + 0.15
 
 
-def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
+def bars(estimates: Sequence[Estimate]) -> np.ndarray:
     """Return what errorbar wants, [2, n] in percent: how far each interval reaches below and above its mean."""
     return 100 * np.array([[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]).clip(min=0)
 
@@ -161,29 +165,29 @@ def curve(clean: Mapping[str, Estimate], robust: Mapping[float, Mapping[str, Est
     A line joins the Pareto set of the models that are `ranked`.
     """
     rows, columns = _shape(len(robust))
-    figure = _figure(rows * {1: 5.0, 2: 3.5, 3: 2.4}[columns] + _legend_height(list(clean)))
+    figure = blank_figure(rows * {1: 5.0, 2: 3.5, 3: 2.4}[columns] + legend_height(list(clean)))
     handles: list[Any] = []
-    for axes, (eps, models) in zip(_panels(figure, len(robust), "clean accuracy (%)", "robust accuracy (%)"), robust.items(), strict=True):
+    for axes, (eps, models) in zip(grid(figure, len(robust), "clean accuracy (%)", "robust accuracy (%)"), robust.items(), strict=True):
         at = [(100 * clean[name].mean, 100 * models[name].mean) for name in clean]
         front = [at[i] for i, name in enumerate(clean) if name in ranked]
         axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.7, linestyle=(0, (2, 3)))  # robust = clean, the most there can be
         if front:
             axes.plot(*np.array([front[i] for i in pareto(front)]).T, color=GREY, linewidth=1.2, zorder=1.5)
         handles = [
-            axes.errorbar(*at[i], xerr=_bars([clean[name]]), yerr=_bars([models[name]]), linestyle="none", elinewidth=1.1, **_style(i))
+            axes.errorbar(*at[i], xerr=bars([clean[name]]), yerr=bars([models[name]]), linestyle="none", elinewidth=1.1, **_style(i))
             for i, name in enumerate(clean)
         ]
         axes.set(xlim=(0, 100), ylim=(0, 100), xticks=range(0, 101, 25), yticks=range(0, 101, 25), aspect="equal")
         axes.set_title(f"ε = {eps:g}/255", fontsize=9.5)
-        _draw_whole(handles)
-    _legend(figure, handles, list(clean))
-    return _png(figure)
+        draw_whole(handles)
+    legend(figure, handles, list(clean))
+    return png(figure)
 
 
 def security_curve(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
     """Return accuracy against eps (in 1/255; 0 is clean) as PNG, a line with intervals per model, set apart a little so that none hides."""
-    figure = _figure(3.6 + _legend_height(list(curves)))
-    (axes,) = _panels(figure, 1, "radius ε of the attack (in 1/255)", "worst-case accuracy (%)")
+    figure = blank_figure(3.6 + legend_height(list(curves)))
+    (axes,) = grid(figure, 1, "radius ε of the attack (in 1/255)", "worst-case accuracy (%)")
     every = sorted({e for points in curves.values() for e in points})
     handles = []
     for i, points in enumerate(curves.values()):
@@ -191,15 +195,15 @@ def security_curve(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
         apart = 0.005 * (every[-1] - every[0]) * (i - (len(curves) - 1) / 2)
         values = [points[e] for e in eps]
         means = [100 * value.mean for value in values]
-        handles.append(axes.errorbar(eps + apart, means, yerr=_bars(values), linewidth=1.3, elinewidth=1.1, **_style(i)))
+        handles.append(axes.errorbar(eps + apart, means, yerr=bars(values), linewidth=1.3, elinewidth=1.1, **_style(i)))
     axes.set(ylim=(0, 100), xticks=every, xticklabels=["0\n(clean)" if e == 0 else f"{e:g}" for e in every])
     axes.margins(x=0.03)
-    _draw_whole(handles)
-    _legend(figure, handles, list(curves))
-    return _png(figure)
+    draw_whole(handles)
+    legend(figure, handles, list(curves))
+    return png(figure)
 
 
-def _draw_whole(handles: Sequence[Any]) -> None:
+def draw_whole(handles: Sequence[Any]) -> None:
     """Let the markers that lie on an axis, at 0 % or 100 %, reach over it."""
     for handle in handles:
         handle[0].set_clip_on(False)
@@ -211,7 +215,7 @@ def adversarial_grid(originals: np.ndarray, adversarials: np.ndarray, captions: 
     shown = (originals, np.clip(127.5 + gain * difference, 0, 255).astype(np.uint8), adversarials)
     blocks, columns = _shape(len(originals), IMAGES)
     side = min((WIDTH - 0.4) / columns, 1.6)
-    figure = _figure(blocks * (3 * side + 0.5))
+    figure = blank_figure(blocks * (3 * side + 0.5))
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.0, hspace=0.0)
     parts = figure.subfigures(blocks, 1, squeeze=False, hspace=0.04)[:, 0]
     for i in range(len(originals)):
@@ -226,21 +230,4 @@ def adversarial_grid(originals: np.ndarray, adversarials: np.ndarray, captions: 
                 broken = k == 2 and captions[i][0] != captions[i][1]
                 name = textwrap.fill(captions[i][k // 2], int(13 * side), max_lines=2, placeholder="…")
                 axes.set_xlabel(name, fontsize=8.5, color=COLOURS[1] if broken else "black", labelpad=3)
-    return _png(figure)
-
-
-def training_curves(history: Sequence[Mapping[str, float]], x: str = "step") -> bytes:
-    """Return everything in history against x as PNG; "part/name" keys share the panel "part", rows may lack keys."""
-    panels: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for row in history for key in row if key != x):
-        panels.setdefault(key.split("/")[0], []).append(key)
-    figure = _figure(_shape(len(panels))[0] * 2.2 + 0.2)
-    for axes, (title, keys) in zip(_panels(figure, len(panels), x), panels.items(), strict=True):
-        for i, key in enumerate(keys):
-            rows = [row for row in history if key in row]
-            label = key.split("/", 1)[-1]
-            axes.plot([row[x] for row in rows], [row[key] for row in rows], color=COLOURS[i % len(COLOURS)], linewidth=1.3, label=label)
-        axes.set_title(title, fontsize=9.5)
-        if len(keys) > 1:
-            axes.legend(fontsize=7.5, frameon=False)
-    return _png(figure)
+    return png(figure)

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from robustclip import figures, report, storage
+from robustclip import figures, metrics, proxy, report, storage, trends
 from robustclip import model as models
 from robustclip.cluster import total
 from robustclip.config import Config
@@ -14,9 +15,11 @@ from robustclip.evaluation import evaluate
 from robustclip.findings import Finding, summary
 from robustclip.probing import check
 from robustclip.protocols import Protocol, Resolved, resolve
+from robustclip.records import CLEAN
 from robustclip.spaces import Space
 from robustclip.tracking import Tracker, how_to_open
-from robustclip.tuning import Outcome, Trial
+from robustclip.trials import Trial
+from robustclip.tuning import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +28,18 @@ EXAMPLES = 6  # images in the picture of adversarial examples
 
 def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, out: str, tracker: Tracker, started: float) -> str:
     """Evaluate the base model too, write the report, log it to the sweep's MLflow run, and return the text a person reads at the end."""
-    finished = sorted((trial for trial in outcome.trials if trial.result), key=lambda trial: list(trial.sample.values()))
+    finished = sorted((trial for trial in outcome.trials if trial.result), key=lambda trial: order(space, trial))
     if not finished:
         reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
         raise UserError(f"no trial of {space.name} finished: {reasons}")
     resolved = resolve(protocol, out)
-    names = [config.model, *(checkpoint(trial) for trial in finished)]
+    names = [config.model, *(trial.model for trial in finished)]
     cpus, gpus = total()
     share: dict[str, Any] = {"actors": max(1, int(gpus or cpus)), "gpus": 1.0 if gpus else 0.0}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, config.model, resolved, table, out, **share, on_progress=log.info)
     titles = {models.display_name(config.model): f"CLIP ({config.model})"}
-    titles |= {models.display_name(checkpoint(trial)): title(trial, outcome, space) for trial in finished}
+    titles |= {models.display_name(trial.model): title(trial, outcome) for trial in finished}
     chosen = outcome.chosen or finished[-1]
     built = report.from_records(
         table,
@@ -44,43 +47,76 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         list(titles),
         names=titles,
         baseline=models.display_name(config.model),
-        chosen=models.display_name(checkpoint(chosen)),
+        chosen=models.display_name(chosen.model),
         checks=checks,
         seeds={f"{titles[first]} and its other seeds": group for first, group in models.same_but_seed(names).items()},
         notes=[
-            f"{space.question.splitlines()[0]} Chosen by {space.metric} on held-out images of the fine-tuning set, never by a number above."
+            f"{space.question.splitlines()[0]} Chosen by {outcome.chosen_by} on held-out images of the fine-tuning set, "
+            "never by a number above.",
+            *judged(finished, outcome),
+            *([f"Beside the trend, as published and on other models and sets: {space.published.source}."] if space.published else []),
         ],
     )
-    attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(checkpoint(chosen), resolved)}
-    pictures = attacked | {"training": curves(finished)}
+    built = replace(built, notes=(*built.notes, *trades(built)))
+    attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(chosen.model, resolved)}
+    pictures = trend(space, finished, built) | attacked | {"training": curves(finished)}
     page = built.write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
     return "\n".join([built.markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
 
 
-def checkpoint(trial: Trial) -> str:
-    """Return the checkpoint folder of a finished trial."""
-    assert trial.result is not None
-    return trial.result["run"]["checkpoint"]
+def order(space: Space, trial: Trial) -> list[tuple[float, int]]:
+    """Return where a trial stands in the table: by its numbers, and by the place in the grid of what is none."""
+    grids = {path: values.get("grid_search", []) if isinstance(values, Mapping) else [] for path, values in space.space.items()}
+    return [
+        (value, 0) if isinstance(value, int | float) else (0, grids[path].index(value) if value in grids[path] else 0)
+        for path, value in trial.sample.items()
+    ]
 
 
-def title(trial: Trial, outcome: Outcome, space: Space) -> str:
+def title(trial: Trial, outcome: Outcome) -> str:
     """Return a trial's name in the table."""
-    return trial.label + (f" (chosen by {space.metric})" if trial is outcome.chosen else "")
+    return trial.label + (f" (chosen by {outcome.chosen_by})" if trial is outcome.chosen else "")
 
 
-def curves(trials: list[Trial]) -> bytes:
-    """Return the picture of every trial's training loss and held-out accuracies."""
-    panels = {"loss": "loss", "val/clean": "held out, clean", "val/robust": "held out, robust"}
-    rows: list[dict[str, float]] = []
-    for trial in trials:
-        assert trial.result is not None
-        rows += [
-            {"step": row["step"]} | {f"{panel}/{trial.label}": row[name] for name, panel in panels.items() if name in row}
-            for row in trial.result["run"]["history"]
-        ]
-    return figures.training_curves(rows)
+def judged(finished: Sequence[Trial], outcome: Outcome) -> list[str]:
+    """Return what the strong numbers say of the proxy that trials competed on, a warning on the log where it misleads; else nothing."""
+    if outcome.chosen_by != proxy.STRONG:
+        return []
+    found = proxy.agreement({trial.label: (trial.result[proxy.PROXY], trial.result[proxy.STRONG]) for trial in finished if trial.result})
+    said = found.lines()
+    if found.misleads:
+        log.warning(said[-1])
+    return said
+
+
+def trades(built: report.Report) -> list[str]:
+    """Return a sentence that names the Pareto set at every eps: the models that the line in the figure joins."""
+    ranked = [model for model in built.outcomes if model not in built.unranked]
+    sets = []
+    for eps in built.eps if ranked else ():
+        at = [(built.mean(model, CLEAN).mean, built.mean(model, eps).mean) for model in ranked]
+        sets.append(f"ε={eps:g}: {', '.join(built.name(ranked[i]) for i in metrics.pareto(at))}")
+    said = "Pareto set, the ranked models that no other one matches in both clean and robust accuracy and beats in one"
+    return [f"{said}: {'; '.join(sets)}."] if sets else []
+
+
+def trend(space: Space, finished: Sequence[Trial], built: report.Report) -> dict[str, bytes]:
+    """Return the picture of the space's question, if the space says what its axis is."""
+    if space.axis is None:
+        return {}
+    samples = {models.display_name(trial.model): trial.sample for trial in finished}
+    columns = {name: column for column, name in built.columns.items() if column != metrics.CLEAN_ATTACKED}
+    means = {name: {model: built.mean(model, column) for model in samples} for name, column in columns.items()}
+    undefended = {name: built.mean(built.baseline, column) for name, column in columns.items()}
+    return {"trend": trends.trend(space.axis, trends.lines(space.axis, samples, means), undefended, space.published)}
+
+
+def curves(trials: Sequence[Trial]) -> bytes:
+    """Return the picture of every training; trials that only interpolate share one."""
+    runs = {trial.result["run"]["key"]: (trial.label, trial.result["run"]["history"]) for trial in reversed(trials) if trial.result}
+    return trends.training(dict(reversed(runs.values())))
 
 
 def examples(name: str, resolved: Resolved) -> bytes:
@@ -115,8 +151,7 @@ def attach(
     files = {storage.name_of(path): storage.read_bytes(path) for path in storage.list_files(folder)}
     tracker.artefacts(parent, files)
     for trial in trials:
-        assert trial.result is not None
-        name = checkpoint(trial)
+        name = trial.model
         cells = resolved.cells(models.display_name(name), models.identity(name))
         run_id = tracker.run(trial.key, trial.label, {}, parent)
         kept = {f"records/{cell.dataset}-{cell.key}.parquet": storage.read_bytes(f"{out}/records/{cell.key}.parquet") for cell in cells}
@@ -147,6 +182,6 @@ def places(out: str, page: str, chosen: Trial) -> list[str]:
     return [
         f"report      {page}",
         f"records     {out}/records",
-        f"checkpoint  {checkpoint(chosen)}",
+        f"checkpoint  {chosen.model}",
         f"MLflow      {how_to_open(out)}",
     ]

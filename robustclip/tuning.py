@@ -1,55 +1,41 @@
 """Sweeps on Ray Tune: a trial is `fit(override(recipe, sample))`, then `evaluate`; chosen on val/, shown on test/."""
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from robustclip import storage
-from robustclip.cluster import Share, connect, divide, fitting_trials, total, warn_of_local_results
-from robustclip.config import Config, flatten, from_json, key, override, to_json
+from robustclip import model as models
+from robustclip import proxy, storage
+from robustclip.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
+from robustclip.combined import INTERPOLATE
+from robustclip.config import Config, from_json, key, to_json
+from robustclip.data.reading import read_images
 from robustclip.errors import UserError
 from robustclip.evaluation import Progress, evaluate
 from robustclip.protocols import Protocol, resolve
 from robustclip.results import cost, set_metrics
-from robustclip.spaces import Space, check_space, count
+from robustclip.spaces import INTERPOLATION, Space, check_space, count, starts, trial_config
 from robustclip.tracking import Tracker
-from robustclip.training import fit, forget, prepare
+from robustclip.training import Job, fit, forget, prepare
+from robustclip.trials import SweepCallback, Trial
 
 log = logging.getLogger(__name__)
 
 DRIVER = {"node:__internal_head__": 0.001}  # trial drivers sit on the head and hold no CPU: drivers that hold CPUs deadlock their workers
 
 
-@dataclass
-class Trial:
-    """One trial as it ended: the sampled fields, its key, and its result, or why it has none: a failure, or a stop at an epoch."""
-
-    sample: dict[str, Any]
-    key: str
-    result: dict[str, Any] | None = None
-    failure: str | None = None
-    stopped: float | None = None
-
-    @property
-    def label(self) -> str:
-        """What tables call it: the last part of each sampled path with its value."""
-        values = {path.rsplit(".", 1)[-1]: f"{value:g}" if isinstance(value, float) else str(value) for path, value in self.sample.items()}
-        return "train " + ", ".join(f"{name} {value}" for name, value in values.items())
-
-
 @dataclass(frozen=True)
 class Settings:
     """What every trial of a sweep shares, as plain values: it travels to the trial's process."""
 
+    space: Space
     config: Any
     protocol: Protocol
     out: str
@@ -68,27 +54,58 @@ def run_trial(sample: dict[str, Any], settings: Settings) -> None:
 
 def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     """Do the work of a trial: `fit(override(recipe, sample))`, then `evaluate`, reporting to Tune on the way."""
-    config = override(from_json(Config, settings.config), sample)
+    config, alphas = trial_config(settings.space, from_json(Config, settings.config), sample), settings.space.grid(INTERPOLATION)
     started = time.monotonic()
     job = prepare(config, settings.out)
-    if settings.fresh:
+    if settings.fresh and sample.get(INTERPOLATION) in (None, *alphas[:1]):  # later alphas find what the first has trained
         forget(job)
     fitted = fit(job, settings.share, [forward_epochs()])
+    name, metrics = fitted["checkpoint"], {name: value for name, value in fitted["metrics"].items() if name != "step"}
+    if alphas:
+        name = f"{INTERPOLATE}{sample[INTERPOLATION]:g}:{name}"
+        metrics |= validated(name, job, settings.share)
     trained = time.monotonic()
-    metrics = {name: value for name, value in fitted["metrics"].items() if name != "step"}
 
     def progress(done: Progress) -> None:
         tune.report({**metrics, "epoch": config.optim.epochs, "cells": f"{done.done}/{done.total}"})
 
     resolved = resolve(settings.protocol, settings.out)
     share = settings.share
-    table = evaluate(
-        [fitted["checkpoint"]], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress
-    )
+    table = evaluate([name], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress)
     seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
     tested = set_metrics(table, resolved) | cost(table)
     # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
-    tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted})
+    tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name})
+
+
+def validated(name: str, job: Job, share: Share) -> dict[str, float]:
+    """Return val/ of a model that no training validated, an interpolation, on the job's held-out images; measured once, kept in its run."""
+    import ray
+
+    path = storage.join(job.folder, f"val-{key(models.identity(name))}.json")
+    if storage.exists(path):
+        return storage.read_json(path)
+    # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, scheduling_strategy="DEFAULT")(validate)
+    try:
+        values = ray.get(task.remote(name, job, share.threads))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from error
+    storage.write_json(path, values)
+    return values
+
+
+def validate(name: str, job: Job, threads: int) -> dict[str, float]:
+    """Measure a model on the held-out images of a job: the body of a Ray task."""
+    import torch
+
+    from robustclip.learner import to_images
+
+    use_threads(threads)
+    device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config
+    ids, pixels, labels = read_images(job.index, job.val_rows[: config.validation.images], job.size, config.data.resize)
+    classifier = models.load(name).classifier(job.card.class_names, config.templates or job.card.templates).to(device)
+    return proxy.measure(config, classifier, to_images(pixels, device), torch.as_tensor(labels), ids)
 
 
 def forward_epochs() -> Any:
@@ -107,99 +124,13 @@ def forward_epochs() -> Any:
     return ForwardEpochs()
 
 
-class SweepCallback(tune.Callback):
-    """Tune's callback in the driver: MLflow's only writer, and what says on the log how the trials fare.
-
-    `when_slot_is_free` is called once, when the first trial ends after all `expected` ones have started.
-    """
-
-    def __init__(self, tracker: Tracker, parent: str, base: Config, expected: int, when_slot_is_free: Callable[[], None]):
-        self.tracker, self.parent, self.base = tracker, parent, base
-        self.expected, self.when_slot_is_free = expected, when_slot_is_free
-        self.trials: dict[str, Trial] = {}
-        self.runs: dict[str, str] = {}
-        self.free = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "when_slot_is_free": None}  # Tune pickles its callbacks; this one may hold a thread
-
-    def slot_is_free(self) -> None:
-        """Say once that no trial waits for the place of one that ended."""
-        if len(self.trials) == self.expected and not self.free:
-            self.free = True
-            self.when_slot_is_free()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        mine = self.trials.setdefault(trial.trial_id, Trial(dict(trial.config), key(self.base, dict(trial.config))))
-        # Not override(): a value it refuses is the trial's failure, and must not end the sweep from inside a callback.
-        self.runs[trial.trial_id] = self.tracker.run(mine.key, mine.label, flatten(self.base) | mine.sample, self.parent)
-        log.info("trial %s: started", mine.label)
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
-        if "failure" in result:
-            mine.failure = result["failure"]
-            self.tracker.tag(run_id, failure=mine.failure)
-            log.error("trial %s failed: %s", mine.label, mine.failure)
-        elif result.get("final"):
-            mine.result = result
-            log_final(self.tracker, run_id, result)
-            log.info("trial %s: finished", mine.label)
-        elif "curve" in result:
-            self.tracker.new_steps(run_id, result["curve"])
-            log.info(
-                "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
-                mine.label,
-                result["epoch"],
-                self.base.optim.epochs,
-                result["loss"],
-                100 * result["val/clean"],
-                100 * result["val/robust"],
-            )
-        else:
-            log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        mine = self.trials[trial.trial_id]
-        self.tracker.finish(self.runs[trial.trial_id], failed=mine.failure is not None)
-        if not (mine.result or mine.failure):
-            mine.stopped = trial.last_result.get("epoch")
-            log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
-        self.slot_is_free()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        mine = self.trials[trial.trial_id]
-        mine.failure = reason(trial)
-        log.error("trial %s failed: %s", mine.label, mine.failure)
-        self.tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
-        self.tracker.finish(self.runs[trial.trial_id], failed=True)
-
-
-def reason(trial: Any) -> str:
-    """Return the last line of a crashed trial's error."""
-    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).is_file() else "no reason was given"
-    return [line.strip() for line in text.splitlines() if line.strip()][-1]
-
-
-def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
-    """Log a trial's test metrics and where its checkpoint lies, once: a re-run finds them there."""
-    done = key({name: value for name, value in result.items() if name.startswith(("val/", "test/"))})
-    if tracker.logged(run_id) == done:
-        return
-    run = result["run"]
-    tracker.new_steps(run_id, run["history"])
-    summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/", "cost/"))}
-    tracker.metrics(run_id, [summary | {"step": run["metrics"]["step"]}])
-    tracker.tag(run_id, checkpoint=run["checkpoint"], weights_sha256=run["sha256"], logged=done)
-    tracker.artefacts(run_id, {"result.json": json.dumps(run, indent=1).encode()})
-
-
 @dataclass
 class Outcome:
-    """A finished sweep: its trials in the order of the space, the chosen one, and its MLflow parent."""
+    """A finished sweep: its trials in the order of the space, the chosen one, the metric that chose it, and its MLflow parent."""
 
     trials: list[Trial]
     chosen: Trial | None
+    chosen_by: str
     parent: str
     concurrent: int
     failures: list[Trial] = field(default_factory=list)
@@ -218,15 +149,18 @@ def sweep(
     asha: bool = False,
     fresh: bool = False,
 ) -> Outcome:
-    """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again."""
+    """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again.
+
+    Interpolations are evaluated one at a time: the first trains, the others find what it has trained.
+    """
     check_space(space, config)
-    find_data(config, protocol, out)
+    find_data(starts(space, config), protocol, out)
     connect()  # only now, not beside it: it sets environment variables, and Arrow's first look at one from another thread crashed
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
-    concurrent = concurrent or fitting_trials(count(space, samples), workers)
+    concurrent = 1 if INTERPOLATION in space.space else concurrent or fitting_trials(count(space, samples), workers)
     share = divide(concurrent, workers)
-    settings = Settings(to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
+    settings = Settings(space, to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
     )
@@ -238,19 +172,26 @@ def sweep(
             work = partial(evaluate, [config.model], resolve(protocol, out), out, actors=concurrent, cpus=share.cpus, gpus=share.gpus)
             baseline.append(beside.submit(work))
 
-        callback = SweepCallback(tracker, parent, config, count(space, samples), evaluate_baseline)
+        callback = SweepCallback(tracker, parent, space, config, count(space, samples), evaluate_baseline)
         tune_trials(space, config, settings, callback, concurrent=concurrent, samples=samples, asha=asha)
         for future in baseline:
             future.result()
     trials = list(callback.trials.values())
-    scores = {i: trial.result[space.metric] for i, trial in enumerate(trials) if trial.result}
-    best = trials[(max if space.mode == "max" else min)(scores, key=lambda i: scores[i])] if scores else None
-    return Outcome(trials, best, parent, concurrent, [trial for trial in trials if trial.failure])
+    return Outcome(trials, *choose(space, trials), parent, concurrent, [trial for trial in trials if trial.failure])
 
 
-def find_data(config: Config, protocol: Protocol, out: str) -> None:
+def choose(space: Space, trials: Sequence[Trial]) -> tuple[Trial | None, str]:
+    """Return the best finished trial and by which metric: the stronger attack on the same images, where the space asks for the proxy."""
+    finished = {i: trial.result for i, trial in enumerate(trials) if trial.result}
+    promoted = (space.metric, space.mode) == (proxy.PROXY, "max") and all(proxy.STRONG in result for result in finished.values())
+    metric, best = proxy.STRONG if promoted else space.metric, max if space.mode == "max" else min
+    return (trials[best(finished, key=lambda i: (finished[i][metric], finished[i][space.metric]))] if finished else None), metric
+
+
+def find_data(configs: Sequence[Config], protocol: Protocol, out: str) -> None:
     """Find or render what the trials need: once, not by every trial at the same time; what cannot work fails here."""
-    prepare(config, out)
+    for config in configs:
+        prepare(config, out)
     resolve(protocol, out)
 
 
@@ -262,6 +203,7 @@ def tune_trials(space: Space, config: Config, settings: Settings, callback: Any,
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial's report of its failure has no metric
     # Tune looks for the result files of its own loggers, which are off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    epochs = max(start.optim.epochs for start in starts(space, config))
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, settings=settings), DRIVER),
         param_space=dict(space.space),
@@ -273,7 +215,7 @@ def tune_trials(space: Space, config: Config, settings: Settings, callback: Any,
             # The same seed draws the same samples, so the same command finds the same runs. The limit must be given here:
             # TuneConfig's own is ignored for a given generator, and more trials than fit would wait for each other for ever.
             search_alg=BasicVariantGenerator(random_state=config.seed, constant_grid_search=True, max_concurrent=concurrent),
-            scheduler=ASHAScheduler(time_attr="epoch", max_t=config.optim.epochs, stop_last_trials=False) if asha else None,
+            scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, stop_last_trials=False) if asha else None,
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{space.name}",

@@ -228,11 +228,9 @@ def test_tables_survive_the_signs_of_their_languages() -> None:
 
 def test_figures_are_deterministic() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    history = [{"step": i, "loss/a": 1.0 / (i + 1), **({"accuracy": 50.0} if i % 2 else {})} for i in range(4)]
     grid = figures.adversarial_grid(images, images, [("a", "b")] * 3)
     assert grid.startswith(b"\x89PNG")
     assert grid == figures.adversarial_grid(images, images, [("a", "b")] * 3)
-    assert figures.training_curves(history) == figures.training_curves(history)
 
 
 def test_figures_keep_out_of_global_state() -> None:
@@ -240,7 +238,7 @@ def test_figures_keep_out_of_global_state() -> None:
 import sys
 from robustclip import figures, report
 assert not {"matplotlib", "torch", "ray", "mlflow"} & set(sys.modules)
-figures.training_curves([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])
+figures.png(figures.blank_figure(2.0))
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,9 @@
 """The whole road on the smallest recipe: Tune -> Train -> evaluator -> MLflow -> report, and the same command again."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray import tune
@@ -9,8 +11,10 @@ from ray import tune
 from robustclip import protocols, spaces, storage, tuning
 from robustclip.config import Config, override
 from robustclip.recipes import RECIPES
+from robustclip.spaces import Axis, first_config
 from robustclip.sweep_report import publish
 from robustclip.tracking import KEY_TAG, PARENT_TAG, Tracker
+from robustclip.trainables import PixelPrompt, TokenPrompt
 
 SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
 
@@ -64,3 +68,65 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
         assert len(tracker.client.get_metric_history(child.info.run_id, "test/clean")) == 1
         assert {a.path for a in tracker.client.list_artifacts(child.info.run_id)} == {"result.json", "records"}
     assert {"table.md", "report.html", "clean_against_robust.png"} <= {a.path for a in tracker.client.list_artifacts(parent)}
+
+
+def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **options: bool) -> tuple[tuning.Outcome, str, list[Any]]:
+    """Run a space on the smallest recipe; return how it ended, what it says and its MLflow children."""
+    (first, *_), grids = sampled, {path: tune.grid_search(values) for path, values in sampled.items()}
+    space, tracker = replace(SPACE, space=grids, fixed=fixed, axis=Axis(first, "what varies", "categorical")), Tracker(out)
+    config = first_config(space)
+    outcome = tuning.sweep(space, config, protocols.named("smoke"), out, tracker, **options)  # type: ignore[arg-type]
+    text = publish(space, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())
+    runs = tracker.client.search_runs([tracker.experiment])
+    assert list((Path(out) / "reports").glob("*/trend.png"))
+    return outcome, text, [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent]
+
+
+def varying(children: list[Any]) -> set[str]:
+    """Return the parameters in which MLflow's children differ."""
+    names = {name for child in children for name in child.data.params}
+    return {name for name in names if len({child.data.params.get(name) for child in children}) > 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_recipes_and_dataclasses_are_sampled_like_fields(ray_session: None, tmp_path: Path, tiny_checkpoint: str) -> None:
+    fixed = {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 64, "data.held_out": 16, "data.rendered": 128}
+    fixed |= {"optim.epochs": 2, "optim.batch": 16, "optim.micro_batch": 8, "validation.images": 16, "validation.steps": 2}
+    sampled = {"trainable": [TokenPrompt(2), PixelPrompt("pad", 2)], "recipe": ["smoke", "demo-tokens"]}
+    outcome, text, children = run_space(sampled, fixed, str(tmp_path), asha=True)
+    assert len(children) == 4
+    assert varying(children) == {"trainable", "recipe"}
+    assert {child.data.params["trainable"] for child in children} == {
+        "TokenPrompt(tokens=2, deep=False)",
+        "PixelPrompt(shape='pad', size=2)",
+    }
+    for trial in outcome.trials:
+        if trial.result:
+            card = storage.read_json(f"{trial.model}/config.json")["config"]
+            assert card["trainable"]["type"] == type(trial.sample["trainable"]).__name__
+            assert card["optim"]["lr"] == RECIPES[trial.sample["recipe"]].config.optim.lr
+    assert "Pareto set" in text or "not to be ranked" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_interpolation_trains_once_and_is_validated_at_every_alpha(ray_session: None, tmp_path: Path, config: Config) -> None:
+    fixed = {"model": config.model, "data.name": "shapes", "optim.lr": 1e-2}
+    for fresh in (False, True):
+        outcome, text, children = run_space({"interpolation": [0.0, 0.5, 1.0]}, fixed, str(tmp_path), fresh=fresh)
+        assert varying(children) == {"interpolation"}
+        assert outcome.concurrent == 1
+        assert len({trial.result["run"]["sha256"] for trial in outcome.trials if trial.result}) == 1
+        # A second training, or a second start from nothing, would have taken the earlier alphas' files away.
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert len(list(folder.glob("val-*.json"))) == 3
+    assert outcome.chosen_by == "val/strong"
+    assert "(chosen by val/strong)" in text
+    assert "Spearman's rank correlation of val/robust (PGD) and val/strong (apgd-ce-50)" in text
+    for child in children:
+        assert {"val/clean", "val/robust", "val/strong", "test/clean"} <= set(child.data.metrics)
+    trained, base = outcome.trials[2].result, outcome.trials[0].result
+    assert trained is not None
+    assert base is not None
+    assert trained["val/robust"] == trained["run"]["metrics"]["val/robust"]  # alpha 1 is the model that training validated

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from robustclip import spaces, tuning
+from robustclip.config import override
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES
+from robustclip.trainables import PixelPrompt, TokenPrompt
 
 SPACES = sorted((Path(__file__).parent.parent / "tune_spaces").glob("*.py"))
 GOOD = spaces.Space("x", "Why?", "demo", {"threat.image.eps": {"grid_search": [1.0, 2.0]}, "optim.lr": 1e-3}, "val/robust", "max")
@@ -28,6 +30,13 @@ def test_every_space_loads_asks_a_question_and_chooses_on_held_out_images(path: 
         ({"metric": "loss"}, "only val/"),
         ({"mode": "biggest"}, "min or max"),
         ({"space": {"threat.image.epz": 1}}, "did you mean threat.image.eps"),
+        ({"space": {"recpie": 1}}, "did you mean recipe"),
+        ({"space": {"recipe": "demo"}}, "takes tune.grid_search"),
+        ({"space": {"recipe": {"grid_search": ["demo", "dmo"]}}}, "did you mean demo"),
+        ({"space": {"recipe": {"grid_search": ["demo", "demo-tokens"]}, "trainable.tokens": 4}}, "unknown recipe key 'trainable.tokens'"),
+        ({"space": {"interpolation": {"grid_search": [0.5, 1.5]}}}, "from 0 .CLIP. to 1"),
+        ({"axis": spaces.Axis("optim.epochs", "epochs")}, "AXIS is 'optim.epochs', which is not sampled"),
+        ({"published": spaces.Published("a paper", "eps", {})}, "PUBLISHED without AXIS"),
     ],
 )
 def test_a_space_that_would_mislead_is_refused(change: dict, culprit: str) -> None:
@@ -51,3 +60,62 @@ def test_trials_are_counted_and_named() -> None:
     assert spaces.count(GOOD, samples=3) == 6
     assert tuning.Trial({"threat.image.eps": 4.0}, "key").label == "train eps 4"
     assert tuning.Trial({"trainable": "TokenPrompt", "optim.lr": 0.5}, "key").label == "train trainable TokenPrompt, lr 0.5"
+    assert tuning.Trial({"trainable": TokenPrompt(4), "optim.lr": 0.5}, "key").label == "train TokenPrompt(tokens=4, deep=False), lr 0.5"
+    assert tuning.Trial({"defense.weights": (1.0, 0.1)}, "key").label == "train weights (1, 0.1)"
+    assert tuning.Trial({"interpolation": 0.25}, "key").label == "interpolation 0.25"
+
+
+def space_of(sampled: dict, **fixed: object) -> spaces.Space:
+    grids = {path: {"grid_search": values} for path, values in sampled.items()}
+    return replace(GOOD, space=grids, fixed=fixed)
+
+
+def test_a_sampled_recipe_is_what_the_trial_starts_from_and_the_command_line_stays_on_top() -> None:
+    space = space_of({"recipe": ["demo", "demo-tokens"], "data.per_class": [1, 5]}, **{"data.n": None, "optim.epochs": 1})
+    first = spaces.first_config(space)
+    for name in ("demo", "demo-tokens"):
+        config = spaces.trial_config(space, first, {"recipe": name, "data.per_class": 5})
+        assert config == override(RECIPES[name].config, {"data.n": None, "optim.epochs": 1, "data.per_class": 5})
+
+
+def test_an_interpolation_trains_the_same_run() -> None:
+    space = space_of({"interpolation": [0.0, 1.0]})
+    first = spaces.first_config(space)
+    assert [spaces.trial_config(space, first, {"interpolation": alpha}) for alpha in (0.0, 1.0)] == [first, first]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "absent"),
+    [
+        ({"threat.image.eps": [1.0, 2.0]}, set()),
+        ({"trainable": [TokenPrompt(4), PixelPrompt("pad", 2)]}, {"trainable.tokens", "trainable.deep"}),
+        ({"recipe": ["demo", "demo-tokens"]}, {"trainable", "trainable.tokens", "optim.lr", "optim.weight_decay"}),
+        ({"interpolation": [0.0, 0.5]}, set()),
+    ],
+    ids=lambda each: ",".join(each),
+)
+def test_what_is_logged_differs_in_the_sampled_fields_alone(sampled: dict, absent: set[str]) -> None:
+    """And says nothing that does not hold: a field of the first recipe's prompt is none of a trial with another."""
+    space = replace(space_of(sampled), recipe="demo-tokens")
+    config = spaces.first_config(space)
+    (path,) = sampled
+    params = [spaces.shared(space, config) | {path: value} for value in sampled[path]]
+    assert {name for name in params[0] if params[0][name] != params[1][name]} == {path}
+    assert params[0].keys() == params[1].keys()
+    assert not absent & params[0].keys()
+    assert params[0]["seed"] == 0
+    if path == "trainable":
+        assert str(params[0][path]) == "TokenPrompt(tokens=4, deep=False)"
+
+
+def finished(robust: float, strong: float | None) -> tuning.Trial:
+    result = {"val/robust": robust} | ({} if strong is None else {"val/strong": strong})
+    return tuning.Trial({}, "key", result=result)
+
+
+def test_the_strong_number_chooses_where_every_finished_trial_has_it() -> None:
+    trials = [finished(0.5, 0.2), finished(0.4, 0.3), tuning.Trial({}, "key", stopped=1.0), finished(0.45, 0.3)]
+    assert tuning.choose(GOOD, trials) == (trials[3], "val/strong")  # a tie goes by the proxy
+    assert tuning.choose(GOOD, [*trials, finished(0.6, None)])[1] == "val/robust"
+    assert tuning.choose(replace(GOOD, mode="min"), trials) == (trials[1], "val/robust")
+    assert tuning.choose(GOOD, trials[2:3]) == (None, "val/strong")
