@@ -1,0 +1,56 @@
+"""One training step of every published recipe on a randomly initialised ViT-B-32-quickgelu with 224 px images: seconds, memory, parameters.
+
+    python benchmarks/one_step.py [RECIPE ...] [--images 4]
+
+It shows that the recipes run on the architecture they are for, without any weights; the numbers are a CPU's, of a micro-batch of `--images`
+under 10 class names, and say nothing of a GPU's. The peak is that of a process of its own for each recipe.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from robustclip import model as models
+from robustclip.learner import Learner
+from robustclip.recipes import PUBLISHED
+
+UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random
+NAMES = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen", "ostrich")
+
+
+def one_step(name: str, images: int) -> str:
+    """Return a line of the table: what one step of a recipe took and how many parameters learned."""
+    config = PUBLISHED[name].config
+    config = replace(config, optim=replace(config.optim, batch=images, micro_batch=images, warmup=0))
+    torch.manual_seed(0)
+    learner = Learner(config, models.load(UNTRAINED), NAMES, config.templates or (), steps=8)
+    learner.step = learner.head_steps  # past the head's own stage: the step that is dear
+    pixels = torch.randint(256, (images, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    learner.accumulate(pixels, torch.arange(images) % len(NAMES), [str(i) for i in range(images)])
+    loss = learner.update()["loss"]
+    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    count = sum(p.numel() for p in learner.parameters)
+    return f"{name:22s} {count:12,d} parameters   loss {loss:8.3f}   {seconds:6.1f} s   {peak:5.1f} GiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(PUBLISHED)} (default: all)")
+    parser.add_argument("--images", type=int, default=4, help="in the one micro-batch (default: %(default)s)")
+    args = parser.parse_args()
+    if len(args.recipes) == 1:
+        print(one_step(args.recipes[0], args.images))
+        return
+    print(f"{UNTRAINED}, random weights, {args.images} images of 224 px, {torch.get_num_threads()} threads")
+    for name in args.recipes or PUBLISHED:
+        subprocess.run([sys.executable, __file__, name, "--images", str(args.images)], check=True)
+
+
+if __name__ == "__main__":
+    main()

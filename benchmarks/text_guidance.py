@@ -1,0 +1,100 @@
+"""TeCoA's comparison on the embedded world: zero-shot skill after training with and without class names, of tower or prompt.
+
+    python pipelines/sweep.py method --protocol strong      # trains and attacks every method, two seeds
+    python benchmarks/text_guidance.py                      # this table, from those records
+
+Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP; the linear
+probe, which is no zero-shot classifier, is trained and scored on each set's own classes. Then the interaction the paper reports: without
+class names a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from robustclip import cluster, metrics, protocols, storage
+from robustclip import model as models
+from robustclip.cli import say_on_terminal
+from robustclip.config import override
+from robustclip.contrasts import contrast
+from robustclip.errors import UserError, main
+from robustclip.evaluation import evaluate
+from robustclip.metrics import Outcomes
+from robustclip.recipes import named
+from robustclip.training import prepare
+
+TOWER = ("demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo", "demo-pseudo")
+PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoadv", "demo-deep", "demo-deep-pseudo")
+OTHERS = ("demo-fare", "demo-pmg")
+WITHOUT_TEXT = {"Adv.": ("demo-deep-adv", "demo-adv"), "CoAdv.": ("demo-deep-coadv", "demo-coadv")}
+BASELINE = "tiny-vit8"
+
+
+def checkpoints(recipe: str, seeds: Sequence[int], out: str) -> list[str]:
+    """Return the folders of a recipe's finished runs; raises UserError naming the command that makes them."""
+    folders = []
+    for seed in seeds:
+        job = prepare(override(named(recipe).config, {"seed": seed}), out)
+        if not storage.exists(storage.join(job.folder, "result.json")):
+            raise UserError(f"{recipe}, seed {seed} is not trained yet: python pipelines/sweep.py method --protocol strong --out {out}")
+        folders.append(storage.join(job.folder, "model"))
+    return folders
+
+
+def losses(folder: str) -> str:
+    """Return the training loss at the first and last tenth of a run's own stage, as "a -> b"."""
+    history = [
+        row["loss"]
+        for row in storage.read_json(storage.join(storage.parent_of(folder), "result.json"))["history"]
+        if "loss/head" not in row
+    ]
+    tenth = max(1, len(history) // 10)
+    return f"{statistics.mean(history[:tenth]):.2f} -> {statistics.mean(history[-tenth:]):.2f}"
+
+
+def row(name: str, runs: Sequence[Outcomes], classes: dict[str, int], eps: Sequence[float], loss: str) -> str:
+    """Return a line of the table: macro means over the suite with the first run's interval and, of several seeds, their range."""
+    cells = []
+    for column in (metrics.CLEAN, *eps):
+        means = [100 * metrics.macro(run, column, classes).mean for run in runs]
+        first = metrics.macro(runs[0], column, classes)
+        spread = f" seeds {min(means):.1f}..{max(means):.1f}" if len(means) > 1 else ""
+        cells.append(f"{statistics.mean(means):.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]{spread}")
+    return f"| {name} | {' | '.join(cells)} | {loss} |"
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--out", default="outputs")
+    args = parser.parse_args()
+    say_on_terminal()
+    out, protocol = storage.resolve(args.out), protocols.named("strong")
+    resolved = protocols.resolve(protocol, out)
+    found = {recipe: checkpoints(recipe, args.seeds, out) for recipe in (*TOWER, *PROMPT, *OTHERS)}
+    cluster.connect()
+    names = [BASELINE, *(folder for folders in found.values() for folder in folders)]
+    table: pa.Table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
+    outcomes = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)
+    classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
+    runs = {recipe: [outcomes[models.display_name(folder)] for folder in folders] for recipe, folders in found.items()}
+    images = sum(len(each.ids) for each in resolved.sets.values())
+    print(f"protocol {protocol.name}, hash {resolved.hash}, {images} images per run")
+    columns = ["method", "clean", *(f"eps {eps:g}" for eps in protocol.eps), "training loss"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(row("CLIP", [outcomes[BASELINE]], classes, protocol.eps, ""))
+    for recipe, each in runs.items():
+        print(row(recipe, each, classes, protocol.eps, losses(found[recipe][0])))
+    print("\n(prompt - tower without class names) - (prompt - tower with them), points, paired 95 % interval over images:")
+    for loss, (prompt, tower) in WITHOUT_TEXT.items():
+        terms = {"a": (1.0, runs[prompt]), "b": (-1.0, runs[tower]), "c": (-1.0, runs["demo-deep"]), "d": (1.0, runs["demo"])}
+        for column in (metrics.CLEAN, *protocol.eps):
+            e = contrast(terms, column)
+            shows = "shown" if e.low > 0 else "reversed" if e.high < 0 else "not shown"
+            print(f"  {loss} at {column}: {100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]  {shows}")
+
+
+if __name__ == "__main__":
+    main(run)
