@@ -3,9 +3,9 @@
     python pipelines/sweep.py method --protocol strong      # trains and attacks every method, two seeds
     python benchmarks/text_guidance.py                      # this table, from those records
 
-Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP; the linear
-probe, which is no zero-shot classifier, is trained and scored on each set's own classes. Then the interaction the paper reports: without
-class names a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding.
+Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP (not the linear
+probe, which is no zero-shot classifier: `train.py demo-lp --data.name SET`). Then the interaction the paper reports: without class names
+a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding.
 """
 
 import argparse

@@ -104,6 +104,13 @@ class Config:
     checkpoint_every: int = 50
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.defense.whole_batch and self.optim.micro_batch < 2:
+            raise UserError(
+                f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} compares the images of a micro-batch with "
+                "each other, give it 2 or more"
+            )
+
 
 def to_json(value: Any) -> Any:
     """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back."""

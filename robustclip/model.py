@@ -70,9 +70,7 @@ class Model:
     @property
     def sha256(self) -> str:
         """The hash of every tensor of the model, its prompt and its readout, whatever file they came from."""
-        parts = {"visual_prompt": self.visual_prompt, "readout": self.readout}
-        more = {f"{part}.{name}": t for part, module in parts.items() if module is not None for name, t in module.state_dict().items()}
-        return tensors_sha256({**self.clip.state_dict(), **more})
+        return tensors_sha256({**self.clip.state_dict(), **worn(self)})
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
         """Return the classifier of this model over `class_names`; classifiers of one model share its weights.
@@ -97,6 +95,12 @@ class Model:
         return replace(
             self, clip=copy.deepcopy(self.clip), visual_prompt=copy.deepcopy(self.visual_prompt), readout=copy.deepcopy(self.readout)
         )
+
+
+def worn(model: Model | ZeroShotClassifier) -> dict[str, Tensor]:
+    """Return the tensors of what a model or its classifier has beside CLIP: a visual prompt, a linear readout, or nothing."""
+    parts = {"visual_prompt": model.visual_prompt, "readout": model.readout}
+    return {f"{part}.{name}": t for part, module in parts.items() if module is not None for name, t in module.state_dict().items()}
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustclip import model as models
 from robustclip.classifier import ZeroShotClassifier
-from robustclip.trainables import TokenPrompt
+from robustclip.trainables import LinearHead, TokenPrompt
 
 
 class Before(nn.Module):
@@ -201,6 +201,31 @@ def reset_to_random(subject, patch):
     return changed(subject, classifier=classifier, attacked=classifier)
 
 
+def probed(plain):
+    """Return a copy with a linear readout that says what the texts would."""
+    model, _ = LinearHead().install(plain.copy(), 0, NAMES)
+    model.readout.weight.data.copy_(10 * plain.classifier(NAMES, TEMPLATES).class_embeddings)
+    model.readout.requires_grad_(False)
+    return model
+
+
+def other_readout(model):
+    """Return a classifier of the model whose readout is another one."""
+    readout = copy.deepcopy(model.readout)
+    readout.bias += 0.1
+    return replace(model, readout=readout).classifier(NAMES, TEMPLATES)
+
+
+def without_readout(subject, patch):
+    model = probed(subject.model)
+    return changed(subject, model=model, classifier=model.classifier(NAMES, TEMPLATES), attacked=other_readout(model))
+
+
+def readout_changed(subject, patch):
+    model = probed(subject.model)
+    return changed(subject, model=model, classifier=other_readout(model), attacked=other_readout(model))
+
+
 def other_activation(subject, patch):
     classifier = copy.deepcopy(subject.classifier)
     for block in classifier.clip.visual.transformer.resblocks:
@@ -252,9 +277,11 @@ FAULTS = [
     ("15", "more classes than logits", one_more_class),
     ("18", "attacked with another template", other_template),
     ("18", "attacked without the visual prompt", without_prompt),
+    ("18", "attacked with another readout", without_readout),
     ("19", "a gradient call inside the forward", both(Adapts)),
     ("20", "a JPEG-like filter in front", a_filter),
     ("G2", "a reset to random prompts", reset_to_random),
+    ("G2", "a readout that is not the checkpoint's", readout_changed),
     ("G3", "QuickGELU under a plain config", other_activation),
     ("G3", "OpenAI's weights in plain GELU", plain_gelu_for_openai),
     ("G4", "another model on a load error", falls_back),

@@ -39,7 +39,13 @@ def prompted(trainable):
     return make
 
 
-MODELS = {"plain": None, "tuned": tuned, "tokens": prompted(TokenPrompt(2)), "pad": prompted(PixelPrompt("pad", 2))}
+MODELS = {
+    "plain": None,
+    "tuned": tuned,
+    "tokens": prompted(TokenPrompt(2)),
+    "pad": prompted(PixelPrompt("pad", 2)),
+    "probe": faults_models.probed,
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -32,6 +32,12 @@ def changed(path, value):
     return {str: lambda: value + "x", int: lambda: value + 1, float: lambda: value + 0.5, type(None): lambda: 3}[type(value)]()
 
 
+def test_a_defence_that_compares_images_refuses_micro_batches_of_one():
+    with pytest.raises(UserError, match=r"optim\.micro_batch is 1: ImgCoAdv"):
+        override(Config(), {"defense": "ImgCoAdv", "optim.micro_batch": 1})
+    assert override(Config(), {"defense": "ImgCoAdv", "optim.micro_batch": 2}).optim.micro_batch == 2
+
+
 def test_override_replaces_leaves_at_any_depth_and_nothing_else():
     base = Config()
     new = override(base, {"threat.image.eps": 2, "optim.lr": 1e-5, "seed": 3, "templates": ["{}"]})

@@ -11,7 +11,7 @@ from robustclip.checks.strength import beyond, strongest, too_many
 from robustclip.checks.watch import backward_calls
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.findings import GREY_BOX, WHITE_BOX
-from robustclip.model import tensors_sha256
+from robustclip.model import tensors_sha256, worn
 
 SEEN = 0.5  # share of the images whose margin must have a gradient for an attack to see the model
 
@@ -94,8 +94,8 @@ def same_prompts(subject: Subject) -> Verdict:
         faults.append(f"attacked with templates {attacked.templates}, scored with {scored.templates}")
     if not torch.equal(attacked.class_embeddings, scored.class_embeddings):
         faults.append("attacked and scored class embeddings differ")
-    if visual_prompt_sha256(attacked) != visual_prompt_sha256(scored):
-        faults.append("attacked without the scored visual prompt")
+    if tensors_sha256(worn(attacked)) != tensors_sha256(worn(scored)):
+        faults.append("attacked without the scored visual prompt or readout")
     if subject.resolved is not None and subject.dataset in subject.resolved.sets:
         card = subject.resolved.sets[subject.dataset].card
         if (tuple(card.class_names), tuple(card.templates)) != (scored.class_names, scored.templates):
@@ -109,10 +109,6 @@ def same_prompts(subject: Subject) -> Verdict:
             if too_many(broken, len(subject.images)):
                 faults.append(f"attacked with its training prompt the model loses {broken} more images at {ball}")
     return verdict(faults, "one prompt for attack and scoring", figures)
-
-
-def visual_prompt_sha256(classifier: ZeroShotClassifier) -> str:
-    return "" if classifier.visual_prompt is None else tensors_sha256(classifier.visual_prompt.state_dict())
 
 
 def entry_rule(subject: Subject) -> Verdict:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from robustclip import model as models
 from robustclip.checks.base import SMALL, Subject, Verdict, apart, does_not_apply, logits_of, seeded, verdict
 from robustclip.classifier import ZeroShotClassifier
-from robustclip.model import tensors_sha256
+from robustclip.model import tensors_sha256, worn
 
 FORWARDS = 5
 
@@ -93,14 +93,11 @@ def no_parameter_gradients(subject: Subject) -> Verdict:
 
 
 def prompts_of_the_checkpoint(subject: Subject) -> Verdict:
-    """Guard: the scored weights and visual prompt, after all attacks, equal the loaded checkpoint's (TAPT resets to random prompts)."""
+    """Guard: the scored weights, prompt and readout, after all attacks, equal the loaded checkpoint's (TAPT resets to random prompts)."""
     if subject.model is None or not isinstance(subject.classifier, ZeroShotClassifier):
         return does_not_apply("the classifier is no ZeroShotClassifier of a known model")
     logits_of(subject.classifier, subject.images)
-    prompt = subject.classifier.visual_prompt
-    tensors = dict(subject.classifier.clip.state_dict())
-    tensors |= {f"visual_prompt.{name}": tensor for name, tensor in (prompt.state_dict() if prompt is not None else {}).items()}
-    scored = tensors_sha256(tensors)
+    scored = tensors_sha256({**subject.classifier.clip.state_dict(), **worn(subject.classifier)})
     loaded = models.load(subject.source).sha256 if subject.source else subject.model.sha256
     faults = [f"scored tensors {scored[:12]} are not those of the checkpoint, {loaded[:12]}"] if scored != loaded else []
     again = "of the checkpoint, loaded again" if subject.source else "of the model given (no source to load again)"
