@@ -342,6 +342,7 @@ def test_a_healthy_combination_trips_no_hard_check(make_pair, pictures, combinat
     assert rankable(findings, "white-box") == (True, "")
 
 
+@pytest.mark.slow
 def test_the_evaluator_draws_a_curve_and_computes_no_cell_twice(ray_session, tmp_path):
     clip, run = "tiny-vit8", saved_run(moved(models.load("tiny-vit8")), tmp_path / "model", "tiny-vit8")
     resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",)), str(tmp_path))

@@ -54,6 +54,7 @@ def test_cells_of_any_size_on_any_number_of_actors_hold_the_same_rows(
         assert by_image(table) == by_image(records.table(whole))
 
 
+@pytest.mark.slow
 def test_micro_batch_sizes_agree_on_nearly_every_verdict(tmp_path: Path) -> None:
     sets = {"shapes": 200, "letters": 100, "weather": 100}
     model, verdicts = models.load("tiny-vit8"), {}
