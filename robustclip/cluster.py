@@ -37,7 +37,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False)
+    # The dashboard is ten processes that a sweep on two cores would pay for; a cluster that is joined has its own.
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
 
 
 @dataclass(frozen=True)

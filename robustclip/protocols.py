@@ -180,7 +180,7 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps([RESULT_VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
 
 
-DEMO = Protocol("demo", SUITE, (PGD(10), APGD(20)), (1.0, 2.0, 4.0), n=100, real=("digits",), render_seed=2026)
+DEMO = Protocol("demo", SUITE, (PGD(10), APGD(20)), (1.0, 2.0, 4.0), n=60, real=("digits",), render_seed=2026)
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     # Fewer images, attacks that do not tire: for differences between methods.

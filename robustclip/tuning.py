@@ -154,8 +154,10 @@ def sweep(
     Interpolations are evaluated one at a time: the first trains, the others find what it has trained.
     """
     check_space(space, config)
+    connect()
+    # After it, not beside it: it sets environment variables, and Arrow's first look at one from another thread crashed. What Ray starts
+    # comes up on another core meanwhile.
     find_data(starts(space, config), protocol, out)
-    connect()  # only now, not beside it: it sets environment variables, and Arrow's first look at one from another thread crashed
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
     concurrent = 1 if INTERPOLATION in space.space else concurrent or fitting_trials(count(space, samples), workers)

@@ -45,11 +45,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the head's
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
     env.pop("RAY_ADDRESS", None)
-    port, dashboard = free_port(), free_port()
-    start = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-    process = subprocess.Popen([*RAY, *start, f"--temp-dir={folder}", "--disable-usage-stats", "--block"], env=env, start_new_session=True)
+    # The agent, which takes jobs, too: another Ray of this machine may hold its default port, and the head would stay up without it.
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    start = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    settings = ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
+    process = subprocess.Popen([*RAY, *start, *settings], env=env, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+        wait_for(f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
         yield f"http://127.0.0.1:{dashboard}", env
     finally:
         process.terminate()
