@@ -17,7 +17,7 @@ from robustclip.findings import Finding
 from robustclip.protocols import Resolved
 from robustclip.records import CLEAN
 
-PROBE = 16  # images: the checks repeat the protocol's attacks on them a dozen times over
+PROBE = 12  # images, one micro-batch: the checks repeat the protocol's attacks on them a dozen times over
 QUERIES = 100  # of the black-box attack on each
 
 
@@ -98,7 +98,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
     classifier, images, labels, ids = on_device(model, resolved, dataset, rows)
     undefended = classifier if baseline == name else on_device(models.load(baseline), resolved, dataset, rows)[0]
     attacks = for_classes(resolved.protocol.attacks_on(dataset), len(classifier.class_names))
-    ends = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1])))
+    ends, batch = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1]))), min(PROBE, resolved.protocol.micro_batch)
     return Subject(
         classifier=classifier,
         attacked=classifier,
@@ -106,7 +106,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
         labels=labels,
         ids=ids,
         classes=len(classifier.class_names),
-        protocol=replace(resolved.protocol, attacks=tuple(attacks.values()), eps=ends),
+        protocol=replace(resolved.protocol, attacks=tuple(attacks.values()), eps=ends, micro_batch=batch),
         dataset=dataset,
         model=model,
         source=name,
