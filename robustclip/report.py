@@ -124,7 +124,8 @@ class Report:
         against = [sheets.paired(self)] if self.compared else []
         against += [sheets.luck(self)] if self.seeds else []
         against += [sheets.without_chance(self)] if 0 < len(self.at_chance) < len(self.classes) else []
-        return [sheets.main(self), *against, sheets.stages(self), sheets.checks(self), sheets.per_set(self)]
+        stages = [sheets.stages(self)] if len(self.protocol["attacks"]) > 1 else []
+        return [sheets.main(self), *against, *stages, sheets.checks(self), sheets.per_set(self)]
 
     @cached_property
     def at_chance(self) -> list[str]:

@@ -32,7 +32,9 @@ PROTOCOL = {
 SKILL = {"plain": (0.9, 0.0), "tecoa": (0.8, 0.8), "fare": (0.84, 0.7)}  # clean accuracy, chance to survive one attack
 
 
-def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protocol_hash: str = PROTOCOL_HASH) -> pa.Table:
+def synthetic(
+    skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protocol_hash: str = PROTOCOL_HASH, attacks: tuple[str, ...] = ATTACKS
+) -> pa.Table:
     """Return the records of a cascade over random models."""
     rows = []
     for model, (clean, survive) in skill.items():
@@ -40,7 +42,7 @@ def synthetic(skill: dict[str, tuple[float, float]] = SKILL, n: int = 60, protoc
             generator = np.random.default_rng(len(dataset))
             for i in range(n):
                 alive = True
-                for attack, eps in [("clean", 0.0), *((attack, eps) for eps in EPS for attack in ATTACKS)]:
+                for attack, eps in [("clean", 0.0), *((attack, eps) for eps in EPS for attack in attacks)]:
                     if alive:
                         alive = bool(generator.random() < (clean if attack == "clean" else survive))
                         rows.append(
@@ -112,6 +114,12 @@ def test_the_verdict_is_one_plain_sentence(built: report.Report) -> None:
     assert "is not distinguishable from" in built.verdict("clean")
     mirrored = report.from_records(synthetic(), PROTOCOL, baseline="fare", chosen="plain", checks=HEALTHY)
     assert "plain is worse than fare" in mirrored.verdict(1.0)
+
+
+def test_what_each_attack_breaks_is_a_table_where_there_are_several(built: report.Report) -> None:
+    assert "## Which attack breaks what" in built.markdown()
+    alone = report.from_records(synthetic(attacks=ATTACKS[1:]), PROTOCOL | {"attacks": list(ATTACKS[1:])}, checks=HEALTHY)
+    assert "## Which attack breaks what" not in alone.markdown()
 
 
 def test_one_model_alone_has_no_comparison() -> None:
