@@ -62,7 +62,7 @@ def test_readme_carries_the_two_commands():
     text = README.read_text()
     run, test = command_under("## Run it", text), command_under("## Test it", text)
     assert run.endswith(" && .venv/bin/python pipelines/sweep.py")
-    assert test.endswith(" && .venv/bin/python -m pytest")
+    assert test.endswith(" && .venv/bin/python -m pytest -n 2 --dist loadgroup")
     prepare_run, prepare_test = run.rpartition(" && ")[0], test.rpartition(" && ")[0]
     assert prepare_run.replace(" --no-dev", "") == prepare_test
     assert "--compile-bytecode" in prepare_test

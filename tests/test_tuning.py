@@ -92,7 +92,7 @@ def test_an_interpolation_trains_the_same_run() -> None:
         ({"recipe": ["demo", "demo-tokens"]}, {"trainable", "trainable.tokens", "optim.lr", "optim.weight_decay"}),
         ({"interpolation": [0.0, 0.5]}, set()),
     ],
-    ids=lambda each: ",".join(each),
+    ids=lambda each: ",".join(sorted(each)),
 )
 def test_what_is_logged_differs_in_the_sampled_fields_alone(sampled: dict, absent: set[str]) -> None:
     """And says nothing that does not hold: a field of the first recipe's prompt is none of a trial with another."""
