@@ -5,23 +5,27 @@
 
 Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP (not the linear
 probe, which is no zero-shot classifier: `train.py demo-lp --data.name SET`). Then the interaction the paper reports: without class names
-a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding.
+a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding. At the end the
+whole AutoAttack on fewer images of CLIP, TeCoA and FARE, first seed, and what it breaks beyond the table's attacks on the same images.
 """
 
 import argparse
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
-import pyarrow as pa
+import numpy as np
 
 from robustclip import cluster, metrics, protocols, storage
 from robustclip import model as models
+from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.cli import say_on_terminal
 from robustclip.config import override
 from robustclip.contrasts import contrast
 from robustclip.errors import UserError, main
 from robustclip.evaluation import evaluate
 from robustclip.metrics import Outcomes
+from robustclip.protocols import Protocol
 from robustclip.recipes import named
 from robustclip.training import prepare
 
@@ -30,6 +34,7 @@ PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoad
 OTHERS = ("demo-fare", "demo-pmg")
 WITHOUT_TEXT = {"Adv.": ("demo-deep-adv", "demo-adv"), "CoAdv.": ("demo-deep-coadv", "demo-coadv")}
 BASELINE = "tiny-vit8"
+WHOLE = ("demo", "demo-fare")  # what the whole AutoAttack meets beside CLIP
 
 
 def checkpoints(recipe: str, seeds: Sequence[int], out: str) -> list[str]:
@@ -65,9 +70,28 @@ def row(name: str, runs: Sequence[Outcomes], classes: dict[str, int], eps: Seque
     return f"| {name} | {' | '.join(cells)} | {loss} |"
 
 
+def attacked(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, Outcomes]:
+    """Return what became of every image of the protocol's sets under each model, by display name, computing what has no records yet."""
+    resolved = protocols.resolve(protocol, out)
+    table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
+    return metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
+
+
+def print_gaps(names: Sequence[str], protocol: Protocol, out: str) -> None:
+    """Print robust accuracy under the protocol's attacks, under the whole AutoAttack, and under both, of all sets' images together."""
+    whole = replace(protocol, attacks=ENSEMBLES["autoattack"])
+    usual, auto = attacked(names, protocol, out), attacked(names, whole, out)
+    print(f"\nAutoAttack beside the attacks above, {protocol.n} images of each set, right in percent (of all images together):")
+    for name in map(models.display_name, names):
+        for eps in protocol.eps:
+            a, b = (np.concatenate([each.flags(eps) for each in found[name].values()]) for found in (usual, auto))
+            print(f"  {name} at {eps:g}: {100 * a.mean():.1f}, AutoAttack {100 * b.mean():.1f}, both {100 * (a & b).mean():.1f}")
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--autoattack", type=int, default=20, help="images of each set that the whole AutoAttack meets")
     parser.add_argument("--out", default="outputs")
     args = parser.parse_args()
     say_on_terminal()
@@ -76,8 +100,7 @@ def run() -> None:
     found = {recipe: checkpoints(recipe, args.seeds, out) for recipe in (*TOWER, *PROMPT, *OTHERS)}
     cluster.connect()
     names = [BASELINE, *(folder for folders in found.values() for folder in folders)]
-    table: pa.Table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
-    outcomes = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)
+    outcomes = attacked(names, protocol, out)
     classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
     runs = {recipe: [outcomes[models.display_name(folder)] for folder in folders] for recipe, folders in found.items()}
     images = sum(len(each.ids) for each in resolved.sets.values())
@@ -94,6 +117,7 @@ def run() -> None:
             e = contrast(terms, column)
             shows = "shown" if e.low > 0 else "reversed" if e.high < 0 else "not shown"
             print(f"  {loss} at {column}: {100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]  {shows}")
+    print_gaps([BASELINE, *(found[recipe][0] for recipe in WHOLE)], replace(protocol, n=args.autoattack), out)
 
 
 if __name__ == "__main__":
