@@ -3,10 +3,11 @@
     python pipelines/sweep.py method --protocol strong      # trains and attacks every method, two seeds
     python benchmarks/text_guidance.py                      # this table, from those records
 
-Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP (not the linear
-probe, which is no zero-shot classifier: `train.py demo-lp --data.name SET`). Then the interaction the paper reports: without class names
-a prompt beats fine-tuning by far more than with them. A row whose training loss did not fall has collapsed: no finding. At the end the
-whole AutoAttack on fewer images of CLIP, TeCoA and FARE, first seed, and what it breaks beyond the table's attacks on the same images.
+Rows: the whole visual tower and deep prompt tokens under each loss of the paper's comparison, FARE, PMG-AFT, and plain CLIP; apart from
+them LP(CE), a linear probe of CLIP trained on every rendered set for itself, which is no zero-shot classifier, beside CLIP on these sets.
+Then the interaction the paper reports: without class names a prompt beats fine-tuning by far more than with them. A row whose training
+loss did not fall has collapsed: no finding. At the end the whole AutoAttack on fewer images of CLIP, TeCoA and FARE, first seed, and what
+it breaks beyond the table's attacks on the same images.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from robustclip.evaluation import evaluate
 from robustclip.metrics import Outcomes
 from robustclip.protocols import Protocol
 from robustclip.recipes import named
-from robustclip.training import prepare
+from robustclip.training import fit, prepare
 
 TOWER = ("demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo", "demo-pseudo")
 PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoadv", "demo-deep", "demo-deep-pseudo")
@@ -77,6 +78,17 @@ def attacked(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, Ou
     return metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
 
 
+def linear_probes(protocol: Protocol, out: str) -> Outcomes:
+    """Return what became of the images of every set with a training split under a linear probe trained on that set: LP(CE)."""
+    found: dict[str, metrics.Survival] = {}
+    for name in protocol.sets:
+        if name not in protocol.real:  # the scans have no training split
+            job = prepare(override(named("demo-lp").config, {"data.name": name}), out)
+            folder = fit(job, cluster.divide(1, 1))["checkpoint"]
+            found |= attacked([folder], replace(protocol, sets=(name,), real=()), out)[models.display_name(folder)]
+    return found
+
+
 def print_gaps(names: Sequence[str], protocol: Protocol, out: str) -> None:
     """Print robust accuracy under the protocol's attacks, under the whole AutoAttack, and under both, of all sets' images together."""
     whole = replace(protocol, attacks=ENSEMBLES["autoattack"])
@@ -110,6 +122,9 @@ def run() -> None:
     print(row("CLIP", [outcomes[BASELINE]], classes, protocol.eps, ""))
     for recipe, each in runs.items():
         print(row(recipe, each, classes, protocol.eps, losses(found[recipe][0])))
+    probes = linear_probes(protocol, out)
+    print(row(f"LP(CE), {len(probes)} sets", [probes], classes, protocol.eps, ""))
+    print(row(f"CLIP, {len(probes)} sets", [{name: outcomes[BASELINE][name] for name in probes}], classes, protocol.eps, ""))
     print("\n(prompt - tower without class names) - (prompt - tower with them), points, paired 95 % interval over images:")
     for loss, (prompt, tower) in WITHOUT_TEXT.items():
         terms = {"a": (1.0, runs[prompt]), "b": (-1.0, runs[tower]), "c": (-1.0, runs["demo-deep"]), "d": (1.0, runs["demo"])}
