@@ -4,8 +4,8 @@
     python benchmarks/real_pixels.py [--out outputs] [--splits 3] [--images 500]
 
 A tiny ViT is pre-trained on captions of all ten classes ("a blurry photo of a cat"); then TeCoA, adversarial training with a linear head,
-and FARE fine-tune it on the images of six of them, at equal settings, and PGD-10 and APGD-CE-20 attack it on test images of the six and of
-the four, each under its own class names. Every split of the classes is another draw of six; intervals are paired, over images.
+and FARE fine-tune it on the images of six of them, at equal settings, and APGD-CE-20 attacks it on test images of the six and of the four,
+each under its own class names. Every split of the classes is another draw of six; intervals are paired, over images.
 
 What it is not: CIFAR-10's ten classes are all in the captions, so "zero-shot" means left out of fine-tuning only; the model is a thousandth
 of CLIP; JPEG copies of the images are not the original pixels; one training seed a split.
