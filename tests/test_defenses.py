@@ -10,7 +10,7 @@ from toys import ids_of
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD
-from robustclip.defenses import DEFENSES, Batch, PseudoTeCoA, Roles, TeCoA
+from robustclip.defenses import DEFENSES, FARE, Batch, PseudoTeCoA, Roles, TeCoA
 from robustclip.threat import Ball
 
 UNLABELLED = ("PseudoTeCoA", "ImgCoAdv", "FARE")  # the defences that never look at a label
@@ -98,6 +98,18 @@ def test_item_9_unlabelled_is_labelled_where_clip_is_right(make_model, pictures)
         found[type(defense).__name__, labels is right] = (losses, learner.model.sha256)
     assert found["TeCoA", True] == found["PseudoTeCoA", True] == found["PseudoTeCoA", False]
     assert found["TeCoA", False] != found["TeCoA", True]
+
+
+@pytest.mark.parametrize("defense", [PseudoTeCoA(), FARE(), FARE(clean_weight=0.5)], ids=["pseudo", "fare", "fare-clean"])
+def test_the_original_model_sees_the_clean_images_once_a_micro_batch(defense, make_model, pictures):
+    """The attack's objective and the loss share what it says; the next micro-batch asks anew."""
+    learner, seen = learner_of(make_model(), config(defense, batch=8)), []
+    learner.teacher.clip.visual.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
+    for seed in range(2):
+        x, y, ids = pictures(8, seed=seed)
+        step(learner, (pixels(x), y, ids))
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
 
 
 # --- every defence --------------------------------------------------------------------------------------------------------------------

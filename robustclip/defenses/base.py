@@ -1,7 +1,8 @@
 """The contract of a defence: what the attack raises and what the optimiser lowers are two different things."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ class Batch:
     ids: list[str]
     seed: int = 0
     step: int = 0
+    _made: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, model: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` gets from a model that does not learn, without gradient and once per precision, for objective and loss."""
+        key = model, name, torch.is_autocast_enabled(self.images.device.type)
+        if key not in self._made:
+            with torch.no_grad():
+                self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass(frozen=True)

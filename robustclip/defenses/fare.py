@@ -41,8 +41,7 @@ class FARE(Defense):
         if w < 1:
             parts["fare"] = (1 - w) * self.apart(roles.student.features(adversarial.images), wanted).mean()
         if w > 0:
-            original = wanted if self.target == "original" else features_of(roles.teacher, batch.images)
-            parts["fare_clean"] = w * self.apart(roles.student.features(batch.images), original).mean()
+            parts["fare_clean"] = w * self.apart(roles.student.features(batch.images), original_features(roles, batch)).mean()
         return parts
 
     def apart(self, a: Tensor, b: Tensor) -> Tensor:
@@ -51,10 +50,12 @@ class FARE(Defense):
         return apart.square().sum(1) if self.distance == "l2" else apart.abs().sum(1)
 
     def _target(self, roles: Roles, batch: Batch) -> Tensor:
-        return features_of(roles.teacher if self.target == "original" else roles.student, batch.images)
+        if self.target == "original":
+            return original_features(roles, batch)
+        with torch.no_grad():
+            return roles.student.features(batch.images)
 
 
-def features_of(classifier: torch.nn.Module, images: Tensor) -> Tensor:
-    """Return raw features [B,D] of images without gradient."""
-    with torch.no_grad():
-        return classifier.features(images)  # type: ignore[operator]
+def original_features(roles: Roles, batch: Batch) -> Tensor:
+    """Return raw features [B,D] of the clean images by the model before training."""
+    return batch.once(roles.teacher, "original features", lambda: roles.teacher.features(batch.images))

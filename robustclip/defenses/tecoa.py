@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,5 +43,4 @@ class PseudoTeCoA(Defense):
 
 def pseudo_labelled(roles: Roles, batch: Batch) -> Batch:
     """Return the batch with the teacher's predictions on the clean images as labels."""
-    with torch.no_grad():
-        return replace(batch, labels=roles.teacher(batch.images).argmax(1))
+    return replace(batch, labels=batch.once(roles.teacher, "pseudo-labels", lambda: roles.teacher(batch.images).argmax(1)))
