@@ -98,7 +98,8 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
     classifier, images, labels, ids = on_device(model, resolved, dataset, rows)
     undefended = classifier if baseline == name else on_device(models.load(baseline), resolved, dataset, rows)[0]
     attacks = for_classes(resolved.protocol.attacks_on(dataset), len(classifier.class_names))
-    ends, batch = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1]))), min(PROBE, resolved.protocol.micro_batch)
+    ends = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1])))
+    micro_batch = min(PROBE, resolved.protocol.micro_batch)
     return Subject(
         classifier=classifier,
         attacked=classifier,
@@ -106,7 +107,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
         labels=labels,
         ids=ids,
         classes=len(classifier.class_names),
-        protocol=replace(resolved.protocol, attacks=tuple(attacks.values()), eps=ends, micro_batch=batch),
+        protocol=replace(resolved.protocol, attacks=tuple(attacks.values()), eps=ends, micro_batch=micro_batch),
         dataset=dataset,
         model=model,
         source=name,
