@@ -180,7 +180,7 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps([RESULT_VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
 
 
-# One attack, which a table on two cores can afford; what more adds, evaluate.py --attacks shows.
+# One attack: PGD-10 before it changed no number of the table (README) and costs more.
 DEMO = Protocol("demo", SUITE, (APGD(20),), (1.0, 2.0, 4.0), n=60, real=("digits",), render_seed=2026)
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
