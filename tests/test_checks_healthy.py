@@ -11,9 +11,10 @@ from torch import nn
 
 from robustclip import evaluation, protocols, records
 from robustclip import model as models
-from robustclip.attacks import ATTACKS, PGD
+from robustclip.attacks import ATTACKS, FABT, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.checks import CHECKS, Subject, run_check, run_checks
+from robustclip.checks.ball import FULL
 from robustclip.data.reading import read_images
 from robustclip.findings import rankable
 from robustclip.learner import to_images
@@ -151,6 +152,15 @@ def test_every_attack_of_the_list_keeps_its_word(attack, kept, make_model, pictu
     for number in ("1", "2", "9", "G1"):
         found = run_check(changed(subject, protocol=protocol, records=None), number)
         assert found.passed is True, found.reason
+
+
+def test_an_attack_that_stays_near_is_no_smaller_ball(kept, make_model, pictures):
+    """FAB goes no farther than it must: in a ball far larger than needed it is healthy."""
+    subject = kept.setdefault("subject", healthy(make_model(), pictures)) if not kept else kept["subject"]
+    wide = changed(subject, protocol=replace(PROTOCOL, attacks=(FABT(10, 3),), eps=(64.0,)), records=None)
+    found = run_check(wide, "2")
+    assert found.passed is True, found.reason
+    assert found.figures[f"{FABT(10, 3).name} at Linf 64/255: size/eps"] < FULL
 
 
 def test_a_best_iterate_loses_no_success_where_the_last_does(tiny_model, pictures, monkeypatch):
