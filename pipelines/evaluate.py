@@ -17,17 +17,20 @@ import pyarrow.compute as pc
 from robustclip import cli, cluster, errors, model, protocols, report
 from robustclip.attacks import ATTACKS, Attack
 from robustclip.attacks.ensembles import ENSEMBLES
+from robustclip.attacks.modes import MODES, by_table
+from robustclip.attacks.text.sources import Table
 from robustclip.config import key
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
 from robustclip.findings import Finding, summary
 from robustclip.probing import check
 from robustclip.results import cost, set_metrics
+from robustclip.rewritings import read_all
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
 MODEL = "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, or ensemble:A,B of two of the others"
-KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in ATTACKS.items()}, **ENSEMBLES}
+KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in (ATTACKS | MODES).items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 
 
@@ -39,6 +42,7 @@ def run() -> None:
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=int, help="images of each set instead")
+    parser.add_argument("--table", metavar="FILE", help="JSON {prompt: [[place, [words]], ...]}: the words of every text attack")
     parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
     parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
     parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
@@ -59,7 +63,9 @@ def run() -> None:
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
     seeds = {f"{first} and its other seeds": group for first, group in model.same_but_seed(names).items()}
-    built = report.from_records(table, resolved.describe(), [model.display_name(name) for name in names], checks=checks, seeds=seeds)
+    called = {model.identity(name): model.display_name(name) for name in names}
+    prompts = read_all(out, resolved.hash, called)
+    built = report.from_records(table, resolved.describe(), [*called.values()], checks=checks, seeds=seeds, prompts=prompts)
     page = built.write(f"{out}/reports/{resolved.hash}")
     print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
 
@@ -97,6 +103,9 @@ def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols
         "independent": args.independent,
     }
     changes = {name: value for name, value in changes.items() if value}
+    if args.table:
+        table = Table.read(args.table)
+        changes["attacks"] = tuple(by_table(attack, table) for attack in changes.get("attacks", protocol.attacks))
     return dataclasses.replace(protocol, **changes, name=f"{protocol.name} (changed)") if changes else protocol
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip import errors, findings, records, report, storage
+from robustclip.rewritings import read_all
 
 
 def arguments() -> argparse.Namespace:
@@ -71,7 +72,9 @@ def run() -> None:
         print(report.from_records(table, protocol, args.compare, chosen=a, baseline=b, checks=checks).comparison())
         return
     models = args.models or sorted(pc.unique(table["model"]).to_pylist())
-    built = report.from_records(table, protocol, models, chosen=None if args.models else models[0], checks=checks)  # no comparison unasked
+    prompts = read_all(out, protocol_hash, {sha256: name for name, sha256 in weights.items() if name in models})
+    chosen = None if args.models else models[0]  # no comparison unasked
+    built = report.from_records(table, protocol, models, chosen=chosen, checks=checks, prompts=prompts)
     page = built.write(storage.join(out, "reports", protocol_hash[:12]))
     print(f"{built.markdown()}\nEverything lies in {storage.parent_of(page)}; open {page} in a browser.")
 

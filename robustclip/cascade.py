@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks import Attack, Example
 from robustclip.attacks.classes import for_classes
+from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
@@ -56,13 +58,24 @@ def run_cascade(
                 continue
             started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
             example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
-            attacked = predict(classifier, example.images, protocol.micro_batch)
+            attacked = outcome(classifier, example, labels[survivors], protocol.micro_batch)
             seconds = (time.perf_counter() - started) / len(survivors)
             for place, i in enumerate(survivors.tolist()):
                 facts = _facts(called, attack, ball, protocol.seed, example, images[i], place)
                 rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
+
+
+def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, micro_batch: int) -> Tensor:
+    """Return the predicted classes [N] of what an attack made of images with labels [N]: under the prompts it rewrote, if it did."""
+    if example.class_texts is None:
+        return predict(classifier, example.images, micro_batch)
+    logits = logits_of(classifier.reworded(example.class_texts), example.images, micro_batch)
+    if example.label_known:
+        own = F.one_hot(labels, logits.shape[1]).bool()
+        logits = torch.where(own, logits, logits_of(classifier, example.images, micro_batch))
+    return _classes(logits)
 
 
 def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
@@ -100,6 +113,7 @@ def _facts(called: str, attack: Attack, ball: Ball, seed: int, example: Example,
         "eps": float(ball.eps),
         "seed": seed,
         "restarts": getattr(attack, "restarts", None),
+        "text_budget": str(attack.text.budget) if isinstance(attack, Multimodal) else None,
         "linf": float(delta.abs().max()),
         "l2": float(delta.norm()),
     }

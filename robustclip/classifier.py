@@ -1,8 +1,9 @@
 """The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,22 @@ class Preprocess:
     interpolation: str = "bicubic"
 
 
+class Guides(NamedTuple):
+    """Some images [G,3,H,W] in [0,1] of the classes, their labels [G] and ids: what image-guided text attacks look at."""
+
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+
+
 class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
     Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
     renormalised mean over templates, computed once; `logit_scale` (and SigLIP's bias) are the model's own, fixed. A linear `readout` of raw
-    features takes the place of the class embeddings where there is one (a linear probe is not zero-shot).
+    features takes the place of the class embeddings where there is one (a linear probe is not zero-shot). `texts` are the prompts it
+    classifies by, class by class (default: the class names in the templates). `rewritten` keeps what text attacks made of them, by attack,
+    and `guides` are images of the classes for those that look at images.
     Raises UserError for class names or templates that are empty.
     """
 
@@ -46,6 +57,7 @@ class ZeroShotClassifier(nn.Module):
         templates: Sequence[str],
         visual_prompt: VisualPrompt | None = None,
         readout: nn.Module | None = None,
+        texts: Sequence[str] | None = None,
     ):
         super().__init__()
         check_prompts(class_names, templates)
@@ -54,16 +66,33 @@ class ZeroShotClassifier(nn.Module):
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
+        self.texts = (
+            tuple(template.format(name) for name in self.class_names for template in self.templates) if texts is None else tuple(texts)
+        )
+        self.rewritten: MutableMapping[str, Any] = {}
+        self.guides: Guides | None = None
         with torch.no_grad():
-            texts = [template.format(name) for name in self.class_names for template in self.templates]
-            per_text = self.embed_texts(texts).view(len(self.class_names), len(self.templates), -1)
+            per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
             self.register_buffer("class_embeddings", F.normalize(per_text.mean(1), dim=-1), persistent=False)
+
+    def reworded(self, texts: Sequence[str]) -> "ZeroShotClassifier":
+        """Return this model, its weights shared, under other prompts, class by class; raises UserError where they do not fit."""
+        if self.readout is not None:
+            raise UserError("this model classifies by a linear readout, not by prompts: a text attack has nothing to rewrite")
+        if len(texts) != len(self.texts):
+            raise UserError(f"a classifier of {len(self.texts)} prompts cannot take {len(texts)} in their place")
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.visual_prompt, None, texts)
+        return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.readout is not None:
             return self.readout(self.features(images))
+        return self.scores(self.embed_images(images))
+
+    def scores(self, embedded: Tensor) -> Tensor:
+        """Return the logits [B,K] of images whose unit features are `embedded` [B,D]."""
         bias = getattr(self.clip, "logit_bias", None)
-        logits = self.clip.logit_scale.exp() * self.embed_images(images) @ self.class_embeddings.T  # type: ignore
+        logits = self.clip.logit_scale.exp() * embedded @ self.class_embeddings.T  # type: ignore
         return logits if bias is None else logits + bias
 
     def embed_images(self, images: Tensor) -> Tensor:

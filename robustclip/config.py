@@ -113,9 +113,13 @@ class Config:
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back."""
+    """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back.
+
+    Fields marked as `loaded` hold what a file said: the file's hash beside them stands for them.
+    """
     if dataclasses.is_dataclass(value):
-        return {"type": type(value).__name__, **{f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        own = [f.name for f in dataclasses.fields(value) if not f.metadata.get("loaded")]
+        return {"type": type(value).__name__, **{name: to_json(getattr(value, name)) for name in own}}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, tuple | list) else value

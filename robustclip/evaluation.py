@@ -19,6 +19,7 @@ from robustclip import records, storage
 from robustclip.cluster import use_threads
 from robustclip.errors import UserError
 from robustclip.protocols import PRECISION, Cell, Resolved, TestSet
+from robustclip.rewritings import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,20 +91,22 @@ class Worker:
         """Compute one cell, write its records, return its key."""
         if self.loaded is None or self.loaded[0] != model_name:
             self.loaded = (model_name, models.load(model_name))
-        rows = compute(self.loaded[1], cell, self.resolved)
+        rows = compute(self.loaded[1], cell, self.resolved, self.out)
         shared = provenance(cell, self.resolved) | {"threads": self.threads, "commit": self.commit}
         records.write(storage.join(self.out, "records"), cell.key, records.table([shared | row for row in rows]))
         return cell.key
 
 
-def compute(model: models.Model, cell: Cell, resolved: Resolved) -> list[dict[str, Any]]:
-    """Return the attack rows of a cell."""
+def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
+    """Return the attack rows of a cell; what text attacks make of its prompts is kept under `out` (None: nowhere) for other cells."""
     from robustclip.cascade import run_cascade
 
     card = resolved.sets[cell.dataset].card
     for shard in shards_of(resolved.sets[cell.dataset], cell):
         check_bytes(storage.join(card.folder, shard["file"]), shard["sha256"])
     classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows)
+    if out is not None:
+        classifier.rewritten = Kept(out, resolved.hash, {"model_sha256": cell.model_sha256, "dataset": cell.dataset})
     return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
 
 
@@ -111,14 +114,25 @@ def on_device(
     model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray
 ) -> "tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]":
     """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
+    from robustclip.classifier import Guides
+
+    card = resolved.sets[dataset].card
+    images, labels, ids = images_of(model, resolved, dataset, rows)
+    classifier = model.classifier(card.class_names, card.templates).to(images.device)
+    if resolved.protocol.guided:
+        classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
+    return classifier, images, labels, ids
+
+
+def images_of(model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray) -> "tuple[Tensor, Tensor, list[str]]":
+    """Return images [N,3,H,W] in [0,1] of a set as a model's classifier is shown them, their labels [N] and ids, on a GPU where one is."""
     import torch
 
     from robustclip.learner import to_images
 
-    test_set, device = resolved.sets[dataset], "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     ids, pixels, labels = resolved.read(dataset, rows, model.preprocess.size)
-    classifier = model.classifier(test_set.card.class_names, test_set.card.templates).to(device)
-    return classifier, to_images(pixels, device), torch.as_tensor(labels).to(device), ids
+    return to_images(pixels, device), torch.as_tensor(labels).to(device), ids
 
 
 def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:

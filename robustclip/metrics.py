@@ -116,11 +116,15 @@ class Difference:
 
 
 def worst_case(
-    table: pa.Table, attacks: Sequence[str], eps: Sequence[float], skips: Mapping[str, Sequence[str]] | None = None
+    table: pa.Table,
+    attacks: Sequence[str],
+    eps: Sequence[float],
+    skips: Mapping[str, Sequence[str]] | None = None,
+    apart: Sequence[str] = (),
 ) -> dict[str, dict[str, Survival]]:
     """Return model -> set -> Survival from records, in the order of their first row; works for a cascade and for independent attacks.
 
-    `skips` names, per set, attacks of the protocol that are not run on it.
+    `skips` names, per set, attacks of the protocol that are not run on it, and `apart` those that do not count.
 
     Raises UserError for rows of several protocols or weights, for rows that contradict each other, are outside the protocol or are missing.
     """
@@ -129,6 +133,8 @@ def worst_case(
     attacks, eps = tuple(attacks), tuple(sorted(float(e) for e in eps))
     _one_protocol(table)
     _inside_protocol(table, attacks, eps)
+    attacks = tuple(attack for attack in attacks if attack not in apart)
+    table = table.filter(pc.invert(pc.is_in(table["attack"], pa.array(list(apart), pa.string()))))
     outcomes: dict[str, dict[str, Survival]] = {}
     for model in pc.unique(table["model"]).to_pylist():
         rows = table.filter(pc.equal(table["model"], model))
@@ -144,6 +150,13 @@ def worst_case(
             for name in pc.unique(rows["dataset"]).to_pylist()
         }
     return outcomes
+
+
+def alone(table: pa.Table, attack: str, eps: float, skips: Mapping[str, Sequence[str]] | None = None) -> dict[str, dict[str, Survival]]:
+    """Return model -> set -> Survival under one attack at one eps and nothing else, from records of independent attacks."""
+    clean = pc.is_in(table["attack"], pa.array([CLEAN, CLEAN_ONLY]))
+    rows = table.filter(pc.or_(clean, pc.and_(pc.equal(table["attack"], attack), pc.equal(table["eps"], eps))))
+    return worst_case(rows, [attack], [eps], skips)
 
 
 def _one_protocol(table: pa.Table) -> None:

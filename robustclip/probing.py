@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from robustclip import findings, storage
 from robustclip import model as models
+from robustclip.attacks import Attack
 from robustclip.cluster import use_threads
 from robustclip.errors import UserError
 from robustclip.evaluation import library_versions, on_device
@@ -97,7 +98,7 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
     rows = attacked[np.unique(np.linspace(0, len(attacked) - 1, PROBE).astype(int))]
     classifier, images, labels, ids = on_device(model, resolved, dataset, rows)
     undefended = classifier if baseline == name else on_device(models.load(baseline), resolved, dataset, rows)[0]
-    attacks = for_classes(resolved.protocol.attacks_on(dataset), len(classifier.class_names))
+    attacks = for_classes(on_images(resolved.protocol.attacks_on(dataset)), len(classifier.class_names))
     ends = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1])))
     micro_batch = min(PROBE, resolved.protocol.micro_batch)
     return Subject(
@@ -120,6 +121,16 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
         black_box=Square(queries=QUERIES),
         selection_ids=models.selection(name),
     )
+
+
+def on_images(attacks: Sequence[Attack]) -> list[Attack]:
+    """Return the attacks that leave the prompts alone, which is what the checks are about; without any, the image's part of the others."""
+    from robustclip.attacks.multimodal import Multimodal, Separate
+    from robustclip.attacks.pgd import PGD
+
+    alone = [attack for attack in attacks if not isinstance(attack, Multimodal)]
+    parts: list[Attack] = [attack.image for attack in attacks if isinstance(attack, Separate)]
+    return alone or parts or [PGD(20)]
 
 
 def best_set(resolved: Resolved, table: pa.Table) -> str:

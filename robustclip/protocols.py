@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,8 @@ import numpy as np
 from robustclip import storage
 from robustclip.attacks import APGD, APGDT, PGD, Attack
 from robustclip.attacks.classes import reductions
+from robustclip.attacks.modes import TEXTS, modes_of
+from robustclip.attacks.multimodal import Text
 from robustclip.config import RESULT_VERSION, key, to_json
 from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
@@ -22,6 +25,7 @@ from robustclip.presets import PRESETS, TITLES
 from robustclip.rules import Protocol, SetRule
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
+GUIDES = 4  # images of a class that guide a text attack
 CELL_IMAGES = 200  # images of one cell: the unit of work, of resuming and of records; on one core about a minute
 
 
@@ -73,6 +77,7 @@ class Resolved:
         """Return what `protocols/<hash>.json` says: settings, and per set its class names, templates and ids."""
         settings = to_json(self.protocol) | {"attacks": [attack.name for attack in self.protocol.attacks], "precision": PRECISION}
         settings["attack_settings"] = {attack.name: to_json(attack) for attack in self.protocol.attacks}
+        settings |= {"apart": list(self.protocol.apart)} if self.protocol.apart else {}
         sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
         return settings | {"set_order": list(self.sets), "sets": sets}
 
@@ -117,6 +122,16 @@ class Resolved:
         for part, attacks in ((rows[:attacked], self.protocol.attacks_on(name)), (rows[attacked:], ())):
             for first in range(0, len(part), CELL_IMAGES):
                 yield part[first : first + CELL_IMAGES], attacks
+
+    def guides(self, name: str) -> np.ndarray:
+        """Return the rows of a set that guide text attacks which look at images: the first GUIDES of every class among those attacked."""
+        rows = self.sets[name].rows[: self.protocol.attacked]
+        seen: Counter[int] = Counter()
+        first = []
+        for label in self.sets[name].index.label[rows].tolist():
+            seen[label] += 1
+            first.append(seen[label] <= GUIDES)
+        return rows[np.array(first)]
 
     def read(self, name: str, rows: np.ndarray, model_size: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Return ids, pixels uint8 [n,H,W,3] as they are attacked, and labels of some rows of a set, for a model of that input size."""
@@ -186,6 +201,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     # Fewer images, attacks that do not tire: for differences between methods.
     "strong": replace(DEMO, name="strong", attacks=(APGD(50), APGDT(steps=50, targets=3)), eps=(2.0, 4.0), n=50),
+    # Images, prompts, and both: every attack on its own, one radius.
+    "multimodal": replace(
+        DEMO,
+        name="multimodal",
+        attacks=(DEMO.attacks[0], Text(TEXTS["random"]), Text(TEXTS["clip_knn"]), *modes_of(TEXTS["hotflip"])),
+        eps=(2.0,),
+        independent=True,
+    ),
     "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2, alpha=1.0), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
     **PRESETS,
 }

@@ -16,6 +16,7 @@ from robustclip import figures, findings, metrics, sheets, storage
 from robustclip.errors import UserError, did_you_mean
 from robustclip.figures import Sheet
 from robustclip.records import CLEAN, NO_CLASS
+from robustclip.rewritings import Found, as_csv
 
 MARK = "✗"
 FEW = 10  # survivors that are named
@@ -31,7 +32,8 @@ class Report:
 
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
     `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the
-    groups of models that differ in their training seed alone.
+    groups of models that differ in their training seed alone. `alone` holds what became of the images under each attack by itself, where
+    attacks were independent, and `prompts` what text attacks made of the class prompts.
     """
 
     outcomes: Mapping[str, metrics.Outcomes]
@@ -44,6 +46,8 @@ class Report:
     checks: Mapping[str, Sequence[findings.Finding]] = field(default_factory=dict)
     seeds: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    alone: Mapping[tuple[float, str], Mapping[str, metrics.Outcomes]] = field(default_factory=dict)
+    prompts: Sequence[Found] = ()
 
     @cached_property
     def eps(self) -> tuple[float, ...]:
@@ -124,8 +128,14 @@ class Report:
         against = [sheets.paired(self)] if self.compared else []
         against += [sheets.luck(self)] if self.seeds else []
         against += [sheets.without_chance(self)] if 0 < len(self.at_chance) < len(self.classes) else []
-        stages = [sheets.stages(self)] if len(self.protocol["attacks"]) > 1 else []
-        return [sheets.main(self), *against, *stages, sheets.checks(self), sheets.per_set(self)]
+        stages = [sheets.alone(self)] if self.alone else [sheets.stages(self)] if len(self.counted) > 1 else []
+        rewritten = [sheets.prompts(self)] if self.prompts else []
+        return [sheets.main(self), *against, *stages, *rewritten, sheets.checks(self), sheets.per_set(self)]
+
+    @cached_property
+    def counted(self) -> list[str]:
+        """Return the attacks of the worst case: all but those whose numbers stand apart."""
+        return [attack for attack in self.protocol["attacks"] if attack not in self.protocol.get("apart", ())]
 
     @cached_property
     def at_chance(self) -> list[str]:
@@ -177,6 +187,7 @@ class Report:
             f"Protocol {self.protocol['name']}, hash {self.protocol_hash}. Numbers under another hash must not be compared with these.",
             f"Attacks, in this order: {', '.join(attacks)}. Nothing else was tried.",
             *skipped,
+            *([f"{APART}: {', '.join(self.protocol['apart'])}."] if self.protocol.get("apart") else []),
             "Robust accuracy is counted per image in the worst case over these attacks. It is an upper bound, not a certificate: "
             "a stronger attack can only lower it.",
             "Intervals cover which images were drawn. They do not cover the luck of training or what would happen on other sets.",
@@ -239,6 +250,7 @@ class Report:
         """Write table.md, table.csv, per_set.csv, table.tex, every figure and report.html into a folder; return where the page lies."""
         drawn = {**self.figures(), **(pictures or {})}
         tables = {"table.md": self.markdown(), "table.csv": self.csv(), "per_set.csv": self.csv(per_set=True)}
+        tables |= {sheets.PROMPTS: as_csv(self.prompts)} if self.prompts else {}
         texts = {**tables, "table.tex": self.sheets[0].latex(), "report.html": self.html(drawn)}
         for name, png in drawn.items():
             storage.write_bytes(storage.join(folder, f"{storage.safe_name(name)}.png"), png)
@@ -247,6 +259,7 @@ class Report:
         return storage.join(folder, "report.html")
 
 
+APART = "Shown and in no worst case (the label is known to the attacker, or a prompt may name another class)"
 JSON_SIGNS = str.maketrans("", "", '{}"')
 
 
@@ -260,6 +273,7 @@ def from_records(
     checks: Mapping[str, Sequence[findings.Finding]] | None = None,
     seeds: Mapping[str, Sequence[str]] | None = None,
     notes: Sequence[str] = (),
+    prompts: Sequence[Found] = (),
 ) -> Report:
     """Return the report on models (default: all, baseline the first and chosen the last) from records of one protocol.
 
@@ -270,7 +284,7 @@ def from_records(
             _known(model, pc.unique(table["model"]).to_pylist())
         table = table.filter(pc.is_in(table["model"], pa.array(models)))
     skips = {name: each.get("skips", ()) for name, each in protocol["sets"].items()}
-    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"], skips)
+    found = metrics.worst_case(table, protocol["attacks"], protocol["eps"], skips, protocol.get("apart", ()))
     outcomes = {model: found[model] for model in models or found}
     for model, seen in outcomes.items():
         _check_finished(model, seen, protocol)
@@ -283,7 +297,10 @@ def from_records(
         _known(model, outcomes)
     said = (*notes, *_without_a_class(table))
     hash_, settings = table["protocol_hash"][0].as_py(), _settings(table)
-    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, dict(checks or {}), dict(seeds or {}), said)
+    each = [(float(e), attack) for e in protocol["eps"] for attack in protocol["attacks"]] if protocol.get("independent") else []
+    alone = {column: metrics.alone(table, column[1], column[0], skips) for column in each}
+    told = dict(checks or {}), dict(seeds or {}), said
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts)
 
 
 def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:

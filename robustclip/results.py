@@ -1,5 +1,7 @@
 """What a table of records says as plain metrics, by name: what Tune, MLflow and the last lines of a command show."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,7 +17,7 @@ def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
     Raises UserError when a set of the protocol has no records.
     """
     protocol = resolved.protocol
-    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
+    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips, protocol.apart)
     (outcomes,) = found.values()
     classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
     values: dict[str, float] = {}
@@ -26,6 +28,11 @@ def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
         values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}
         for name, outcome in outcomes.items():
             values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean
+    for attack in protocol.attacks if protocol.independent else ():
+        for eps in protocol.eps:
+            ((_, own),) = metrics.alone(table, attack.name, eps, resolved.skips).items()
+            title = re.sub(r"[^a-zA-Z0-9_./-]", "_", f"alone/{attack.name}_{eps:g}")  # what MLflow takes in a name
+            values[f"test/{title}"] = metrics.macro(own, eps, classes, tuple(own)).mean
     return values
 
 

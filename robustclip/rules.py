@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from robustclip.attacks import Attack
+from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.errors import UserError
 from robustclip.threat import Ball
 
@@ -67,6 +68,10 @@ class Protocol:
             raise self._wrong(f"two attacks have one name in {', '.join(names)}")
         if len(set(self.sets)) < len(self.sets) or len({rule.name for rule in self.rules}) < len(self.rules):
             raise self._wrong(f"a set or its rule stands twice in {', '.join(self.sets)}")
+        if self.apart and not self.independent:
+            raise self._wrong(f"{self.apart[0]} is no part of a worst case: it needs independent attacks")
+        if len(self.apart) == len(self.attacks):
+            raise self._wrong(f"{self.apart[0]} is no part of a worst case: add an attack that is")
         if list(self.eps) != sorted(set(self.eps)) or any(ball.eps == 0 for ball in self.balls()):
             raise self._wrong(f"eps must be positive and ascending, not {self.eps}")
         if self.level not in LEVELS or self.interpolation not in INTERPOLATIONS:
@@ -83,6 +88,16 @@ class Protocol:
     def balls(self) -> tuple[Ball, ...]:
         """Return the threat models of its eps, ascending."""
         return tuple(Ball(self.norm, eps) for eps in self.eps)  # type: ignore[arg-type]
+
+    @property
+    def guided(self) -> bool:
+        """Whether some attack on the prompts looks at images of the classes."""
+        return any(isinstance(attack, GuidedCoAttack) for attack in self.attacks)
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """The names of the attacks whose numbers are shown but never part of a worst case."""
+        return tuple(attack.name for attack in self.attacks if isinstance(attack, Multimodal) and attack.apart)
 
     def rule(self, name: str) -> SetRule:
         """Return what it says of a set."""

@@ -9,6 +9,7 @@ from robustclip.records import CLEAN
 if TYPE_CHECKING:
     from robustclip.report import Report
 
+PROMPTS = "prompts.csv"
 VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
 
 
@@ -63,10 +64,41 @@ def per_set(report: "Report") -> Sheet:
 
 def stages(report: "Report") -> Sheet:
     """Return the table of what is left after each attack of the cascade."""
-    names = [(e, attack) for e in report.eps for attack in report.protocol["attacks"]]
+    names = [(e, attack) for e in report.eps for attack in report.counted]
     rows = tuple((report.marked(model), *(percent(report.mean(model, stage)) for stage in names)) for model in report.outcomes)
     caption = "Cumulative: accuracy in percent under this attack and everything before it (left of it), never under this attack alone."
     return Sheet("Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in names)), rows, caption + report.reduced)
+
+
+def alone(report: "Report") -> Sheet:
+    """Return the table of what each of the independent attacks leaves."""
+    columns = sorted(report.alone, key=lambda column: column[0])
+    rows = []
+    for model in report.outcomes:
+        means = (metrics.macro(report.alone[column][model], column[0], report.classes) for column in columns)
+        rows.append((report.marked(model), *map(percent, means)))
+    caption = "Accuracy in percent of images that are right when clean and under this one attack; every image met every attack."
+    titles = (f"{attack}, ε={e:g}" for e, attack in columns)
+    return Sheet("Each attack on its own", ("model", *titles), tuple(rows), caption + report.reduced)
+
+
+def prompts(report: "Report") -> Sheet:
+    """Return the table of what text attacks made of the class prompts, with the prompt that went farthest."""
+    rows = []
+    for each in report.prompts:
+        now = each.rewritten
+        far = min(range(len(now.texts)), key=lambda i: now.cosines[i])
+        changed = sum(a != b for a, b in zip(now.clean, now.texts, strict=True))
+        mean = sum(now.cosines) / len(now.cosines)
+        farthest = f"{now.clean[far]} → {now.texts[far]} ({now.cosines[far]:.2f})"
+        counts = (f"{changed} of {len(now.texts)}", f"{mean:.2f}", f"{100 * now.collisions:.0f} %")
+        rows.append((each.dataset, report.name(each.model), each.attack, *counts, farthest))
+    header = ("set", "model", "attack", "prompts changed", "mean cosine", "collisions", "farthest")
+    caption = (
+        "What text attacks made of the class prompts, the same for all images of a set: cosine of the new prompt's features with the clean "
+        f"one's, and for how many prompts the best rewriting would have named another class. All of them: {PROMPTS} beside this page."
+    )
+    return Sheet("Attacked prompts", header, tuple(rows), caption, left=7)
 
 
 def checks(report: "Report") -> Sheet:

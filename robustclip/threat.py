@@ -71,7 +71,8 @@ class TextBudget:
             raise UserError("threat.text: a budget of words or edits cannot be negative")
 
     def __str__(self) -> str:
-        return f"{self.words} words" if self.words is not None else f"{self.edits} edits"
+        said = f"{self.words} words" if self.words is not None else f"{self.edits} edits"
+        return said if self.scope == "any word" else f"{said} of the class name"
 
 
 @dataclass(frozen=True)

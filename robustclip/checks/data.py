@@ -154,7 +154,7 @@ def worst_case_per_image(subject: Subject) -> Verdict:
 def counted(subject: Subject, rows: pa.Table) -> dict[str, dict[str, metrics.Survival]]:
     """Return the worst case per image of a run's rows, as its protocol tells which attacks a set goes without."""
     protocol, skips = (subject.protocol, None) if subject.resolved is None else (subject.resolved.protocol, subject.resolved.skips)
-    return metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps, skips)
+    return metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps, skips, protocol.apart)
 
 
 def recount(subject: Subject) -> list[str]:
@@ -168,7 +168,7 @@ def recount(subject: Subject) -> list[str]:
     except UserError as error:
         return [str(error)]
     for name, survival in next(iter(outcomes.values())).items():
-        mine = rows.filter(pc.equal(rows["dataset"], name)).to_pylist()
+        mine = [row for row in rows.filter(pc.equal(rows["dataset"], name)).to_pylist() if row["attack"] not in protocol.apart]
         for eps in protocol.eps:
             broken = {row["image_id"] for row in mine if row["eps"] <= eps and row["prediction"] != row["label"]}
             if int(survival.flags(eps).sum()) != len({row["image_id"] for row in mine} - broken):

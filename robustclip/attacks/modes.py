@@ -1,0 +1,49 @@
+"""The attacks on prompts, and on prompts and images together, that a protocol may name."""
+
+from dataclasses import replace
+
+from robustclip.attacks.apgd import APGD
+from robustclip.attacks.base import Attack
+from robustclip.attacks.multimodal import CoAttack, GuidedCoAttack, Multimodal, OracleText, Separate, Text
+from robustclip.attacks.text.hotflip import HotFlip
+from robustclip.attacks.text.search import TextAttack
+from robustclip.attacks.text.sources import Characters, Neighbours, RandomWords, Table
+from robustclip.threat import TextBudget
+
+# Exhaustive over places, but for characters, of which every prompt has dozens: there at the two most important places.
+TEXTS: dict[str, TextAttack] = {
+    attack.source.name: attack
+    for attack in (
+        TextAttack(RandomWords()),
+        TextAttack(Neighbours()),
+        TextAttack(HotFlip()),
+        TextAttack(Characters(), TextBudget(edits=1), width=2),
+    )
+}
+
+
+def with_collisions(text: TextAttack) -> TextAttack:
+    """Return the text attack that may also write another class's name: every number of a text attack is given both ways."""
+    return replace(text, collisions=True)
+
+
+def modes_of(text: TextAttack) -> tuple[Multimodal, ...]:
+    """Return every way to use a text attack: alone, allowed to change labels, knowing the label, and with the image attacked as well."""
+    return (
+        Text(text),
+        Text(with_collisions(text)),
+        OracleText(text),
+        Separate(text, APGD(20)),
+        CoAttack(text, steps=20),
+        GuidedCoAttack(text),
+    )
+
+
+def by_table(attack: Attack, table: Table) -> Attack:
+    """Return an attack whose words come from a table, if it rewrites prompts."""
+    return (
+        replace(attack, text=replace(attack.text, source=table, budget=TextBudget(words=1))) if isinstance(attack, Multimodal) else attack
+    )
+
+
+MODES: dict[str, Attack] = {attack.name: attack for text in TEXTS.values() for attack in modes_of(text)}

@@ -1,0 +1,1 @@
+"""Attacks on class prompts: candidate source x scorer x search."""
