@@ -27,10 +27,16 @@ def with_collisions(text: TextAttack) -> TextAttack:
     return replace(text, collisions=True)
 
 
+def in_names(text: TextAttack) -> TextAttack:
+    """Return the text attack on the class names alone: elsewhere it may hit the template, which all classes share."""
+    return replace(text, budget=replace(text.budget, scope="class name"))
+
+
 def modes_of(text: TextAttack) -> tuple[Multimodal, ...]:
-    """Return every way to use a text attack: alone, allowed to change labels, knowing the label, and with the image attacked as well."""
+    """Return every way to use a text attack: alone, in names, free to change labels, knowing the label, with the image attacked as well."""
     return (
         Text(text),
+        Text(in_names(text)),
         Text(with_collisions(text)),
         OracleText(text),
         Separate(text, APGD(20)),
@@ -41,9 +47,9 @@ def modes_of(text: TextAttack) -> tuple[Multimodal, ...]:
 
 def by_table(attack: Attack, table: Table) -> Attack:
     """Return an attack whose words come from a table, if it rewrites prompts."""
-    return (
-        replace(attack, text=replace(attack.text, source=table, budget=TextBudget(words=1))) if isinstance(attack, Multimodal) else attack
-    )
+    if not isinstance(attack, Multimodal):
+        return attack
+    return replace(attack, text=replace(attack.text, source=table, budget=TextBudget(words=1), width=None))
 
 
 MODES: dict[str, Attack] = {attack.name: attack for text in TEXTS.values() for attack in modes_of(text)}

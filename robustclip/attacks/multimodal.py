@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.attacks.apgd import APGD
 from robustclip.attacks.base import Example, Objective, Scored
@@ -60,15 +60,13 @@ class Multimodal:
         return self.text.collisions
 
     def __call__(
-        self,
-        classifier: ZeroShotClassifier,
-        images: Tensor,
-        labels: Tensor,
-        ids: list[str],
-        ball: Ball,
-        seed: int,
-        micro_batch: int | None = None,
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
+        if not isinstance(classifier, ZeroShotClassifier) or classifier.readout is not None:
+            raise UserError(
+                f"{self.name} rewrites class prompts, and this model does not classify by its own (a linear probe, an ensemble): "
+                "leave the attacks on text out"
+            )
         return self.example(classifier, Seen(images, labels, ids, ball, seed, micro_batch))
 
     def example(self, classifier: ZeroShotClassifier, seen: Seen) -> Example:
@@ -82,8 +80,6 @@ class Multimodal:
 
 def kept(classifier: ZeroShotClassifier, text: TextAttack, rewrite: Callable[[], Rewritten], **about: object) -> Rewritten:
     """Return what a text attack makes of a classifier's prompts, computed once; `about` is what it depends on beside the two."""
-    if classifier.readout is not None:
-        raise UserError("a linear probe reads no prompts: a text attack on it has nothing to rewrite; leave the text attacks out")
     name = json.dumps([text.name, to_json(text), {key: str(value) for key, value in about.items()}], sort_keys=True)
     if name not in classifier.rewritten:
         classifier.rewritten[name] = rewrite()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from robustclip.checks import ball, data, effort, gradients, graph, provenance, state, strength
+from robustclip.checks import ball, data, effort, gradients, graph, provenance, state, strength, text
 from robustclip.checks.base import Subject, Verdict
 from robustclip.findings import Finding
 
@@ -39,6 +39,7 @@ CHECKS: dict[str, tuple[str, str, Callable[[Subject], Verdict]]] = {
     "G7": ("same ids", "hard", data.same_ids),
     "G8": ("names travel", "warning", provenance.names_travel),
     "G9": ("baseline beside", "warning", provenance.baseline_beside),
+    "G10": ("prompts in budget", "hard", text.prompts_in_budget),
 }
 
 

@@ -108,7 +108,7 @@ class TextAttack:
         for _ in range(self.units):
             places = self._places(classifier, prompts, score)
             proposals = self.source.propose(Asked(classifier, prompts, places, self.budget.scope, score))
-            by_place = [[found.get(place, []) for place in some] for some, found in zip(places, proposals, strict=True)]
+            by_place = [[self._affordable(found.get(place, [])) for place in some] for some, found in zip(places, proposals, strict=True)]
             if self.order == "greedy":
                 flat = [next(filter(None, each), []) for each in by_place]
             else:
@@ -122,6 +122,10 @@ class TextAttack:
                 if chosen is not None and each[chosen] > best[i][0]:
                     prompts[i], best[i] = news[chosen], [each[chosen]]
         return prompts, hit
+
+    def _affordable(self, news: list[Prompt]) -> list[Prompt]:
+        """Return the rewritings within the budget: a candidate of several words costs as many."""
+        return [new for new in news if len(new.changed) <= self.units]
 
     def _places(self, classifier: ZeroShotClassifier, prompts: Sequence[Prompt], score: Score) -> list[list[int]]:
         """Return the places of each prompt that are tried, in the order in which they are."""

@@ -26,7 +26,7 @@ def token_embedding(clip: nn.Module) -> nn.Embedding:
 
 @lru_cache(maxsize=8)
 def whole_words(tokenizer: Callable[[list[str]], Tensor]) -> tuple[tuple[str, ...], Tensor]:
-    """Return the tokens of a tokenizer that are whole alphabetic words, stop words left out, and their ids [V].
+    """Return the tokens of a tokenizer that are whole words of small letters, stop words left out, and their ids [V].
 
     Raises UserError for a tokenizer that is not open_clip's byte-pair one.
     """
@@ -34,7 +34,7 @@ def whole_words(tokenizer: Callable[[list[str]], Tensor]) -> tuple[tuple[str, ..
     if not hasattr(inner, "encoder"):
         raise UserError(f"this model's tokenizer is not CLIP's byte-pair one, whose whole words are known: {INSTEAD}")
     tokens = {token.removesuffix(END): number for token, number in inner.encoder.items() if token.endswith(END)}
-    words = tuple(word for word in tokens if word.isascii() and word.isalpha() and word not in STOP_WORDS)
+    words = tuple(word for word in tokens if word.isascii() and word.isalpha() and word.islower() and word not in STOP_WORDS)
     return words, torch.tensor([tokens[word] for word in words])
 
 

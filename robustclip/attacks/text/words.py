@@ -86,8 +86,8 @@ def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[Pro
     return [Prompt(before, name, after) for name in class_names for before, after in cut]
 
 
-def distance(a: str, b: str) -> int:
-    """Return the Levenshtein distance of two strings: insertions, deletions and replacements of one character."""
+def distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the Levenshtein distance of two strings, or two lists of words: insertions, deletions and replacements of one of them."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         above, row[0] = row[0], i

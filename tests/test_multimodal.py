@@ -1,0 +1,380 @@
+"""Attacks on prompts and images together: what each leaves alone, what it raises, how it is recorded, checked and shown."""
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from probes import NAMES, PROTOCOL, TEMPLATES, changed, healthy
+from toys import only_loss
+
+from robustclip import evaluation, metrics, probing, protocols, records, report, rewritings
+from robustclip import model as models
+from robustclip.attacks import APGD, PGD, Example
+from robustclip.attacks.modes import MODES, TEXTS, by_table, modes_of, with_collisions
+from robustclip.attacks.multimodal import (
+    CoAttack,
+    GuidedCoAttack,
+    OracleText,
+    Seen,
+    Separate,
+    Text,
+    away_from_both,
+    class_means,
+    climb,
+    features_of,
+)
+from robustclip.attacks.text.search import TextAttack
+from robustclip.attacks.text.sources import RandomWords, Table
+from robustclip.cascade import outcome, run_cascade
+from robustclip.checks import run_check
+from robustclip.classifier import Guides
+from robustclip.combined import together
+from robustclip.config import to_json
+from robustclip.errors import UserError
+from robustclip.protocols import Protocol
+from robustclip.rewritings import Kept, Rewritten
+from robustclip.threat import Ball, TextBudget
+
+HOTFLIP = TEXTS["hotflip"]
+NOTHING = TextAttack(RandomWords(), TextBudget(words=0))
+BALL = Ball("Linf", 8.0)
+
+
+@pytest.fixture
+def cell(tiny_model, pictures):
+    """Return a classifier, images, labels as it sees them, and ids."""
+    x, _, ids = pictures(12)
+    classifier = tiny_model.classifier(NAMES, TEMPLATES)
+    with torch.no_grad():
+        labels = classifier(x).argmax(1)
+    classifier.guides = Guides(x[:6], labels[:6], ids[:6])
+    return classifier, x, labels, ids
+
+
+def scored(classifier, example, labels):
+    return outcome(classifier, example, labels, 8)
+
+
+def test_a_reworded_classifier_is_the_same_model_under_other_prompts(cell):
+    classifier, x, _, _ = cell
+    same = classifier.reworded(classifier.texts)
+    assert torch.equal(same(x), classifier(x))
+    other = classifier.reworded([text + " again" for text in classifier.texts])
+    assert other.clip is classifier.clip
+    assert not torch.equal(other(x), classifier(x))
+    with pytest.raises(UserError, match="4 prompts cannot take 1"):
+        classifier.reworded(["one"])
+
+
+def test_text_leaves_the_images_alone_and_is_scored_under_its_prompts(cell):
+    classifier, x, labels, ids = cell
+    example = Text(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8)
+    assert torch.equal(example.images, x)
+    assert example.class_texts == HOTFLIP(classifier).texts
+    assert torch.equal(scored(classifier, example, labels), classifier.reworded(example.class_texts)(x).argmax(1))
+
+
+def test_the_oracle_changes_the_logit_of_the_label_alone(cell):
+    classifier, x, labels, ids = cell
+    example = OracleText(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8)
+    clean, reworded = classifier(x), classifier.reworded(example.class_texts)(x)
+    expected = clean.clone()
+    for i, label in enumerate(labels.tolist()):
+        expected[i, label] = reworded[i, label]
+    assert torch.equal(scored(classifier, example, labels), expected.argmax(1))
+
+
+def test_separate_is_the_image_attack_and_the_text_attack(cell):
+    classifier, x, labels, ids = cell
+    example = Separate(HOTFLIP, PGD(5))(classifier, x, labels, ids, BALL, 0, 8)
+    assert torch.equal(example.images, PGD(5)(classifier, x, labels, ids, BALL, 0, 8).images)
+    assert example.class_texts == HOTFLIP(classifier).texts
+
+
+def test_separate_without_budgets_is_clean(cell):
+    classifier, x, labels, ids = cell
+    example = Separate(NOTHING, PGD(5))(classifier, x, labels, ids, Ball("Linf", 0.0), 0, 8)
+    assert torch.equal(example.images, x)
+    assert torch.equal(scored(classifier, example, labels), classifier(x).argmax(1))
+
+
+@pytest.mark.parametrize("attack", [CoAttack(HOTFLIP, 5), GuidedCoAttack(HOTFLIP, 3)], ids=lambda attack: attack.name)
+def test_a_joint_attack_at_eps_0_leaves_the_images_alone(attack, cell):
+    classifier, x, labels, ids = cell
+    example = attack(classifier, x, labels, ids, Ball("Linf", 0.0), 0, 8)
+    assert torch.equal(example.images, x)
+    assert example.class_texts != classifier.texts
+    if isinstance(attack, CoAttack):  # then it is the text attack
+        text = Text(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8)
+        assert torch.equal(scored(classifier, example, labels), scored(classifier, text, labels))
+
+
+def test_co_attack_starts_on_both_sides_and_raises_its_objective(cell):
+    classifier, x, labels, ids = cell
+    # A step of no size: these are the starts, of images too far from 0 and 1 to be clipped.
+    example = CoAttack(HOTFLIP, steps=1, alpha=0.0)(classifier, 0.3 + 0.4 * x, labels, ids, BALL, 0, 8)
+    delta = example.images - (0.3 + 0.4 * x)
+    assert abs(float(delta.mean())) < 0.02 * BALL.radius
+    assert float(delta.min()) < -0.99 * BALL.radius < 0.99 * BALL.radius < float(delta.max())
+    attacked = classifier.reworded(Text(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8).class_texts)
+    clean = features_of(classifier, x, 8)
+    values = []
+    for steps in (0, 1, 5, 20):
+        found = climbed(classifier, attacked, clean, x, labels, ids, steps)
+        values.append(float(away_from_both(attacked, clean, labels)(found).loss.mean()))
+    assert values == sorted(values)
+    assert values[-1] > 1.05 * values[0]
+
+
+def climbed(classifier, attacked, clean, x, labels, ids, steps):
+    """Return images after so many steps on Co-Attack's objective without its verdict, so that none stops early."""
+
+    def objective_of(places):
+        return only_loss(away_from_both(attacked, clean[places], labels[places]))
+
+    return climb(objective_of, Seen(x, labels, ids, BALL, 0, 8), "co-attack", steps, 0.1)[0]
+
+
+def test_co_attack_is_the_formula(cell):
+    """KL(softmax f(x) || softmax f(x')) + 3 KL(softmax t' || softmax norm f(x')), by hand."""
+    classifier, x, labels, _ = cell
+    with torch.no_grad():
+        moved = (x + 0.03).clamp(0, 1)
+        clean, now = classifier.features(x).double(), classifier.features(moved).double()
+        text = classifier.class_embeddings[labels].double()
+        unit = now / now.norm(dim=1, keepdim=True)
+        p, q = clean.softmax(1), now.softmax(1)
+        t, u = text.softmax(1), unit.softmax(1)
+        expected = (p * (p / q).log()).sum(1) + 3 * (t * (t / u).log()).sum(1)
+        found = away_from_both(classifier, features_of(classifier, x, None), labels)(moved).loss
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_guides_is_the_mean_image_or_the_text(cell):
+    classifier, x, labels, _ = cell
+    missing = (int(labels[0]) + 1) % 4
+    chosen = labels != missing
+    means = class_means(classifier, x[chosen], labels[chosen], 8)
+    assert torch.equal(means[missing], classifier.class_embeddings[missing])
+    own = int(labels[0])
+    expected = classifier.embed_images(x[labels == own]).sum(0)
+    assert torch.allclose(means[own], expected / expected.norm(), atol=1e-5)
+
+
+def test_the_guided_prompts_do_not_depend_on_which_images_are_attacked(cell):
+    classifier, x, labels, ids = cell
+    attack = GuidedCoAttack(HOTFLIP, 3)
+    whole = attack(classifier, x, labels, ids, BALL, 0, 8)
+    classifier.rewritten.clear()
+    part = attack(classifier, x[4:], labels[4:], ids[4:], BALL, 0, 8)
+    assert part.class_texts == whole.class_texts
+    assert torch.equal(part.images, whole.images[4:])
+
+
+def test_a_guided_attack_without_guides_says_so(cell):
+    classifier, x, labels, ids = cell
+    classifier.guides = None
+    with pytest.raises(UserError, match="guided by images of the classes, and this classifier has none"):
+        GuidedCoAttack(HOTFLIP, 1)(classifier, x, labels, ids, BALL, 0, 8)
+
+
+def test_prompts_are_rewritten_once_for_all_attacks_that_ask_for_the_same(cell, monkeypatch):
+    classifier, x, labels, ids = cell
+    asked = []
+    plain = TextAttack.__call__
+    monkeypatch.setattr(TextAttack, "__call__", lambda self, *args: asked.append(self.name) or plain(self, *args))
+    for attack in modes_of(TEXTS["random"]):
+        for eps in (2.0, 8.0):
+            attack(classifier, x, labels, ids, Ball("Linf", eps), 0, 8)
+    assert sorted(asked) == ["random-1w", "random-1w+collisions", "random-1w-image", "random-1w-image", "random-1w-name"]
+
+
+@pytest.mark.parametrize("kind", ["linear probe", "ensemble"])
+def test_a_model_without_prompts_of_its_own_is_refused(kind, cell, make_model):
+    from faults_models import probed
+
+    _, x, labels, ids = cell
+    if kind == "ensemble":
+        classifier = together("ensemble:a,b", [make_model(seed=0), make_model(seed=1)]).classifier(NAMES, TEMPLATES)
+    else:
+        classifier = probed(make_model()).classifier(NAMES, TEMPLATES)
+    with pytest.raises(UserError, match="leave the attacks on text out"):
+        Text(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8)
+
+
+# --- protocols, records, tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_stands_apart_needs_independent_attacks():
+    for attack in (OracleText(HOTFLIP), Text(with_collisions(HOTFLIP))):
+        with pytest.raises(UserError, match="is no part of a worst case: it needs independent attacks"):
+            Protocol("p", ("shapes",), (PGD(2), attack), (2.0,))
+        with pytest.raises(UserError, match="is no part of a worst case: add an attack that is"):
+            Protocol("p", ("shapes",), (attack,), (2.0,), independent=True)
+    assert Protocol("p", ("shapes",), (PGD(2), OracleText(HOTFLIP)), (2.0,), independent=True).apart == ("oracle-text:hotflip-1w",)
+
+
+def test_names_tell_the_modes_apart():
+    assert len(MODES) == len(TEXTS) * len(modes_of(HOTFLIP))
+    assert list(MODES)[-7:] == [
+        "text:char-1e-top2",
+        "text:char-1e-top2-name",
+        "text:char-1e-top2+collisions",
+        "oracle-text:char-1e-top2",
+        "separate+apgd-ce-20:char-1e-top2",
+        "co-attack-20:char-1e-top2",
+        "sga-10:char-1e-top2",
+    ]
+
+
+def test_a_table_gives_the_words_of_every_text_attack():
+    table = Table("t.json", "0", {})
+    assert by_table(PGD(2), table) == PGD(2)
+    for attack in MODES.values():
+        assert by_table(attack, table).text.source == table
+        assert by_table(attack, table).name.startswith(f"{attack.mode}:table-1w")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Return a multimodal protocol resolved, its records of the embedded model, and the folder."""
+    out = str(tmp_path_factory.mktemp("run"))
+    text = TEXTS["hotflip"]
+    attacks = (APGD(3), Text(text), Text(with_collisions(text)), OracleText(text), CoAttack(text, 3), GuidedCoAttack(text, 2))
+    protocol = replace(protocols.named("smoke"), name="m", attacks=attacks, eps=(1.0, 2.0), independent=True)
+    resolved = protocols.resolve(protocol, out)
+    model, rows = models.load("tiny-vit8"), []
+    for cell in resolved.cells("tiny-vit8", models.identity("tiny-vit8")):
+        rows += [evaluation.provenance(cell, resolved) | row for row in evaluation.compute(model, cell, resolved, out)]
+    return resolved, records.table(rows), out
+
+
+def test_the_records_say_the_budget_and_the_worst_case_leaves_out_what_stands_apart(smoke):
+    resolved, table, _ = smoke
+    budgets = {row["attack"]: row["text_budget"] for row in table.select(["attack", "text_budget"]).to_pylist()}
+    assert budgets["apgd-ce-3"] is None
+    assert budgets["text:hotflip-1w"] == budgets["co-attack-3:hotflip-1w"] == "1 words"
+    built = report.from_records(table, resolved.describe())
+    names = [attack for attack in resolved.protocol.attacks if attack.name not in resolved.protocol.apart]
+    (seen,) = built.outcomes.values()
+    for name in resolved.sets:
+        rows = [row for row in table.to_pylist() if row["dataset"] == name and row["attack"] in {a.name for a in names} | {"clean"}]
+        wrong = {row["image_id"] for row in rows if row["eps"] <= 1.0 and not row["correct"]}
+        assert int(seen[name].flags(1.0).sum()) == len(resolved.sets[name].rows) - len(wrong)
+    page = built.markdown()
+    assert "Shown and in no worst case (the label is known" in page
+    assert "oracle-text:hotflip-1w" in page
+
+
+def test_every_attack_has_its_own_accuracy(smoke):
+    resolved, table, _ = smoke
+    built = report.from_records(table, resolved.describe())
+    sheet = next(sheet for sheet in built.sheets if sheet.title == "Each attack on its own")
+    assert len(sheet.header) == 1 + 2 * len(resolved.protocol.attacks)
+    own = metrics.alone(table, "text:hotflip-1w", 2.0)["tiny-vit8"]["shapes"]
+    rows = [row for row in table.to_pylist() if row["dataset"] == "shapes" and row["attack"] == "text:hotflip-1w" and row["eps"] == 2.0]
+    assert int(own.flags(2.0).sum()) == sum(row["correct"] and row["clean_prediction"] == row["label"] for row in rows)
+
+
+def test_the_rewritten_prompts_are_kept_and_shown(smoke, monkeypatch):
+    resolved, table, out = smoke
+    sha256 = models.identity("tiny-vit8")
+    found = rewritings.read_all(out, resolved.hash, {sha256: "tiny-vit8"})
+    titles = ["hotflip-1w", "hotflip-1w+collisions", "hotflip-1w-image, Linf 1/255", "hotflip-1w-image, Linf 2/255"]
+    assert [(each.dataset, each.attack) for each in found] == [(name, title) for name in ("digits", "shapes") for title in titles]
+    built = report.from_records(table, resolved.describe(), prompts=found)
+    assert "Attacked prompts" in [sheet.title for sheet in built.sheets]
+    lines = rewritings.as_csv(found).splitlines()
+    prompts = sum(len(each.card.class_names) * len(each.card.templates) for each in resolved.sets.values())
+    assert len(lines) == 1 + len(titles) * prompts
+    assert rewritings.read_all(out, resolved.hash, {"another": "model"}) == []
+
+    # Another cell of the same set asks nothing again.
+    monkeypatch.setattr(TextAttack, "__call__", lambda *args: pytest.fail("rewritten again"))
+    cell = resolved.cells("tiny-vit8", sha256)[0]
+    again = evaluation.compute(models.load("tiny-vit8"), cell, resolved, out)
+    first = [row for row in table.to_pylist() if row["dataset"] == cell.dataset]
+    assert [row["prediction"] for row in again] == [row["prediction"] for row in first]
+
+
+def test_what_was_kept_is_of_this_model_set_and_attack(tmp_path):
+    def kept(**about):
+        return Kept(str(tmp_path), "hash", {"model_sha256": "m", "dataset": "d"} | about)
+
+    value = Rewritten(("a cat",), ("a bat",), (0.5,), 0.25)
+    name = json.dumps(["random-1w", to_json(NOTHING), {}])
+    kept()[name] = value
+    assert kept()[name] == value
+    for other in (kept(model_sha256="n"), kept(dataset="e"), Kept(str(tmp_path), "other", kept().about)):
+        assert name not in other
+    assert json.dumps(["x", {}, {}]) not in kept()
+
+
+def test_the_checks_look_at_the_attacks_on_images(smoke):
+    resolved, table, _ = smoke
+    assert [attack.name for attack in probing.probe("tiny-vit8", "tiny-vit8", resolved, table).protocol.attacks] == ["apgd-ce-3"]
+    assert probing.on_images([Separate(HOTFLIP, PGD(3))]) == [PGD(3)]
+    assert probing.on_images([Text(HOTFLIP)]) == [PGD(20)]
+
+
+# --- the guard --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault(TextAttack):
+    """A text attack whose prompts are spoiled afterwards."""
+
+    spoil: object = None
+
+    def __call__(self, classifier, guide=None):
+        found = super().__call__(classifier, guide)
+        return replace(found, texts=tuple(self.spoil(text) for text in found.texts))
+
+
+COUNT = iter(range(1000))
+FAULTS = {
+    "two words": (lambda text: text.replace("photo of", "tent near"), "the budget is 1 words"),
+    "a label change": (lambda text: "a photo of a grey.", "names another class"),
+    "another prompt every time": (lambda text: text.replace("photo", f"p{next(COUNT)}"), "otherwise the second time"),
+}
+
+
+def guarded(tiny_model, pictures, text):
+    protocol = replace(PROTOCOL, attacks=(*PROTOCOL.attacks, Text(text)), independent=True)
+    subject = healthy(tiny_model, pictures)
+    resolved = replace(subject.resolved, protocol=protocol)
+    return run_check(changed(subject, resolved=resolved), "G10")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_in_the_prompts_is_found(fault, tiny_model, pictures):
+    spoil, said = FAULTS[fault]
+    budget = TextBudget(words=2 if fault == "another prompt every time" else 1)
+    found = guarded(tiny_model, pictures, Fault(RandomWords(), budget, spoil=spoil))
+    assert found.passed is False
+    assert found.level == "hard"
+    assert said in found.reason
+
+
+def test_a_prompt_outside_its_scope_is_found(tiny_model, pictures):
+    text = Fault(RandomWords(), TextBudget(words=1, scope="class name"), spoil=lambda text: text.replace("photo", "tent"))
+    assert "the budget is of the class name alone" in guarded(tiny_model, pictures, text).reason
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_healthy_text_attacks_pass(name, tiny_model, pictures):
+    for text in (TEXTS[name], with_collisions(TEXTS[name])):
+        assert guarded(tiny_model, pictures, text).passed is True
+
+
+def test_the_guard_has_nothing_to_say_without_text_attacks(tiny_model, pictures):
+    assert run_check(healthy(tiny_model, pictures), "G10").passed is None
+
+
+def test_the_cascade_scores_a_label_it_cannot_know_only_when_told(cell):
+    """An example without rewritten prompts is scored by the classifier that was attacked."""
+    classifier, x, labels, _ = cell
+    assert torch.equal(scored(classifier, Example(x), labels), classifier(x).argmax(1))
+    rows = run_cascade(classifier, x, labels, [str(i) for i in range(len(x))], replace(PROTOCOL, attacks=(Text(HOTFLIP),), eps=(2.0,)))
+    assert {row["attack"] for row in rows} == {"clean", "text:hotflip-1w"}
