@@ -58,10 +58,10 @@ def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures
     subject = healthy(model, pictures, None if name == "plain" else plain, seed=seed, protocol=QUICK, source=str(tmp_path))
     findings = run_checks(subject)
     assert [finding.number for finding in findings] == list(CHECKS)
-    assert [finding for finding in findings if finding.level == "hard" and finding.passed is not True] == []
+    assert [finding for finding in findings if finding.level == "hard" and finding.passed is False] == []
     # On 16 images a weak attack can rightly be warned of: by more steps, another loss, a black box.
     assert {finding.number for finding in findings if finding.passed is False} <= {"3", "5", "6", "8"}
-    assert {finding.number for finding in findings if finding.passed is None} == {"20"}
+    assert {finding.number for finding in findings if finding.passed is None} == {"20", "G10"}
     assert rankable(findings, "white-box") == (True, "")
 
 
@@ -93,8 +93,8 @@ def test_the_embedded_model_through_the_evaluator(tmp_path):
         baseline_name="tiny-vit8",
     )
     findings = run_checks(subject)
-    assert [finding for finding in findings if finding.level == "hard" and finding.passed is not True] == []
-    assert {"5", "20", "21"} == {finding.number for finding in findings if finding.passed is None}
+    assert [finding for finding in findings if finding.level == "hard" and finding.passed is False] == []
+    assert {"5", "20", "21", "G10"} == {finding.number for finding in findings if finding.passed is None}
 
 
 # --- what stands in for a fault is not itself one -------------------------------------------------------------------------------------

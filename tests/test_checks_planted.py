@@ -3,12 +3,16 @@
 import faults_attacks
 import faults_models
 import faults_records
+import faults_text
 import pytest
 from probes import NAMES, TEMPLATES, changed, healthy
 
 from robustclip.checks import CHECKS, run_check, run_checks
 
-FAULTS = sorted([*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS], key=lambda fault: list(CHECKS).index(fault[0]))
+FAULTS = sorted(
+    [*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS, *faults_text.FAULTS],
+    key=lambda fault: list(CHECKS).index(fault[0]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def subject(kept, make_model, pictures):
 
 
 def test_nothing_is_found_where_nothing_is_planted(subject):
-    assert {finding.number: finding.passed for finding in run_checks(subject) if finding.passed is not True} == {"20": None}
+    assert {finding.number: finding.passed for finding in run_checks(subject) if finding.passed is not True} == {"20": None, "G10": None}
 
 
 @pytest.mark.parametrize(("number", "fault", "plant"), FAULTS, ids=[f"{number}-{fault}" for number, fault, _ in FAULTS])

@@ -328,7 +328,7 @@ def test_an_ensemble_looks_at_images_as_large_as_its_larger_model_does(unlike):
 
 
 @pytest.mark.parametrize(
-    ("combination", "silent"), [("interpolate:0.5:RUN", {"20"}), ("ensemble:CLIP,RUN", {"14", "18", "20", "G2", "G8"})]
+    ("combination", "silent"), [("interpolate:0.5:RUN", {"20", "G10"}), ("ensemble:CLIP,RUN", {"14", "18", "20", "G2", "G8", "G10"})]
 )
 def test_a_healthy_combination_trips_no_hard_check(make_pair, pictures, combination, silent):
     clip, run = make_pair()

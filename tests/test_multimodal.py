@@ -1,11 +1,12 @@
 """Attacks on prompts and images together: what each leaves alone, what it raises, how it is recorded, checked and shown."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from probes import NAMES, PROTOCOL, TEMPLATES, changed, healthy
+from faults_text import under
+from probes import NAMES, PROTOCOL, TEMPLATES, healthy
 from toys import only_loss
 
 from robustclip import evaluation, metrics, probing, protocols, records, report, rewritings
@@ -321,51 +322,10 @@ def test_the_checks_look_at_the_attacks_on_images(smoke):
 # --- the guard --------------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fault(TextAttack):
-    """A text attack whose prompts are spoiled afterwards."""
-
-    spoil: object = None
-
-    def __call__(self, classifier, guide=None):
-        found = super().__call__(classifier, guide)
-        return replace(found, texts=tuple(self.spoil(text) for text in found.texts))
-
-
-COUNT = iter(range(1000))
-FAULTS = {
-    "two words": (lambda text: text.replace("photo of", "tent near"), "the budget is 1 words"),
-    "a label change": (lambda text: "a photo of a grey.", "names another class"),
-    "another prompt every time": (lambda text: text.replace("photo", f"p{next(COUNT)}"), "otherwise the second time"),
-}
-
-
-def guarded(tiny_model, pictures, text):
-    protocol = replace(PROTOCOL, attacks=(*PROTOCOL.attacks, Text(text)), independent=True)
-    subject = healthy(tiny_model, pictures)
-    resolved = replace(subject.resolved, protocol=protocol)
-    return run_check(changed(subject, resolved=resolved), "G10")
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_in_the_prompts_is_found(fault, tiny_model, pictures):
-    spoil, said = FAULTS[fault]
-    budget = TextBudget(words=2 if fault == "another prompt every time" else 1)
-    found = guarded(tiny_model, pictures, Fault(RandomWords(), budget, spoil=spoil))
-    assert found.passed is False
-    assert found.level == "hard"
-    assert said in found.reason
-
-
-def test_a_prompt_outside_its_scope_is_found(tiny_model, pictures):
-    text = Fault(RandomWords(), TextBudget(words=1, scope="class name"), spoil=lambda text: text.replace("photo", "tent"))
-    assert "the budget is of the class name alone" in guarded(tiny_model, pictures, text).reason
-
-
 @pytest.mark.parametrize("name", TEXTS)
 def test_healthy_text_attacks_pass(name, tiny_model, pictures):
     for text in (TEXTS[name], with_collisions(TEXTS[name])):
-        assert guarded(tiny_model, pictures, text).passed is True
+        assert run_check(under(healthy(tiny_model, pictures), text), "G10").passed is True
 
 
 def test_the_guard_has_nothing_to_say_without_text_attacks(tiny_model, pictures):
