@@ -71,9 +71,13 @@ class ZeroShotClassifier(nn.Module):
         )
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
+        self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
+
+    def embed_prompts(self) -> Tensor:
+        """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient."""
         with torch.no_grad():
             per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
-            self.register_buffer("class_embeddings", F.normalize(per_text.mean(1), dim=-1), persistent=False)
+            return F.normalize(per_text.mean(1), dim=-1)
 
     def reworded(self, texts: Sequence[str]) -> "ZeroShotClassifier":
         """Return this model, its weights shared, under other prompts, class by class; raises UserError where they do not fit."""

@@ -59,10 +59,10 @@ class Optim:
 
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
     `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
-    update's forwards under autocast, its weights stay fp32.
+    update's forwards under autocast, its weights stay fp32. "adam" adds its weight decay to the gradient, "adamw" to the step.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustclip import pairing
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD, frozen, pgd, random_start
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import Config, Optim, Precision
-from robustclip.defenses import Batch, Roles
+from robustclip.defenses import Batch, Paired, Roles
 from robustclip.errors import UserError
 from robustclip.lowrank import bake
 from robustclip.model import Model
+from robustclip.pairing import Waiting, World
 from robustclip.proxy import share_right
 from robustclip.threat import Ball
 from robustclip.trainables import check_pair
@@ -45,9 +47,9 @@ def to_images(pixels: np.ndarray | Tensor, device: torch.device | str, dtype: to
 class Learner:
     """The student and its teacher (the same classifier before training), the parameters that learn, and how they step.
 
-    `sum_over_workers` adds a tensor in place over all workers; alone it does nothing. Every step averages `optim.batch` images. A defence
-    with a `head_share` trains its head alone first: then, and only then, the head is what steps. Raises UserError for a defence and a
-    trainable that make no sense together.
+    `world` is this worker's place among all, alone if not given. Every step averages `optim.batch` images. A defence with a `head_share`
+    trains its head alone first: then, and only then, the head is what steps. One over pairs (`Paired`) waits for the whole step, and where
+    the text tower learns, the class embeddings follow it. Raises UserError for a defence and a trainable that make no sense together.
     """
 
     def __init__(
@@ -59,11 +61,11 @@ class Learner:
         steps: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        sum_over_workers: Callable[[Tensor], None] = lambda tensor: None,
+        world: World = World(),  # noqa: B008 (a frozen value)
     ):
         check_pair(config.defense, config.trainable)
         self.config, self.steps, self.device, self.dtype = config, steps, device, dtype
-        self.sum_over_workers = sum_over_workers
+        self.world = world
         model.clip.to(device, dtype)
         templates = config.templates or templates
         teacher = model.copy().classifier(class_names, templates).to(device, dtype).requires_grad_(False)
@@ -79,6 +81,10 @@ class Learner:
         self.step = 0
         self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step
         self.ids: list[str] = []  # of the images since the last step
+        self.waiting: list[Waiting] = []  # of a defence over pairs: the attacked micro-batches since the last step
+        self.rewritten: list[str] | None = None  # its prompts after the last text attack
+        visual = {id(p) for p in self.student.clip.visual.parameters()}  # type: ignore[union-attr]
+        self.trains_texts = any(p is q and id(p) not in visual for p in self.parameters for q in self.student.clip.parameters())
 
     @property
     def student(self) -> ZeroShotClassifier:
@@ -102,12 +108,37 @@ class Learner:
         self.model.before_step(self.config.seed, self.step)
         if self.roles.head is not None:
             self.roles.head.requires_grad_(self.in_head_stage)
+        if isinstance(self.config.defense, Paired):
+            self._wait(self.config.defense, batch)
+            return
         parts = self._head_loss(batch) if self.in_head_stage else self._loss(batch)
         share = len(images) / self.config.optim.batch
         (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
         self.ids += ids
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
+
+    def _wait(self, defense: Paired, batch: Batch) -> None:
+        """Attack a micro-batch of a defence over pairs, and the prompts where it is time; its gradient comes with the step's."""
+        if defense.text is not None and self.step % defense.refresh == 0 and not self.waiting:
+            self.rewritten = list(defense.text(self.student).texts)
+        iterates: list[Tensor] = []
+        attacked = self.attacked(batch, iterates.append if defense.leak_attack_grads else lambda images: None)
+        self.waiting.append(Waiting(batch.images, attacked.images, batch.labels, iterates))
+        self.ids += batch.ids
+
+    def _pairs(self, defense: Paired) -> None:
+        """Add the gradient of this worker's pairs of the step."""
+        with self._precision(self.config.optim.precision):
+            self.parts = pairing.backward(defense, self.student, self.waiting, self.rewritten, self.world)
+            if defense.leak_attack_grads:
+                pairing.leak(self.student, self.waiting, self.config.optim.batch)
+        self.waiting = []
+
+    def _follow(self) -> None:
+        """Let the class embeddings follow the text tower."""
+        if self.trains_texts:
+            self.student.class_embeddings = self.student.embed_prompts()
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         adversarial = self.attacked(batch)
@@ -123,25 +154,27 @@ class Learner:
     def _precision(self, precision: Precision) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=precision == "bf16")
 
-    def attacked(self, batch: Batch) -> Example:
-        """Return the batch after the training attack: PGD on the defence's objective, parameters without gradient."""
+    def attacked(self, batch: Batch, seen: Callable[[Tensor], None] = lambda images: None) -> Example:
+        """Return the batch after the training attack: PGD on the defence's objective, parameters without gradient; `seen`: its iterates."""
         ball, settings = self.config.threat.image or Ball(eps=0), self.config.attack
         with frozen(self.student), self._precision(settings.precision):
             objective = self.config.defense.objective(self.roles, batch)
             if objective is None:
                 return Example(batch.images)
             start = random_start(ball, batch.images, batch.ids, self.config.seed, "train", self.step) if ball.radius else None
-            return Example(pgd(objective, batch.images, ball, steps=settings.steps, alpha=settings.alpha, start=start))
+            return Example(pgd(objective, batch.images, ball, steps=settings.steps, alpha=settings.alpha, start=start, seen=seen))
 
     def update(self) -> dict[str, float]:
         """Take one optimiser step with the accumulated gradients, summed over workers; return the loss, its parts and the learning rate.
 
         Raises NotFinite with the step and the images of this worker in it.
         """
+        if isinstance(self.config.defense, Paired):
+            self._pairs(self.config.defense)
         learning = self.head_parameters if self.in_head_stage else self.parameters
         names, gradients = sorted(self.parts), [p.grad for p in learning if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [self.parts[name].to(gradients[0]).view(1) for name in names])
-        self.sum_over_workers(flat)
+        self.world.add(flat)
         if not bool(torch.isfinite(flat).all()):
             more = f" and {len(self.ids) - SHOWN_IDS} more" if len(self.ids) > SHOWN_IDS else ""
             raise NotFinite(
@@ -168,8 +201,11 @@ class Learner:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if getattr(self.config.trainable, "logit_scale", None) == "clamped":
+            self.student.clip.logit_scale.data.clamp_(max=math.log(100))  # type: ignore[operator]
         for average, p in zip(self.average or (), self.parameters):
             average.mul_(optim.ema).add_(p.detach(), alpha=1 - optim.ema)
+        self._follow()
         return lr
 
     @contextmanager
@@ -180,10 +216,12 @@ class Learner:
             return
         weights = [p.detach().clone() for p in self.parameters]
         set_all(self.parameters, self.average)
+        self._follow()
         try:
             yield
         finally:
             set_all(self.parameters, weights)
+            self._follow()
 
     def validate(self, images: Tensor, labels: Tensor, ids: list[str]) -> dict[str, float]:
         """Return val/clean and val/robust in [0,1]: accuracy on held-out images [N,3,H,W] and under the validation's PGD."""
@@ -198,6 +236,7 @@ class Learner:
         self.model.before_step(self.config.seed, None)
         bake(self.model.clip)
         self.model.clip.float()
+        self._follow()
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all that `restore` needs to go on bit for bit; the attack's randomness is keyed by step and id: no state."""
@@ -212,6 +251,7 @@ class Learner:
             "average": copies(self.average or ()),
             "head": copies(self.head_parameters),
             "head_optimizer": copy.deepcopy(self.head_optimizer.state_dict()) if self.head_optimizer else {},
+            "rewritten": copy.copy(self.rewritten),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -222,7 +262,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.head_optimizer:
             self.head_optimizer.load_state_dict(state["head_optimizer"])
-        self.step = state["step"]
+        self.step, self.rewritten = state["step"], state.get("rewritten")
+        self._follow()
 
 
 def set_all(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -236,4 +277,5 @@ def make_optimizer(optim: Optim, parameters: list[torch.nn.Parameter]) -> torch.
     """Return the optimiser of the recipe."""
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    adam = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+    return adam(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)

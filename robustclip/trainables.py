@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import nn
 
-from robustclip.defenses import Defense
+from robustclip.defenses import Defense, Paired
 from robustclip.errors import UserError
 from robustclip.lowrank import LowRank, Tail, put_inside
 from robustclip.model import LinearReadout, Model
@@ -25,6 +25,40 @@ class VisualTower:
     def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model and the tower's parameters."""
         return model, learning(frozen_tower(model).parameters())
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Both towers train, or the text tower alone: all of it, or layer norms and biases; for losses that reach the texts.
+
+    `logit_scale` trains with them as it is ("trainable", as MMCoA's published code does), held below ln 100 ("clamped"), or not at all.
+    """
+
+    which: Literal["both", "text"] = "both"
+    part: Literal["all", "norms and biases"] = "all"
+    logit_scale: Literal["frozen", "trainable", "clamped"] = "frozen"
+
+    def __post_init__(self) -> None:
+        for name in ("which", "part", "logit_scale"):
+            if getattr(self, name) not in get_args(get_type_hints(Towers)[name]):
+                choices = ", ".join(get_args(get_type_hints(Towers)[name]))
+                raise UserError(f"trainable.{name} is {getattr(self, name)!r}: choose {choices}")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters."""
+        frozen_tower(model)
+        chosen = [name for name, _ in model.clip.named_parameters() if self._learns(name)]
+        if self.part != "all":
+            norms = {id(p) for part in model.clip.modules() if isinstance(part, NORMS) for p in part.parameters()}
+            few = {name for name, p in model.clip.named_parameters() if id(p) in norms or name.endswith("bias")} | {"logit_scale"}
+            chosen = [name for name in chosen if name in few]
+        parameters = dict(model.clip.named_parameters())
+        return model, learning(parameters[name] for name in chosen)
+
+    def _learns(self, name: str) -> bool:
+        if name in ("logit_scale", "logit_bias"):
+            return name == "logit_scale" and self.logit_scale != "frozen"
+        return self.which == "both" or not name.startswith("visual.")
 
 
 @dataclass(frozen=True)
@@ -164,8 +198,8 @@ class TokenPrompt:
         return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
 
 
-Trainable = VisualTower | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt
-TRAINABLES: tuple[type, ...] = (VisualTower, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, PixelPrompt, TokenPrompt)
+Trainable = VisualTower | Towers | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt
+TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, PixelPrompt, TokenPrompt)
 
 # What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
 AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
@@ -177,6 +211,13 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
         raise UserError(
             f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
             "choose another trainable"
+        )
+    if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
+        raise UserError(f"{type(defense).__name__} compares images with prompts, which LinearHead does not read: choose another trainable")
+    if isinstance(trainable, Towers) and not isinstance(defense, Paired):
+        raise UserError(
+            f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
+            "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"
         )
 
 

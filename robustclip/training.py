@@ -234,13 +234,16 @@ def build_learner(job: Job, device: Any) -> Any:
     import torch.distributed as dist
 
     from robustclip.learner import Learner
+    from robustclip.pairing import World
 
     def sum_over_workers(tensor: Any) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(tensor)
 
     model = models.load(job.config.model)
-    return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, sum_over_workers=sum_over_workers)
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    world = World(rank, workers, sum_over_workers)
+    return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, world=world)
 
 
 def restore(learner: Any, checkpoint: Any) -> list[dict[str, float]]:

@@ -3,15 +3,18 @@
 import torch
 from torch import nn
 
+from robustclip.attacks.text.search import TextAttack
+from robustclip.attacks.text.sources import RandomWords
 from robustclip.config import Config, InnerAttack, Optim, Validation
-from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, Roles
+from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles
 from robustclip.learner import Learner
 from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import LastBlocks, LinearHead, LoRA, NormsAndBiases, PixelPrompt, SameSize, TokenPrompt, VisualTower
+from robustclip.trainables import LastBlocks, LinearHead, LoRA, NormsAndBiases, PixelPrompt, SameSize, TokenPrompt, Towers, VisualTower
 
 NAMES, TEMPLATES, STEPS = ["red", "green", "blue", "grey"], ["a photo of a {}.", "a {} thing."], 15
 SMALL = (
     VisualTower(),
+    Towers(),
     LastBlocks(1),
     NormsAndBiases(),
     SameSize(4000),
@@ -20,14 +23,16 @@ SMALL = (
     PixelPrompt("pad", 4),
     TokenPrompt(4),
 )
-RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5)))
+RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5)))
 GENTLE = {FARE: 0.1, Mix: 0.3, PMGAFT: 0.5}  # a loss that starts near 0 is easily overshot
 TOWER, ATTACK = SMALL[0], InnerAttack(2, 0.75)
 ON_FEATURES = ("LinearAT", "CoAdv", "ImgCoAdv", "FARE", "Mix")  # the defences that work on the tower's features
 
 
 def made(kind):
-    """Return a defence whose head, if it trains one first, gets somewhere in two steps."""
+    """Return a defence whose head, if it trains one first, gets somewhere in two steps, and whose text attack is quick."""
+    if kind is MMCoA:
+        return MMCoA(text=TextAttack(RandomWords()), refresh=4, targets="class_lse")
     return LinearAT(head_lr=0.1) if kind is LinearAT else kind()
 
 
@@ -35,6 +40,10 @@ def refusal(defense, trainable, kind="vit"):
     """Return the words that refuse a defence with a trainable on a kind of tower, None where they work together."""
     if isinstance(trainable, LinearHead) and type(defense).__name__ in ON_FEATURES:
         return f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are"
+    if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
+        return f"{type(defense).__name__} compares images with prompts, which LinearHead does not read"
+    if isinstance(trainable, Towers) and not isinstance(defense, Paired):
+        return f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing"
     if kind == "resnet" and isinstance(trainable, LoRA | TokenPrompt):
         return f"{'LoRA needs' if isinstance(trainable, LoRA) else 'prompt tokens need'} a vision transformer"
     return None

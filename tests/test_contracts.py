@@ -9,12 +9,12 @@ import pytest
 
 from robustclip.attacks import ATTACKS
 from robustclip.config import from_json, key, to_json
-from robustclip.defenses import DEFENSES
+from robustclip.defenses import DEFENSES, PAIRED
 from robustclip.protocols import PROTOCOLS
 from robustclip.recipes import RECIPES
 from robustclip.trainables import TRAINABLES
 
-PARTS = [*ATTACKS.values(), *(kind() for kind in (*DEFENSES, *TRAINABLES)), *PROTOCOLS.values(), *RECIPES.values()]
+PARTS = [*ATTACKS.values(), *(kind() for kind in (*DEFENSES, *PAIRED, *TRAINABLES)), *PROTOCOLS.values(), *RECIPES.values()]
 SOURCES = sorted((Path(__file__).parents[1] / "robustclip").rglob("*.py"))
 
 
@@ -30,12 +30,12 @@ def test_a_part_is_a_frozen_value_that_travels(part):
     assert inspect.getdoc(type(part))
 
 
-@pytest.mark.parametrize("kind", [*DEFENSES, *TRAINABLES], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*DEFENSES, *PAIRED, *TRAINABLES], ids=lambda kind: kind.__name__)
 def test_a_part_of_a_config_reads_back_from_json(kind):
     assert from_json(kind, to_json(kind())) == kind()
 
 
-KINDS = [*DEFENSES, *TRAINABLES, *dict.fromkeys(type(attack) for attack in ATTACKS.values())]
+KINDS = [*DEFENSES, *PAIRED, *TRAINABLES, *dict.fromkeys(type(attack) for attack in ATTACKS.values())]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -49,7 +49,7 @@ def test_every_setting_is_part_of_the_key(kind):
 def test_the_dictionaries_are_keyed_by_the_parts_names():
     assert all(attack.name == name for name, attack in ATTACKS.items())
     assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
-    assert len({kind.__name__ for kind in (*DEFENSES, *TRAINABLES)}) == len(DEFENSES) + len(TRAINABLES)
+    assert len({kind.__name__ for kind in (*DEFENSES, *PAIRED, *TRAINABLES)}) == len(DEFENSES) + len(PAIRED) + len(TRAINABLES)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

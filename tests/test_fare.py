@@ -20,6 +20,7 @@ from robustclip.config import InnerAttack, Optim
 from robustclip.defenses import FARE, Batch, Roles
 from robustclip.errors import UserError
 from robustclip.learner import lr_at
+from robustclip.pairing import World
 from robustclip.presets import PRESETS
 from robustclip.protocols import Protocol
 from robustclip.recipes import RECIPES
@@ -158,7 +159,7 @@ def test_fare_item_7_two_workers_with_half_a_batch_have_the_gradient_of_one(make
     x, y, ids = pictures(8)
     sent = []
     for rows in (range(8), range(4), range(4, 8)):  # what a worker would send is its share of the step
-        options = {"dtype": torch.float64, "sum_over_workers": lambda t: sent.append(t.clone())}
+        options = {"dtype": torch.float64, "world": World(add=lambda t: sent.append(t.clone()))}
         learner = learner_of(make_model(), config(FARE(), batch=8), **options)
         learner.accumulate(pixels(x[list(rows)]), y[list(rows)], [ids[i] for i in rows])
         learner.update()

@@ -12,6 +12,7 @@ from robustclip.config import Config, InnerAttack, Optim
 from robustclip.defenses import Batch, TeCoA
 from robustclip.errors import UserError
 from robustclip.learner import lr_at, to_images
+from robustclip.pairing import World
 from robustclip.threat import ThreatModel
 
 # What of a tiny ViT each trainable may change; the others change nothing of it.
@@ -150,17 +151,17 @@ def test_the_order_inside_a_batch_and_of_its_ids_does_not_matter(make_model, bat
 
 
 def test_item_10_two_workers_with_half_a_batch_take_the_step_of_one(make_model, batch):
-    """`sum_over_workers` is all that connects them: both get the sum of both, and both take the same step."""
+    """`World.add` is all that connects them: both get the sum of both, and both take the same step."""
     pixels, y, ids = batch
     alone = learner_of(make_model(), tecoa(), dtype=torch.float64)
     expected = step(alone, batch, 8)
     sent = []
-    first, second = (learner_of(make_model(), tecoa(), dtype=torch.float64, sum_over_workers=lambda t: sent.append(t)) for _ in range(2))
+    first, second = (learner_of(make_model(), tecoa(), dtype=torch.float64, world=World(add=lambda t: sent.append(t))) for _ in range(2))
     first.accumulate(pixels[:8], y[:8], ids[:8])
     second.accumulate(pixels[8:], y[8:], ids[8:])
-    second.sum_over_workers = lambda t: sent.append(t.clone())
+    second.world = World(add=lambda t: sent.append(t.clone()))
     second.update()  # only to hear what it would send
-    first.sum_over_workers = lambda t: t.add_(sent[0])
+    first.world = World(add=lambda t: t.add_(sent[0]))
     report = first.update()
     assert report["loss"] == pytest.approx(expected["loss"])
     torch.testing.assert_close(learned(first), learned(alone), atol=1e-12, rtol=1e-9)

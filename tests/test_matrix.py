@@ -7,18 +7,20 @@ import pytest
 from parts import NAMES, ON_FEATURES, SMALL, TEMPLATES, config, learner_of, made, pixels, refusal, step
 
 from robustclip.config import InnerAttack
-from robustclip.defenses import DEFENSES, TeCoA
+from robustclip.defenses import DEFENSES, PAIRED, TeCoA
 from robustclip.errors import UserError
 from robustclip.learner import Learner
 from robustclip.trainables import TRAINABLES, LastBlocks, LoRA, TokenPrompt
 
 KINDS, TURNS = ("vit", "resnet", "siglip"), 8
 # Three trainables for each defence, three or four defences for each trainable, on kinds in turn; the others are slow.
-FAST = {(DEFENSES[i // 3], SMALL[i % len(SMALL)], KINDS[(i // 3 + i) % 3]) for i in range(3 * len(DEFENSES))}
+ROWS = (*DEFENSES, *PAIRED)
+FAST = {(ROWS[i // 3], SMALL[i % len(SMALL)], KINDS[(i // 3 + i // 9 + i) % 3]) for i in range(3 * len(ROWS))}
 CELLS = [
     pytest.param(*cell, id="-".join((cell[0].__name__, type(cell[1]).__name__, cell[2])), marks=() if cell in FAST else pytest.mark.slow)
-    for cell in itertools.product(DEFENSES, SMALL, KINDS)
+    for cell in itertools.product(ROWS, SMALL, KINDS)
 ]
+SIGNS = {"on the features": "F", "vision transformer": "V", "fixed texts": "T", "with prompts": "P"}
 PARTS = (TokenPrompt(4), TokenPrompt(2, deep=True), LoRA(2, 4.0), LastBlocks(1))
 
 
@@ -29,10 +31,10 @@ def table():
     yield cells
     for kind in dict.fromkeys(kind for _, _, kind in cells):
         columns = [type(part).__name__ for part in SMALL]
-        print(f"\n{kind:13}" + "".join(f"{column:>16}" for column in columns))
-        for row in DEFENSES:
-            print(f"{row.__name__:13}" + "".join(f"{cells.get((row.__name__, column, kind), ''):>16}" for column in columns))
-    print("\nloss on 64 images before -> after some steps; refused: on features (F), no vision transformer (V)")
+        print(f"\n{kind:17}" + "".join(f"{column:>16}" for column in columns))
+        for row in ROWS:
+            print(f"{row.__name__:17}" + "".join(f"{cells.get((row.__name__, column, kind), ''):>16}" for column in columns))
+    print("\nloss on 64 images before -> after some steps; refused: on features (F), no ViT (V), fixed texts (T), no prompts (P)")
 
 
 def before_and_after(model, settings, pictures):
@@ -41,8 +43,7 @@ def before_and_after(model, settings, pictures):
     learner = learner_of(model, settings, steps=TURNS)
     reports = [step(learner, (pixels(x), y, ids)) for _ in range(TURNS)]
     learner.step = learner.head_steps
-    learner.accumulate(pixels(x), y, ids)
-    return reports[learner.head_steps]["loss"], float(sum(learner.parts.values()))
+    return reports[learner.head_steps]["loss"], step(learner, (pixels(x), y, ids))["loss"]
 
 
 def settings_of(defense, trainable, kind):
@@ -57,7 +58,7 @@ def test_a_pair_trains_or_is_refused_with_a_reason(defense, trainable, kind, mak
     if reason := refusal(settings.defense, trainable, kind):
         with pytest.raises(UserError, match=reason):
             Learner(settings, make_model(kind), NAMES, TEMPLATES, TURNS)
-        found = "F" if "features" in reason else "V"
+        found = next(sign for words, sign in SIGNS.items() if words in reason)
     else:
         first, last = before_and_after(make_model(kind), settings, pictures)
         assert last < 0.98 * first
@@ -73,8 +74,8 @@ def test_a_timm_tower_trains_in_parts_and_with_prompts(trainable, make_model, pi
 
 def test_the_matrix_has_every_part_and_its_fast_cells_meet_each_three_times():
     assert tuple(type(part) for part in SMALL) == TRAINABLES
-    assert len(CELLS) == len(DEFENSES) * len(TRAINABLES) * len(KINDS)
-    assert all(sum(cell[0] is defense for cell in FAST) == 3 for defense in DEFENSES)
+    assert len(CELLS) == len(ROWS) * len(TRAINABLES) * len(KINDS)
+    assert all(sum(cell[0] is defense for cell in FAST) == 3 for defense in ROWS)
     assert all(sum(cell[1] is trainable for cell in FAST) >= 3 for trainable in SMALL)
     assert all(sum(cell[2] == kind and refusal(made(cell[0]), *cell[1:]) is None for cell in FAST) >= 5 for kind in KINDS)
     assert set(ON_FEATURES) == {kind.__name__ for kind in DEFENSES if kind().reads == "features"}

@@ -10,6 +10,7 @@ from robustclip import model as models
 from robustclip.config import InnerAttack
 from robustclip.defenses import FARE, Batch, CoAdv, LinearAT, TeCoA
 from robustclip.learner import NotFinite
+from robustclip.pairing import World
 from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, VisualTower
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -92,7 +93,7 @@ def test_two_workers_share_the_head_stage(make_model, batch):
     for at in (0, 3):
         sent = []
         for rows in (slice(None), slice(8), slice(8, None)):
-            options = {"dtype": torch.float64, "sum_over_workers": lambda t: sent.append(t.clone())}  # noqa: B023
+            options = {"dtype": torch.float64, "world": World(add=lambda t: sent.append(t.clone()))}  # noqa: B023
             learner = learner_of(make_model(), config(LinearAT(head_share=0.5), batch=16), steps=6, **options)
             learner.step = at
             learner.accumulate(pixels_[rows], y[rows], ids[rows])

@@ -16,6 +16,7 @@ from robustclip.config import Config, override
 from robustclip.data import world
 from robustclip.data.plan import Plan
 from robustclip.learner import Learner
+from robustclip.pairing import World
 
 CLASSES, TEMPLATES, STEPS = world.SETS["shapes"].class_names, ("a photo of a {}.",), 5
 CONFIG = override(Config(), {"threat.image.eps": 4.0, "optim.batch": 16, "optim.micro_batch": 4, "optim.epochs": 2})
@@ -42,7 +43,7 @@ def work(rank: int, world_size: int, folder: str, dtype: torch.dtype, checkpoint
 
     images, labels = world.images("shapes", 64, 3, "train")
     pixels, walk = images.permute(0, 2, 3, 1).contiguous(), plan(64)
-    learner = Learner(CONFIG, models.load(checkpoint), CLASSES, TEMPLATES, walk.steps, dtype=dtype, sum_over_workers=add_up)
+    learner = Learner(CONFIG, models.load(checkpoint), CLASSES, TEMPLATES, walk.steps, dtype=dtype, world=World(add=add_up))
     for step in range(STEPS):
         for unit in range(rank, walk.units_per_step, world_size):
             rows = torch.from_numpy(np.concatenate([rows for _, _, rows in walk.unit(step, unit)]))

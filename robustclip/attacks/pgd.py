@@ -142,15 +142,25 @@ class GradientShares:
         return self.zero / self.steps.clamp(min=1), self.bad / self.steps.clamp(min=1)
 
 
-def pgd(objective: Objective, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None = None) -> Tensor:
+def pgd(
+    objective: Objective,
+    images: Tensor,
+    ball: Ball,
+    *,
+    steps: int,
+    alpha: float,
+    start: Tensor | None = None,
+    seen: Callable[[Tensor], None] = lambda images: None,
+) -> Tensor:
     """Return the last iterate [B,3,H,W] of `steps` steps of size alpha * eps from images + start: the attack of adversarial training.
 
-    eps = 0 or steps = 0 return the images bit for bit.
+    `seen` is told every iterate at which a gradient is taken. eps = 0 or steps = 0 return the images bit for bit.
     """
     if ball.radius == 0 or steps == 0:
         return images
     x = images if start is None else move(images, start, ball)
     for _ in range(steps):
+        seen(x.detach())
         _, g = gradient(objective, x)
         x = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
     return x.detach()

@@ -7,26 +7,31 @@ from robustclip.defenses.codes import CoAdv
 from robustclip.defenses.fare import FARE
 from robustclip.defenses.guided import PMGAFT, TRADES
 from robustclip.defenses.mix import Mix, Single
+from robustclip.defenses.mmcoa import PAIRED, CleanContrastive, MMCoA, Paired
 from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
 from robustclip.defenses.views import ImgCoAdv
 
-AnyDefense = Single | Mix
+AnyDefense = Single | Mix | CleanContrastive | MMCoA
 # The contract tests run over every member.
 DEFENSES: tuple[type[Defense], ...] = (TeCoA, PseudoTeCoA, CleanCE, LinearAT, CoAdv, ImgCoAdv, FARE, PMGAFT, TRADES, Mix)
 
 __all__ = [
     "DEFENSES",
     "FARE",
+    "PAIRED",
     "PMGAFT",
     "TRADES",
     "AnyDefense",
     "Batch",
     "CleanCE",
+    "CleanContrastive",
     "CoAdv",
     "Defense",
     "ImgCoAdv",
     "LinearAT",
+    "MMCoA",
     "Mix",
+    "Paired",
     "PseudoTeCoA",
     "Roles",
     "TeCoA",
