@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.text.hotflip import HotFlip
+from robustclip.attacks.text.masked import MaskedWords
 from robustclip.attacks.text.scores import Score, ScoreName, away, image_guided, margin
 from robustclip.attacks.text.sources import Asked, Characters, Neighbours, RandomWords, Table
 from robustclip.attacks.text.vocabulary import encode
@@ -17,7 +18,7 @@ from robustclip.errors import UserError
 from robustclip.rewritings import Rewritten
 from robustclip.threat import TextBudget
 
-AnySource = Neighbours | HotFlip | RandomWords | Characters | Table
+AnySource = Neighbours | HotFlip | RandomWords | Characters | Table | MaskedWords
 CHUNK = 32  # prompts attacked at once: their candidates are all in memory
 
 
