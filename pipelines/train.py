@@ -5,10 +5,12 @@ Example: python pipelines/train.py demo --threat.image.eps 2 --trainable TokenPr
 
 import argparse
 import logging
+from dataclasses import replace
 from typing import Any
 
 from robustclip import cli, cluster, errors
-from robustclip.config import flatten, override
+from robustclip.attacks.text.sources import Table
+from robustclip.config import Config, flatten, override
 from robustclip.recipes import RECIPES, named
 from robustclip.tracking import Tracker, how_to_open
 from robustclip.training import fit, forget, prepare, relay
@@ -20,12 +22,15 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
+    parser.add_argument("--table", metavar="FILE", help="JSON of pipelines/words.py: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
     args, changes = cli.parse(parser)
     cli.say_on_terminal()
     out = cli.out_folder(args)
     config = override(named(args.recipe).config, changes)
+    if args.table:
+        config = with_table(config, Table.read(args.table))
     job = prepare(config, out)
     if args.fresh:
         forget(job)
@@ -50,6 +55,15 @@ def run() -> None:
     print(f"checkpoint     {result['checkpoint']}")
     print(f"attack it      python pipelines/evaluate.py {result['checkpoint']} --out {out}")
     print(f"MLflow         {how_to_open(out)}")
+
+
+def with_table(config: Config, table: Table) -> Config:
+    """Return the config with the words of a table; raises UserError for a defence that rewrites no prompts."""
+    text = getattr(config.defense, "text", None)
+    if text is None:
+        raise errors.UserError(f"{type(config.defense).__name__} rewrites no prompts: leave --table out, or take a recipe of MMCoA")
+    budget = replace(text.budget, words=1, edits=None)
+    return override(config, {"defense.text": replace(text, source=table, budget=budget)})
 
 
 if __name__ == "__main__":

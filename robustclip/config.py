@@ -55,7 +55,7 @@ class InnerAttack:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimiser: learning rate warmed up over `warmup` steps, then cosine to 0; a step averages `batch` images in micro-batches.
+    """The optimiser: learning rate warmed up over `warmup` steps, then cosine to 0 or constant; a step averages `batch` images.
 
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
     `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
@@ -73,6 +73,7 @@ class Optim:
     micro_batch: int = 64
     ema: float = 0.0
     precision: Precision = "fp32"
+    schedule: Literal["cosine", "constant"] = "cosine"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:

@@ -33,9 +33,11 @@ class NotFinite(UserError):
 
 
 def lr_at(step: int, optim: Optim, steps: int) -> float:
-    """Return the learning rate of step `step` of `steps`: linear warm-up lr (t+1)/W, then lr (1 + cos(pi (t-W)/(N-W))) / 2."""
+    """Return the learning rate of step `step` of `steps`: linear warm-up lr (t+1)/W, then lr (1 + cos(pi (t-W)/(N-W))) / 2, or lr."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
+    if optim.schedule == "constant":
+        return optim.lr
     return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - optim.warmup) / max(steps - optim.warmup, 1)))
 
 

@@ -15,7 +15,8 @@ from robustclip.trials import Trial
 FOLDER = Path(__file__).parent.parent / "tune_spaces"
 SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.py"))}
 SIZES = {
-    "epsilon": 4, "interpolation": 5, "objective_mix": 5, "prompt_design": 7, "prompt_size": 9, "train_size": 8, "trainable": 14,
+    "epsilon": 4, "interpolation": 5, "loss_weights": 9, "objective_mix": 5, "prompt_design": 7, "prompt_size": 9, "strength": 6,
+    "train_size": 8, "trainable": 14,
 }  # fmt: skip
 WITH_PAPER = {"epsilon", "interpolation", "prompt_design", "train_size"}
 

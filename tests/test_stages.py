@@ -8,10 +8,10 @@ from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, 
 
 from robustclip import model as models
 from robustclip.config import InnerAttack
-from robustclip.defenses import FARE, Batch, CoAdv, LinearAT, TeCoA
+from robustclip.defenses import FARE, Batch, CleanContrastive, CoAdv, LinearAT, TeCoA
 from robustclip.learner import NotFinite
 from robustclip.pairing import World
-from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, VisualTower
+from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers, VisualTower
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -142,7 +142,8 @@ def test_bf16_is_of_the_update_or_of_the_attack_as_asked(tiny_model, pictures, d
 def test_bf16_takes_nearly_the_step_of_fp32(make_model, batch, trainable):
     moves = []
     for precision in ("fp32", "bf16"):
-        chosen = config(TeCoA(), trainable, batch=16, precision=precision, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+        defense = CleanContrastive() if isinstance(trainable, Towers) else TeCoA()
+        chosen = config(defense, trainable, batch=16, precision=precision, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
         learner = learner_of(make_model(), chosen)
         start = learned(learner)
         step(learner, batch)

@@ -1,0 +1,14 @@
+"""How strong should MMCoA's attacks be while it trains: eps of the image, words of the prompt?
+
+Use `--protocol multimodal`, which attacks images, prompts and both.
+"""
+
+from ray import tune
+
+from robustclip.spaces import Axis
+
+RECIPE = "demo-mmcoa"
+SPACE = {"threat.image.eps": tune.grid_search([4.0, 2.0, 1.0]), "defense.text.budget.words": tune.grid_search([1, 2])}
+METRIC = "val/robust"
+MODE = "max"
+AXIS = Axis("threat.image.eps", "ε of training (in 1/255)")
