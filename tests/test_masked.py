@@ -84,7 +84,7 @@ def test_item_5_a_table_is_the_language_model_that_wrote_it(tiny_model, tmp_path
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """Return the folder of a tiny random BERT whose vocabulary has whole words and pieces."""
+    """Return the folder of a tiny random BERT whose vocabulary has whole words and pieces; needs `uv sync --extra bert`."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("bert")
     words = VOCABULARY.split()
