@@ -105,7 +105,7 @@ def test_the_command_line_expands_ensembles():
     pytest.importorskip("robustclip.attacks.ensembles", exc_type=ImportError)
     from pipelines.evaluate import adapted
 
-    args = argparse.Namespace(sets=None, attacks=["pgd-10", "fare", "pgd-10"], eps=None, n=None, independent=False)
+    args = argparse.Namespace(sets=None, attacks=["pgd-10", "fare", "pgd-10"], eps=None, n=None, independent=False, table=None)
     assert adapted(named("smoke"), args).attacks == (PGD(10), APGD(100, restarts=5), APGDT(100, targets=9))
     with pytest.raises(UserError, match="did you mean autoattack"):
-        adapted(named("smoke"), argparse.Namespace(sets=None, attacks=["autoatack"], eps=None, n=None, independent=False))
+        adapted(named("smoke"), argparse.Namespace(sets=None, attacks=["autoatack"], eps=None, n=None, independent=False, table=None))
