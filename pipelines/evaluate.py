@@ -29,7 +29,7 @@ from robustclip.rewritings import read_all
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
-MODEL = "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, or ensemble:A,B of two of the others"
+MODEL = "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, ensemble:A,B or towers:IMAGES,TEXTS"
 KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in (ATTACKS | MODES).items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 

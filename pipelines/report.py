@@ -46,7 +46,9 @@ def describe(paths: list[str]) -> str:
 
 def _name(model: str) -> str:
     """Return what records call a model: a checkpoint folder is called by its run, a combination by its parts."""
-    is_folder = not model.startswith(("interpolate:", "ensemble:")) and storage.exists(storage.join(storage.resolve(model), "config.json"))
+    is_folder = not model.startswith(("interpolate:", "ensemble:", "towers:")) and storage.exists(
+        storage.join(storage.resolve(model), "config.json")
+    )
     if not is_folder and ":" not in model:
         return model
     from robustclip.model import display_name  # brings torch, which names alone do not need

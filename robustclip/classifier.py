@@ -115,6 +115,11 @@ class ZeroShotClassifier(nn.Module):
         with one_rounding(), self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
             return visual(x)
 
+    def text_features(self, texts: list[str]) -> Tensor:
+        """Return what the text tower says of texts, not normalised [N,D]."""
+        tokens = self.tokenizer(texts).to(next(self.clip.parameters()).device)
+        return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Return unit text features [N,D] of texts."""
         device = next(self.clip.parameters()).device

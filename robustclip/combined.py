@@ -1,11 +1,11 @@
-"""Two models as one, by name: weights between CLIP and a model fine-tuned from it, and an ensemble that averages logits."""
+"""Two models as one, by name: weights between CLIP and one fine-tuned from it, towers of two, an ensemble that averages logits."""
 
 import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,17 @@ from robustclip import storage
 from robustclip.errors import UserError
 from robustclip.model import ZOO, Model
 
-INTERPOLATE, ENSEMBLE = "interpolate:", "ensemble:"
+INTERPOLATE, ENSEMBLE, TOWERS = "interpolate:", "ensemble:", "towers:"
 FROZEN_TOWER = {"prompt.safetensors": "a visual prompt", "readout.safetensors": "a linear readout"}  # files of what trains in its stead
 
 
-def named(name: str) -> "Interpolation | Ensemble | None":
+def named(name: str) -> "Interpolation | Ensemble | TwoTowers | None":
     """Return the combination that a model's name stands for, None for the name of a single model; raises UserError for one cut short."""
     if name.startswith(INTERPOLATE):
         alpha, _, checkpoint = name.removeprefix(INTERPOLATE).partition(":")  # a URI has colons of its own
         return Interpolation(_share(alpha), checkpoint)
+    if name.startswith(TOWERS):
+        return TwoTowers(tuple(name.removeprefix(TOWERS).split(",")))
     return Ensemble(tuple(name.removeprefix(ENSEMBLE).split(","))) if name.startswith(ENSEMBLE) else None
 
 
@@ -94,19 +96,67 @@ class Interpolation:
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """`ensemble:A,B`: one classifier whose logits are the mean of two models', each with its own preprocessing, prompt and text tower.
-
-    Raises UserError for anything but two different names of single models.
-    """
+class Two:
+    """Two different names of single models; raises UserError for anything else."""
 
     parts: tuple[str, ...]
+    prefix: ClassVar[str]
 
     def __post_init__(self) -> None:
         if len(self.parts) != 2 or not all(self.parts) or self.parts[0] == self.parts[1]:
-            raise UserError(f"{ENSEMBLE}{','.join(self.parts)}: an ensemble is of two different models, written {ENSEMBLE}A,B")
+            raise UserError(f"{self.prefix}{','.join(self.parts)}: it is of two different models, written {self.prefix}A,B")
         for part in self.parts:
             _refuse_nested(part)
+
+    def display_name(self) -> str:
+        """Return e.g. ensemble-tiny-vit8+run-abc."""
+        return f"{self.prefix.removesuffix(':')}-{'+'.join(models.display_name(part) for part in self.parts)}"
+
+    def selection(self) -> frozenset[str] | None:
+        """Return the ids that training and choosing either saw, None where neither says."""
+        known = [ids for part in self.parts if (ids := models.selection(part)) is not None]
+        return frozenset().union(*known) if known else None
+
+
+@dataclass(frozen=True)
+class TwoTowers(Two):
+    """`towers:A,B`: the visual tower of A, and what it wears, with the text tower of B; both fine-tuned from one model, or one is it.
+
+    So FARE's tower meets a robust text tower, each trained against what the same CLIP said. Raises UserError for two of other origins.
+    """
+
+    prefix = TOWERS
+
+    def load(self) -> Model:
+        """Return both towers as one model."""
+        image, text = (models.load(part) for part in self.parts)
+        origins = {part: model.card.get("base", {}).get("sha256", models.identity(part)) for part, model in zip(self.parts, (image, text))}
+        if len(set(origins.values())) > 1:
+            said = ", ".join(f"{part} from {origin[:12]}..." for part, origin in origins.items())
+            raise UserError(f"{TOWERS}{','.join(self.parts)}: two towers understand each other only if one model was before both; {said}")
+        if text.visual_prompt is not None or text.readout is not None:
+            raise UserError(
+                f"{TOWERS}{','.join(self.parts)}: the second gives its text tower alone, and {self.parts[1]} trained another part"
+            )
+        own = {name: t for name, t in text.clip.state_dict().items() if not name.startswith("visual.")}
+        image.clip.load_state_dict(image.clip.state_dict() | own)
+        card = dict(image.card) if "base" in image.card else {**image.card, "base": text.card.get("base")}
+        return replace(image, name=f"{TOWERS}{','.join(self.parts)}", card=card)
+
+    def identity(self) -> str:
+        """Return the hash of what both models are told by, the visual tower's first."""
+        return _hash("towers", *(models.identity(part) for part in self.parts))
+
+    def input_size(self) -> int:
+        """Return the side of the images of the visual tower."""
+        return models.input_size(self.parts[0])
+
+
+@dataclass(frozen=True)
+class Ensemble(Two):
+    """`ensemble:A,B`: one classifier whose logits are the mean of two models', each with its own preprocessing, prompt and text tower."""
+
+    prefix = ENSEMBLE
 
     def load(self) -> Model:
         """Return both models as one."""
@@ -115,15 +165,6 @@ class Ensemble:
     def identity(self) -> str:
         """Return the hash of what both models are told by, in either order: a mean has none."""
         return _hash("ensemble", *sorted(models.identity(part) for part in self.parts))
-
-    def display_name(self) -> str:
-        """Return e.g. ensemble-tiny-vit8+run-abc."""
-        return f"ensemble-{'+'.join(models.display_name(part) for part in self.parts)}"
-
-    def selection(self) -> frozenset[str] | None:
-        """Return the ids that training and choosing either saw, None where neither says."""
-        known = [ids for part in self.parts if (ids := models.selection(part)) is not None]
-        return frozenset().union(*known) if known else None
 
     def input_size(self) -> int:
         """Return the side of the images of the one that sees more."""
@@ -198,7 +239,7 @@ def _share(text: str) -> float:
 
 
 def _refuse_nested(part: str) -> None:
-    if part.startswith((INTERPOLATE, ENSEMBLE)):
+    if part.startswith((INTERPOLATE, ENSEMBLE, TOWERS)):
         raise UserError(f"{part} is a combination, and combinations do not nest: name single models")
 
 

@@ -84,7 +84,7 @@ class Learner:
         self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step
         self.ids: list[str] = []  # of the images since the last step
         self.waiting: list[Waiting] = []  # of a defence over pairs: the attacked micro-batches since the last step
-        self.rewritten: list[str] | None = None  # its prompts after the last text attack
+        self.rewritten: tuple[str, ...] = ()  # the student's prompts after the defence's last text attack
         visual = {id(p) for p in self.student.clip.visual.parameters()}  # type: ignore[union-attr]
         self.trains_texts = any(p is q and id(p) not in visual for p in self.parameters for q in self.student.clip.parameters())
 
@@ -106,7 +106,8 @@ class Learner:
     def accumulate(self, pixels: np.ndarray | Tensor, labels: Tensor, ids: list[str]) -> None:
         """Attack a micro-batch and add its gradient; ids key the attack's random start."""
         images = to_images(pixels, self.device, self.dtype)
-        batch = Batch(images, labels.to(self.device), ids, self.config.seed, self.step)
+        self._rewrite()
+        batch = Batch(images, labels.to(self.device), ids, self.config.seed, self.step, self.rewritten)
         self.model.before_step(self.config.seed, self.step)
         if self.roles.head is not None:
             self.roles.head.requires_grad_(self.in_head_stage)
@@ -120,10 +121,14 @@ class Learner:
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
 
+    def _rewrite(self) -> None:
+        """Let the defence's text attack rewrite the prompts, if it has one, when a step begins at which it is time."""
+        text = getattr(self.config.defense, "text", None)
+        if text is not None and not self.ids and self.step % self.config.defense.refresh == 0:  # type: ignore[union-attr]
+            self.rewritten = text(self.student).texts
+
     def _wait(self, defense: Paired, batch: Batch) -> None:
-        """Attack a micro-batch of a defence over pairs, and the prompts where it is time; its gradient comes with the step's."""
-        if defense.text is not None and self.step % defense.refresh == 0 and not self.waiting:
-            self.rewritten = list(defense.text(self.student).texts)
+        """Attack a micro-batch of a defence over pairs; its gradient comes with the step's."""
         iterates: list[Tensor] = []
         attacked = self.attacked(batch, iterates.append if defense.leak_attack_grads else lambda images: None)
         self.waiting.append(Waiting(batch.images, attacked.images, batch.labels, iterates))
@@ -253,7 +258,7 @@ class Learner:
             "average": copies(self.average or ()),
             "head": copies(self.head_parameters),
             "head_optimizer": copy.deepcopy(self.head_optimizer.state_dict()) if self.head_optimizer else {},
-            "rewritten": copy.copy(self.rewritten),
+            "rewritten": list(self.rewritten),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -264,7 +269,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.head_optimizer:
             self.head_optimizer.load_state_dict(state["head_optimizer"])
-        self.step, self.rewritten = state["step"], state.get("rewritten")
+        self.step, self.rewritten = state["step"], tuple(state.get("rewritten", ()))
         self._follow()
 
 

@@ -49,11 +49,11 @@ class World:
 
 
 def backward(
-    defense: Paired, student: ZeroShotClassifier, waiting: Sequence[Waiting], rewritten: Sequence[str] | None, world: World
+    defense: Paired, student: ZeroShotClassifier, waiting: Sequence[Waiting], rewritten: Sequence[str], world: World
 ) -> dict[str, Tensor]:
     """Add this worker's share of the gradient of a step to the student's parameters; return its share of the loss by part.
 
-    `rewritten` are the student's prompts after the text attack, class by class (None: they were not attacked).
+    `rewritten` are the student's prompts after the text attack, class by class (none: they were not attacked).
     """
     labels = world.gather([each.labels for each in waiting])
     own = torch.cat([each.labels for each in waiting]).unique()
@@ -89,7 +89,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 class Texts:
     """Unit features of the prompts of some classes, clean (0) and rewritten (1), with the graph that leads to the text tower."""
 
-    def __init__(self, student: ZeroShotClassifier, classes: Tensor, rewritten: Sequence[str] | None):
+    def __init__(self, student: ZeroShotClassifier, classes: Tensor, rewritten: Sequence[str] = ()):
         templates = len(student.templates)
         self.place = torch.full((len(student.class_names),), -1, device=classes.device)
         self.place[classes] = torch.arange(len(classes), device=classes.device)
@@ -118,7 +118,7 @@ class Texts:
 def leak(student: ZeroShotClassifier, waiting: Sequence[Waiting], batch: int) -> None:
     """Add sum_k grad CE(x + delta_k, y) over the attack's iterates, both towers learning: what the published MMCoA adds unasked."""
     classes = torch.arange(len(student.class_names), device=waiting[0].labels.device)
-    texts = Texts(student, classes, None)
+    texts = Texts(student, classes)
     held = texts.features[0].detach().requires_grad_()
     for each in waiting:
         for images in each.iterates:

@@ -5,7 +5,20 @@ from typing import Any
 
 from robustclip.attacks.text.search import TextAttack
 from robustclip.config import Config, Data, InnerAttack, Optim, Validation
-from robustclip.defenses import FARE, PMGAFT, TRADES, AnyDefense, CleanCE, CleanContrastive, CoAdv, ImgCoAdv, LinearAT, MMCoA, PseudoTeCoA
+from robustclip.defenses import (
+    FARE,
+    LEAF,
+    PMGAFT,
+    TRADES,
+    AnyDefense,
+    CleanCE,
+    CleanContrastive,
+    CoAdv,
+    ImgCoAdv,
+    LinearAT,
+    MMCoA,
+    PseudoTeCoA,
+)
 from robustclip.errors import UserError, did_you_mean
 from robustclip.threat import Ball, ThreatModel
 from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers
@@ -103,6 +116,12 @@ EMBEDDED: dict[str, Recipe] = {
     ),
     "demo-mmcoa-text": demo("MMCoA with rewritten prompts alone.", replace(WORDS, lambda_img=0.0), **BOTH),
     "demo-mmcoa-image": demo("MMCoA with attacked images alone.", replace(WORDS, lambda_txt=0.0), **BOTH),
+    "demo-leaf": demo(
+        "LEAF (Abad Rocamora et al. 2025) on the embedded world: a text tower robust to one character; with FARE as towers:A,B.",
+        LEAF(refresh=150),
+        trainable=Towers("text"),
+        optim=replace(DEMO.optim, lr=3e-4, weight_decay=0.0),
+    ),
     "demo-trades": demo("TRADES (Zhang et al. 2019) on CLIP's class scores, on the embedded world.", TRADES()),
     "smoke": Recipe(
         config=Config(

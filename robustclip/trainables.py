@@ -212,9 +212,11 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
             f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
             "choose another trainable"
         )
+    if defense.reads == "texts" and not (isinstance(trainable, Towers) and trainable.which == "text"):
+        raise UserError(f"{type(defense).__name__} trains the text tower alone: choose Towers with which=text")
     if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
         raise UserError(f"{type(defense).__name__} compares images with prompts, which LinearHead does not read: choose another trainable")
-    if isinstance(trainable, Towers) and not isinstance(defense, Paired):
+    if isinstance(trainable, Towers) and defense.reads != "texts" and not isinstance(defense, Paired):
         raise UserError(
             f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
             "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"

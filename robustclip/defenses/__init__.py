@@ -6,18 +6,20 @@ from robustclip.defenses.clean import CleanCE
 from robustclip.defenses.codes import CoAdv
 from robustclip.defenses.fare import FARE
 from robustclip.defenses.guided import PMGAFT, TRADES
+from robustclip.defenses.leaf import LEAF
 from robustclip.defenses.mix import Mix, Single
 from robustclip.defenses.mmcoa import PAIRED, CleanContrastive, MMCoA, Paired
 from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
 from robustclip.defenses.views import ImgCoAdv
 
-AnyDefense = Single | Mix | CleanContrastive | MMCoA
+AnyDefense = Single | Mix | CleanContrastive | MMCoA | LEAF
 # The contract tests run over every member.
 DEFENSES: tuple[type[Defense], ...] = (TeCoA, PseudoTeCoA, CleanCE, LinearAT, CoAdv, ImgCoAdv, FARE, PMGAFT, TRADES, Mix)
 
 __all__ = [
     "DEFENSES",
     "FARE",
+    "LEAF",
     "PAIRED",
     "PMGAFT",
     "TRADES",

@@ -18,13 +18,17 @@ def wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: images [B,3,H,W] in [0,1], labels [B], and what keys its randomness: ids, the run's seed, the step."""
+    """A micro-batch: images [B,3,H,W] in [0,1], labels [B], and what keys its randomness: ids, the run's seed, the step.
+
+    `rewritten` are the student's prompts after the defence's text attack, class by class, if it has one.
+    """
 
     images: Tensor
     labels: Tensor
     ids: list[str]
     seed: int = 0
     step: int = 0
+    rewritten: tuple[str, ...] = ()
     _made: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, model: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -51,7 +55,8 @@ class Roles:
 class Defense:
     """One frozen dataclass per paper, in one file; its fields are its hyper-parameters, its docstring citation and equation.
 
-    `reads` says what of the student it uses: class scores ("logits") or the tower's features, which a trained readout would not change.
+    `reads` says what of the student it uses: class scores ("logits"), the tower's features, which a trained readout would not change, or
+    "texts" alone.
     `whole_batch`: a loss compares the images of a micro-batch with each other, so the micro-batch is part of the method.
     """
 

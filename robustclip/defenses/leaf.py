@@ -1,0 +1,47 @@
+"""LEAF: Abad Rocamora et al., "Robustness in Both Domains: CLIP Needs a Robust Text Encoder", arXiv:2506.03355."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from robustclip.attacks.base import Example, Objective
+from robustclip.attacks.text.search import TextAttack
+from robustclip.attacks.text.sources import Characters
+from robustclip.defenses.base import Batch, Defense, Roles, wide
+from robustclip.errors import UserError
+from robustclip.threat import TextBudget
+
+
+def one_edit() -> TextAttack:
+    """Return one character edit at one of the two places that matter most; the paper draws its places at random."""
+    return TextAttack(Characters(), TextBudget(edits=1), width=2)
+
+
+@dataclass(frozen=True)
+class LEAF(Defense):
+    """FARE's objective for the text tower: rewritten prompts stay where the original model had the clean ones; images take no part.
+
+    L = mean_i ||f(t'_i) - f_org(t_i)||_2^2 with raw features, t'_i at most one character from t_i. Written from the paper's description;
+    its captions are the class prompts of the batch here, rewritten anew every `refresh` steps. With FARE's visual tower: `towers:A,B`.
+    """
+
+    reads = "texts"
+    text: TextAttack = field(default_factory=one_edit)
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        if self.refresh < 1:
+            raise UserError(f"defense.refresh is {self.refresh}: prompts are rewritten every so many steps, 1 or more")
+
+    def objective(self, roles: Roles, batch: Batch) -> Objective | None:
+        """Return nothing: the images are not attacked."""
+        return None
+
+    def loss(self, roles: Roles, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
+        """Return L over all prompts of the batch's classes."""
+        templates = len(roles.student.templates)
+        places = [label * templates + t for label in batch.labels.tolist() for t in range(templates)]
+        clean, now = roles.teacher.texts, batch.rewritten or roles.student.texts
+        wanted = batch.once(roles.teacher, "original texts", lambda: roles.teacher.text_features([clean[i] for i in places]))
+        apart = wide(roles.student.text_features([now[i] for i in places])) - wide(wanted)
+        return {"leaf": apart.square().sum(1).mean()}
