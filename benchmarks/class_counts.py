@@ -1,0 +1,131 @@
+"""How a text attack's damage grows with the number of classes: nested random subsets of one set of 276, ten draws.
+
+    python benchmarks/class_counts.py [CHECKPOINT] [--source hotflip]
+
+A draw orders the classes at random; its subsets are the first 5, 10, 20, 50, 100 and 200 of them, and all. Each subset is a data set of its
+own: its prompts are rewritten (once without and once with candidates that name another class of the subset), and its images, four of
+every class, are classified clean and under the rewritten prompts. Damage is clean accuracy minus accuracy under attack; relative: its
+share of clean accuracy; above chance: the share of what clean accuracy has above 1/K. Means over the draws, and their standard deviation:
+the draws share images, so it is no interval. The figure is written to --to.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustclip import model as models
+from robustclip import storage
+from robustclip.attacks.modes import TEXTS, with_collisions
+from robustclip.attacks.text.search import TextAttack
+from robustclip.data import world
+from robustclip.figures import COLOURS, blank_figure, plain, png
+from robustclip.seeds import generator
+
+SET, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200, 276), 4, 11
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Accuracies in [0,1] of one subset: clean, under rewritten prompts, under those that may name another class; and collisions."""
+
+    classes: int
+    clean: float
+    attacked: float
+    free: float
+    collisions: float
+
+    def relative(self) -> float:
+        """Return the share of clean accuracy that is lost."""
+        return (self.clean - self.attacked) / self.clean
+
+    def above_chance(self) -> float:
+        """Return the share of what clean accuracy has above 1/K that is lost."""
+        return (self.clean - self.attacked) / (self.clean - 1 / self.classes)
+
+
+def features_of(model: models.Model) -> tuple[Tensor, Tensor]:
+    """Return unit features [N,D] and labels [N] of IMAGES images of every class."""
+    names = world.SETS[SET].class_names
+    pixels, labels = world.images(SET, IMAGES * len(names), RENDER_SEED, "test")
+    classifier = model.classifier(names[:2], world.SETS[SET].templates)
+    with torch.no_grad():
+        return torch.cat([classifier.embed_images(part.float() / 255) for part in pixels.split(64)]), labels
+
+
+def damage(model: models.Model, features: Tensor, labels: Tensor, chosen: list[int], text: TextAttack) -> Damage:
+    """Return what a text attack does to the classes `chosen` alone."""
+    names = [world.SETS[SET].class_names[k] for k in chosen]
+    classifier = model.classifier(names, world.SETS[SET].templates)
+    place = torch.full((len(world.SETS[SET].class_names),), -1)
+    place[torch.tensor(chosen)] = torch.arange(len(chosen))
+    rows = place[labels] >= 0
+    kept, free = text(classifier), with_collisions(text)(classifier)
+    with torch.no_grad():
+        clean, attacked, freely = (
+            float((each.scores(features[rows]).argmax(1) == place[labels[rows]]).float().mean())
+            for each in (classifier, classifier.reworded(kept.texts), classifier.reworded(free.texts))
+        )
+    return Damage(len(chosen), clean, attacked, freely, free.collisions)
+
+
+def draw(found: dict[int, list[Damage]], title: str) -> bytes:
+    """Return the figure: accuracies on the left, damage on the right, against the number of classes."""
+    figure = blank_figure(3.2)
+    left, right = figure.subplots(1, 2)
+    lines = {
+        left: {"clean": lambda d: d.clean, "prompts rewritten": lambda d: d.attacked, "label changes allowed": lambda d: d.free},
+        right: {"absolute": lambda d: d.clean - d.attacked, "relative": Damage.relative, "above chance": Damage.above_chance},
+    }
+    for axes, curves in lines.items():
+        for i, (name, value) in enumerate(curves.items()):
+            values = np.array([[100 * value(each) for each in found[k]] for k in found])
+            axes.errorbar(list(found), values.mean(1), values.std(1, ddof=1), color=COLOURS[i], label=name, marker="o", markersize=3)
+        axes.set_xscale("log")
+        axes.set_xticks(list(found), [str(k) for k in found])
+        axes.minorticks_off()
+        axes.set_xlabel("classes")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7)
+        plain(axes)
+    left.set_ylabel(f"accuracy in percent, {title}")
+    right.set_ylabel("damage in percent")
+    return png(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default="tiny-vit8")
+    parser.add_argument("--source", choices=TEXTS, default="hotflip")
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--to", default="outputs/class_counts.png")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, text = models.load(args.checkpoint), TEXTS[args.source]
+    features, labels = features_of(model)
+    found: dict[int, list[Damage]] = {k: [] for k in SIZES}
+    for number in range(args.draws):
+        order = torch.randperm(len(world.SETS[SET].class_names), generator=generator(0, "class counts", number)).tolist()
+        for k in SIZES:
+            found[k].append(damage(model, features, labels, order[:k], text))
+    print(f"{args.checkpoint}, {text.name}, {SET}, {IMAGES} images of a class, {args.draws} draws: percent, mean ± standard deviation")
+    print("classes        clean     attacked  label changes allowed      absolute      relative  above chance  collisions")
+    for k, each in found.items():
+        columns = (
+            [d.clean for d in each],
+            [d.attacked for d in each],
+            [d.free for d in each],
+            [d.clean - d.attacked for d in each],
+            [d.relative() for d in each],
+            [d.above_chance() for d in each],
+            [d.collisions for d in each],
+        )
+        print(f"{k:7d}  " + "  ".join(f"{100 * np.mean(c):6.1f} ± {100 * np.std(c, ddof=1):3.1f}" for c in columns))
+    storage.write_bytes(args.to, draw(found, args.checkpoint))
+    print(f"figure  {args.to}")
+
+
+if __name__ == "__main__":
+    main()
