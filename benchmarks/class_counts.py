@@ -1,12 +1,23 @@
 """How a text attack's damage grows with the number of classes: nested random subsets of one set of 276, ten draws.
 
-    python benchmarks/class_counts.py [CHECKPOINT] [--source hotflip]
+    python benchmarks/class_counts.py [CHECKPOINT] [--source clip_knn]
 
 A draw orders the classes at random; its subsets are the first 5, 10, 20, 50, 100 and 200 of them, and all. Each subset is a data set of its
-own: its prompts are rewritten (once without and once with candidates that name another class of the subset), and its images, four of
-every class, are classified clean and under the rewritten prompts. Damage is clean accuracy minus accuracy under attack; relative: its
-share of clean accuracy; above chance: the share of what clean accuracy has above 1/K. Means over the draws, and their standard deviation:
-the draws share images, so it is no interval. The figure is written to --to.
+own: its prompts, in the set's first template, are rewritten (once without and once with candidates that name another class of the
+subset), and its images, four of every class, are classified clean and under the rewritten prompts. Damage is clean accuracy minus
+accuracy under attack; relative: its share of clean accuracy; above chance: the share of what clean accuracy has above 1/K. Means over the
+draws, and their standard deviation: the draws share images, so it is no interval. The figure is written to --to.
+
+Measured 2026-11-25, clip_knn, one word, ten draws, in percent:
+
+    classes               5            10            20            50           100           200       276
+    clean         99.1 ± 2.9    97.0 ± 2.5    96.6 ± 2.4    91.2 ± 2.0    86.8 ± 1.1    79.5 ± 0.5      75.9
+    attacked     66.5 ± 16.7    43.2 ± 7.6    30.5 ± 7.7    17.9 ± 3.1    10.7 ± 1.7     5.7 ± 0.5       4.3
+    free to name 66.5 ± 16.7    43.2 ± 7.6    29.9 ± 7.8    16.0 ± 2.3     9.9 ± 1.5     5.1 ± 0.7       3.8
+    relative     32.8 ± 16.7    55.4 ± 8.4    68.4 ± 7.9    80.4 ± 3.6    87.6 ± 2.0    92.8 ± 0.7      94.3
+
+Damage grows with the number of classes, relative and above chance; absolute damage does until clean accuracy itself falls. HotFlip's words
+leave nothing at any number from ten on.
 """
 
 import argparse
@@ -58,11 +69,12 @@ def features_of(model: models.Model) -> tuple[Tensor, Tensor]:
 def damage(model: models.Model, features: Tensor, labels: Tensor, chosen: list[int], text: TextAttack) -> Damage:
     """Return what a text attack does to the classes `chosen` alone."""
     names = [world.SETS[SET].class_names[k] for k in chosen]
-    classifier = model.classifier(names, world.SETS[SET].templates)
+    classifier = model.classifier(names, world.SETS[SET].templates[:1])
     place = torch.full((len(world.SETS[SET].class_names),), -1)
     place[torch.tensor(chosen)] = torch.arange(len(chosen))
     rows = place[labels] >= 0
-    kept, free = text(classifier), with_collisions(text)(classifier)
+    kept = text(classifier)
+    free = with_collisions(text)(classifier) if kept.collisions else kept  # where no best candidate was left out, they are the same
     with torch.no_grad():
         clean, attacked, freely = (
             float((each.scores(features[rows]).argmax(1) == place[labels[rows]]).float().mean())
@@ -84,21 +96,21 @@ def draw(found: dict[int, list[Damage]], title: str) -> bytes:
             values = np.array([[100 * value(each) for each in found[k]] for k in found])
             axes.errorbar(list(found), values.mean(1), values.std(1, ddof=1), color=COLOURS[i], label=name, marker="o", markersize=3)
         axes.set_xscale("log")
-        axes.set_xticks(list(found), [str(k) for k in found])
+        axes.set_xticks(list(found), [str(k) if k != 200 else "" for k in found])  # which would lie under 276
         axes.minorticks_off()
-        axes.set_xlabel("classes")
+        axes.set_xlabel("classes", fontsize=9)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=7)
         plain(axes)
-    left.set_ylabel(f"accuracy in percent, {title}")
-    right.set_ylabel("damage in percent")
+    left.set_ylabel(f"accuracy in percent, {title}", fontsize=9)
+    right.set_ylabel("damage in percent", fontsize=9)
     return png(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="tiny-vit8")
-    parser.add_argument("--source", choices=TEXTS, default="hotflip")
+    parser.add_argument("--source", choices=TEXTS, default="clip_knn")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--to", default="outputs/class_counts.png")
     args = parser.parse_args()
