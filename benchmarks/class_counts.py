@@ -17,7 +17,7 @@ Measured 2026-11-25, clip_knn, one word, ten draws, in percent:
     relative     32.8 ± 16.7    55.4 ± 8.4    68.4 ± 7.9    80.4 ± 3.6    87.6 ± 2.0    92.8 ± 0.7      94.3
 
 Damage grows with the number of classes, relative and above chance; absolute damage does until clean accuracy itself falls. HotFlip's words
-leave nothing at any number from ten on.
+leave nothing at any number from ten on (`--source hotflip --draws 2`).
 """
 
 import argparse
