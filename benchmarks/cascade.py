@@ -11,14 +11,13 @@ cells, and AutoAttack at small settings: our cascade, the original's own loop, t
 Measured 2026-11-25 on 2 shared cores, `--images 42`, so 504 images; the fine-tuned model is the demo recipe's:
 
     undefended   robust 53.2 / 23.2 / 3.8 at 1 / 2 / 4    independent x 1.23 passes, x 1.19 time    full budget x 3.11 passes
-    fine-tuned   robust 47.8 / 34.5 / 16.9                independent x 1.14 passes, x 1.17 time    full budget x 2.76 passes
-    AutoAttack   robust 1.4 at 4, undefended              independent x 12.90 passes, x 3.63 time
-    small        100 images of tools                      the original x 0.92 time                  torchattacks x 1.01 time
+    fine-tuned   robust 47.8 / 34.5 / 16.9                independent x 1.14 passes, x 1.14 time    full budget x 2.76 passes
+    AutoAttack   robust 1.4 at 4, undefended              independent x 12.90 passes, x 3.59 time
+    small        100 images of tools                      the original x 0.95 time                  torchattacks x 0.98 time
 
 An attack that leaves an image alone at its first success has done most of the cascade's work already: what is left to save is the second
 and later breaks of one image, and an image that resists costs both modes the same. AutoAttack saves more, because its last attacks do not
-break what its first ones do. Passes are not time: a handful of survivors still fills a micro-batch. The same images spread over twelve
-sets (one or two survivors a set) gave x 5.82 passes, and x 1.60 time in micro-batches of 20, x 2.21 in micro-batches of 8.
+break what its first ones do. Passes are not time: a handful of survivors still fills a micro-batch.
 """
 
 import argparse

@@ -63,9 +63,9 @@ def run() -> None:
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
     seeds = {f"{first} and its other seeds": group for first, group in model.same_but_seed(names).items()}
-    called = {model.identity(name): model.display_name(name) for name in names}
-    prompts = read_all(out, resolved.hash, called)
-    built = report.from_records(table, resolved.describe(), [*called.values()], checks=checks, seeds=seeds, prompts=prompts)
+    prompts = read_all(out, resolved.hash, {model.identity(name): model.display_name(name) for name in names})
+    called = [model.display_name(name) for name in names]
+    built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
     page = built.write(f"{out}/reports/{resolved.hash}")
     print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
 
@@ -104,8 +104,7 @@ def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols
     }
     changes = {name: value for name, value in changes.items() if value}
     if args.table:
-        table = Table.read(args.table)
-        changes["attacks"] = tuple(by_table(attack, table) for attack in changes.get("attacks", protocol.attacks))
+        changes["attacks"] = by_table(changes.get("attacks", protocol.attacks), Table.read(args.table))
     return dataclasses.replace(protocol, **changes, name=f"{protocol.name} (changed)") if changes else protocol
 
 

@@ -5,7 +5,6 @@ Example: python pipelines/train.py demo --threat.image.eps 2 --trainable TokenPr
 
 import argparse
 import logging
-from dataclasses import replace
 from typing import Any
 
 from robustclip import cli, cluster, errors
@@ -62,8 +61,7 @@ def with_table(config: Config, table: Table) -> Config:
     text = getattr(config.defense, "text", None)
     if text is None:
         raise errors.UserError(f"{type(config.defense).__name__} rewrites no prompts: leave --table out, or take a recipe of MMCoA")
-    budget = replace(text.budget, words=1, edits=None)
-    return override(config, {"defense.text": replace(text, source=table, budget=budget)})
+    return override(config, {"defense.text": text.by_table(table)})
 
 
 if __name__ == "__main__":

@@ -231,10 +231,16 @@ def test_names_tell_the_modes_apart():
 
 def test_a_table_gives_the_words_of_every_text_attack():
     table = Table("t.json", "0", {})
-    assert by_table(PGD(2), table) == PGD(2)
+    assert by_table([PGD(2)], table) == (PGD(2),)
     for attack in MODES.values():
-        assert by_table(attack, table).text.source == table
-        assert by_table(attack, table).name.startswith(f"{attack.mode}:table-1w")
+        (found,) = by_table([attack], table)
+        assert found.text.source == table
+        assert found.text.budget.scope == attack.text.budget.scope
+        assert found.name.startswith(f"{attack.mode}:table-1w")
+    # A protocol may name several sources: with a table they are one attack, and the protocol stays valid.
+    multimodal = protocols.named("multimodal")
+    changed = replace(multimodal, attacks=by_table(multimodal.attacks, table))
+    assert len(changed.attacks) == len(multimodal.attacks) - 2
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The attacks on prompts, and on prompts and images together, that a protocol may name."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from robustclip.attacks.apgd import APGD
@@ -45,11 +46,10 @@ def modes_of(text: TextAttack) -> tuple[Multimodal, ...]:
     )
 
 
-def by_table(attack: Attack, table: Table) -> Attack:
-    """Return an attack whose words come from a table, if it rewrites prompts."""
-    if not isinstance(attack, Multimodal):
-        return attack
-    return replace(attack, text=replace(attack.text, source=table, budget=TextBudget(words=1), width=None))
+def by_table(attacks: Iterable[Attack], table: Table) -> tuple[Attack, ...]:
+    """Return the attacks with a table's words for all that rewrite prompts; those that differed in their source become one."""
+    found = (replace(attack, text=attack.text.by_table(table)) if isinstance(attack, Multimodal) else attack for attack in attacks)
+    return tuple(dict.fromkeys(found))
 
 
 MODES: dict[str, Attack] = {attack.name: attack for text in TEXTS.values() for attack in modes_of(text)}

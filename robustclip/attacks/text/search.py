@@ -1,7 +1,7 @@
 """The search of a text attack: which of the rewritten prompts its score likes best, within the budget."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -47,6 +47,10 @@ class TextAttack:
             raise UserError(f"the table {self.source.file} has candidates of clean prompts only: its budget is 1 word, not {self.units}")
         if self.score not in get_args(ScoreName) or self.order not in ("exhaustive", "greedy"):
             raise UserError(f"text attack: score {self.score!r}, order {self.order!r}; choose {', '.join(get_args(ScoreName))}")
+
+    def by_table(self, table: Table) -> "TextAttack":
+        """Return the attack with one word of a table instead, in the same scope."""
+        return replace(self, source=table, budget=TextBudget(words=1, scope=self.budget.scope), width=None)
 
     @property
     def units(self) -> int:
