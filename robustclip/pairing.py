@@ -60,8 +60,10 @@ def backward(
     texts = Texts(student, own, rewritten)
     sides: tuple[Callable[[Waiting], Tensor], ...] = (lambda each: each.images, lambda each: each.attacked)
     with torch.no_grad():
-        seen = [[F.normalize(student.features(side(each)), dim=-1) for each in waiting] for side in sides]
-    leaves = [world.gather(parts).requires_grad_() for parts in seen]
+        clean = [F.normalize(student.features(each.images), dim=-1) for each in waiting]
+        same = all(each.attacked is each.images for each in waiting)
+        attacked = clean if same else [F.normalize(student.features(each.attacked), dim=-1) for each in waiting]
+    leaves = [world.gather(parts).requires_grad_() for parts in (clean, attacked)]
     leaves += [world.gather([texts.rows(which, each.labels) for each in waiting]).requires_grad_() for which in (0, 1)]
     scale = student.clip.logit_scale.exp()  # type: ignore[operator]
     held = scale.detach().requires_grad_()
@@ -93,8 +95,13 @@ class Texts:
         templates = len(student.templates)
         self.place = torch.full((len(student.class_names),), -1, device=classes.device)
         self.place[classes] = torch.arange(len(classes), device=classes.device)
-        self.features, self.gradients = [], []
-        for prompts in (student.texts, rewritten or student.texts):
+        self.features: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        for prompts in (student.texts, rewritten):
+            if not prompts:  # nothing was rewritten: the clean ones stand for both
+                self.features.append(self.features[0])
+                self.gradients.append(torch.zeros_like(self.features[0]))
+                continue
             some = [prompts[c * templates + t] for c in classes.tolist() for t in range(templates)]
             features = F.normalize(student.embed_texts(some).view(len(classes), templates, -1).mean(1), dim=-1)
             self.features.append(features)

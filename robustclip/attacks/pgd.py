@@ -66,8 +66,8 @@ def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield part, torch.cat([part, part[-1:].expand(size - len(part))])
 
 
-def logits_of(classifier: nn.Module, images: Tensor, micro_batch: int) -> Tensor:
-    """Return the logits [N,K] of images, without gradients and in micro-batches of one size."""
+def logits_of(classifier: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
+    """Return the logits [N,K] of images, or what else a forward says of them, without gradients and in micro-batches of one size."""
     with torch.no_grad():
         return torch.cat(
             [classifier(images[padded])[: len(part)] for part, padded in micro_batches(torch.arange(len(images)), micro_batch)]
