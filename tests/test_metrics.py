@@ -219,3 +219,18 @@ def test_the_spread_over_seeds_by_hand() -> None:
     assert found.deviation == pytest.approx(((0.04 + 0.01 + 0.09) / 2) ** 0.5)
     with pytest.raises(UserError, match="two runs that differ in their seed alone"):
         metrics.spread([0.1])
+
+
+def test_an_attack_apart_breaks_nothing_and_alone_tells_what_it_does():
+    """Three images, right under one attack; the attack that stands apart breaks the first of them."""
+    shared = {"model": "m", "model_sha256": "s", "dataset": "d", "protocol_hash": "h", "label": 1}
+    rows = [
+        shared | {"image_id": str(i), "attack": attack, "eps": eps, "prediction": int(right), "correct": right}
+        for i in range(3)
+        for attack, eps, right in (("clean", 0.0, True), ("other", 2.0, i > 0), ("counted", 2.0, True))
+    ]
+    table = records.table(rows)
+    whole, without = (metrics.worst_case(table, ["other", "counted"], [2.0], None, apart)["m"]["d"] for apart in ((), ("other",)))
+    assert (whole.flags(2.0).sum(), without.flags(2.0).sum()) == (2, 3)
+    assert without.attacks == ("counted",)
+    assert [metrics.alone(table, name, 2.0)["m"]["d"].flags(2.0).sum() for name in ("other", "counted")] == [2, 3]
