@@ -1,6 +1,7 @@
 """Our attacks beside the original AutoAttack code at equal settings: accuracy of both, and on how many images they agree.
 
-    python benchmarks/parity.py [--images 200] [--seeds 0 1]
+    python benchmarks/parity.py [--images 200] [--seeds 0 1]                             # the published settings
+    python benchmarks/parity.py --square 200 --images 125 --seeds 0 1 2 3 4 5 6 7        # a random search, until chance is small
 
 The package `pyautoattack` 0.2.0 is the authors' own code (Croce & Hein 2020), loops, batches and random numbers included. Here it runs
 at the published settings, for hours on one core; `tests/test_parity.py` runs this code at smaller ones in minutes.
@@ -73,6 +74,14 @@ class Comparison:
     def __str__(self) -> str:
         ours, theirs, same = (100 * float(flags.mean()) for flags in (self.ours, self.theirs, self.ours == self.theirs))
         return f"{self.group:12s} {self.attack:14s} {self.seed:4d} {ours:7.1f} {theirs:9.1f} {self.difference:+6.1f} {same:7.1f}"
+
+
+def means(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Yield, for every model and attack, the mean difference over seeds with its standard error: what chance leaves of one seed's."""
+    for group, attack in dict.fromkeys((each.group, each.attack) for each in comparisons):
+        found = np.array([each.difference for each in comparisons if (each.group, each.attack) == (group, attack)])
+        error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+        yield f"{group:12s} {attack:14s} mean of {len(found)} seeds {found.mean():+.2f} points, standard error {error:.2f}"
 
 
 HEADER = f"{'model':12s} {'attack':14s} {'seed':>4s} {'ours':>7s} {'original':>9s} {'diff':>6s} {'agree %':>7s}"
@@ -177,12 +186,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="of each zero-shot set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--square", type=int, metavar="QUERIES", help="Square alone, with so many queries")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    published = (APGD(100), APGD(100, loss="dlr"), APGDT(100), FABT(100), Square(5000))
+    found = []
     print(HEADER)
-    attacks = (APGD(100), APGD(100, loss="dlr"), APGDT(100), FABT(100), Square(5000))
-    for comparison in compare(cases(args.images), attacks, args.seeds):
+    for comparison in compare(cases(args.images), (Square(args.square),) if args.square else published, args.seeds):
         print(comparison, flush=True)
+        found.append(comparison)
+    print("", *means(found), sep="\n")
 
 
 if __name__ == "__main__":
