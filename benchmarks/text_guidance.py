@@ -132,7 +132,8 @@ def run() -> None:
             e = contrast(terms, column)
             shows = "shown" if e.low > 0 else "reversed" if e.high < 0 else "not shown"
             print(f"  {loss} at {column}: {100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]  {shows}")
-    print_gaps([BASELINE, *(found[recipe][0] for recipe in WHOLE)], replace(protocol, n=args.autoattack), out)
+    few = replace(protocol, n=args.autoattack, micro_batch=min(args.autoattack, protocol.micro_batch))  # no batch is mostly padding
+    print_gaps([BASELINE, *(found[recipe][0] for recipe in WHOLE)], few, out)
 
 
 if __name__ == "__main__":
