@@ -1,7 +1,7 @@
 """The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.errors import UserError
-from robustclip.prompts import VisualPrompt
+from robustclip.insertion import in_images, in_texts
+from robustclip.prompts import Prompt
 
 TEXT_BATCH = 256
 
@@ -37,10 +38,10 @@ class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
     Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
-    renormalised mean over templates, computed once; `logit_scale` (and SigLIP's bias) are the model's own, fixed. A linear `readout` of raw
-    features takes the place of the class embeddings where there is one (a linear probe is not zero-shot). `texts` are the prompts it
-    classifies by, class by class (default: the class names in the templates). `rewritten` keeps what text attacks made of them, by attack,
-    and `guides` are images of the classes for those that look at images.
+    renormalised mean over templates, computed once (a `prompt` may bring its own words); `logit_scale` (and SigLIP's bias) are the model's
+    own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there is one (a linear probe is not
+    zero-shot). `texts` are the prompts it classifies by, class by class (default: the class names in the templates). `rewritten` keeps what
+    text attacks made of them, by attack, and `guides` are images of the classes for those that look at images.
     Raises UserError for class names or templates that are empty.
     """
 
@@ -55,15 +56,16 @@ class ZeroShotClassifier(nn.Module):
         preprocess: Preprocess,
         class_names: Sequence[str],
         templates: Sequence[str],
-        visual_prompt: VisualPrompt | None = None,
+        prompt: Prompt | None = None,
         readout: nn.Module | None = None,
         texts: Sequence[str] | None = None,
     ):
         super().__init__()
         check_prompts(class_names, templates)
         self.clip, self.tokenizer, self.preprocess = clip, tokenizer, preprocess
-        self.visual_prompt, self.readout = visual_prompt, readout
-        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        self.prompt, self.readout = prompt, readout
+        own = prompt.template if prompt is not None else None
+        self.class_names, self.templates = tuple(class_names), tuple(templates) if own is None else (own,)
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
         self.texts = (
@@ -76,8 +78,12 @@ class ZeroShotClassifier(nn.Module):
     def embed_prompts(self) -> Tensor:
         """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient."""
         with torch.no_grad():
-            per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
-            return F.normalize(per_text.mean(1), dim=-1)
+            return self.class_features()
+
+    def class_features(self) -> Tensor:
+        """Return the unit class embeddings [K,D] with the graph that leads to the text tower and to learned tokens in it."""
+        per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
+        return F.normalize(per_text.mean(1), dim=-1)
 
     def reworded(self, texts: Sequence[str]) -> "ZeroShotClassifier":
         """Return this model, its weights shared, under other prompts, class by class; raises UserError where they do not fit."""
@@ -85,7 +91,7 @@ class ZeroShotClassifier(nn.Module):
             raise UserError("this model classifies by a linear readout, not by prompts: a text attack has nothing to rewrite")
         if len(texts) != len(self.texts):
             raise UserError(f"a classifier of {len(self.texts)} prompts cannot take {len(texts)} in their place")
-        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.visual_prompt, None, texts)
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.prompt, None, texts)
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,21 +116,20 @@ class ZeroShotClassifier(nn.Module):
             images = F.interpolate(images, (size, size), mode=self.preprocess.interpolation, antialias=images.shape[-1] > size)
         x = (images - self.mean) / self.std
         visual: nn.Module = self.clip.visual  # type: ignore[assignment]
-        if self.visual_prompt is not None:
-            x = self.visual_prompt.on_pixels(x)
-        with one_rounding(), self.visual_prompt.on_tokens(visual) if self.visual_prompt is not None else nullcontext():
+        if self.prompt is not None:
+            x = self.prompt.on_pixels(x)
+        with one_rounding(), in_images(visual, self.prompt.visual_layers() if self.prompt is not None else []):
             return visual(x)
 
     def text_features(self, texts: list[str]) -> Tensor:
         """Return what the text tower says of texts, not normalised [N,D]."""
         tokens = self.tokenizer(texts).to(next(self.clip.parameters()).device)
-        return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+        with in_texts(self.clip, self.prompt.text_layers() if self.prompt is not None else []):
+            return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Return unit text features [N,D] of texts."""
-        device = next(self.clip.parameters()).device
-        tokens = self.tokenizer(texts).to(device)
-        return torch.cat([F.normalize(self.clip.encode_text(part), dim=-1) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+        return F.normalize(self.text_features(texts), dim=-1)
 
 
 @contextmanager

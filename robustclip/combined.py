@@ -16,7 +16,7 @@ from robustclip.errors import UserError
 from robustclip.model import ZOO, Model
 
 INTERPOLATE, ENSEMBLE, TOWERS = "interpolate:", "ensemble:", "towers:"
-FROZEN_TOWER = {"prompt.safetensors": "a visual prompt", "readout.safetensors": "a linear readout"}  # files of what trains in its stead
+FROZEN_TOWER = {"prompt.safetensors": "a prompt", "readout.safetensors": "a linear readout"}  # files of what trains in its stead
 
 
 def named(name: str) -> "Interpolation | Ensemble | TwoTowers | None":
@@ -134,7 +134,7 @@ class TwoTowers(Two):
         if len(set(origins.values())) > 1:
             said = ", ".join(f"{part} from {origin[:12]}..." for part, origin in origins.items())
             raise UserError(f"{TOWERS}{','.join(self.parts)}: two towers understand each other only if one model was before both; {said}")
-        if text.visual_prompt is not None or text.readout is not None:
+        if text.prompt is not None or text.readout is not None:
             raise UserError(
                 f"{TOWERS}{','.join(self.parts)}: the second gives its text tower alone, and {self.parts[1]} trained another part"
             )

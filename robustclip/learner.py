@@ -86,7 +86,9 @@ class Learner:
         self.waiting: list[Waiting] = []  # of a defence over pairs: the attacked micro-batches since the last step
         self.rewritten: tuple[str, ...] = ()  # the student's prompts after the defence's last text attack
         visual = {id(p) for p in self.student.clip.visual.parameters()}  # type: ignore[union-attr]
-        self.trains_texts = any(p is q and id(p) not in visual for p in self.parameters for q in self.student.clip.parameters())
+        self.trains_tokens = self.student.prompt is not None and bool(self.student.prompt.text_layers())
+        towers = {id(p) for p in self.student.clip.parameters()}
+        self.trains_texts = self.trains_tokens or any(id(p) in towers - visual for p in self.parameters)
 
     @property
     def student(self) -> ZeroShotClassifier:
@@ -150,7 +152,11 @@ class Learner:
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         adversarial = self.attacked(batch)
         with self._precision(self.config.optim.precision):
-            return self.config.defense.loss(self.roles, batch, adversarial)
+            if self.trains_tokens:  # the loss reaches the tokens in the texts; attacks meet what the texts say as a constant
+                self.student.class_embeddings = self.student.class_features()
+            parts = self.config.defense.loss(self.roles, batch, adversarial)
+            self.student.class_embeddings = self.student.class_embeddings.detach()
+            return parts
 
     def _head_loss(self, batch: Batch) -> dict[str, Tensor]:
         assert self.roles.head is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustclip import storage
 from robustclip.classifier import Preprocess, ZeroShotClassifier
 from robustclip.errors import UserError, did_you_mean
-from robustclip.prompts import PixelPatch, VisualPrompt
+from robustclip.prompts import PixelPatch, Prompt
 from robustclip.seeds import generator
 
 # Of a checkpoint folder: config.json, open_clip_config.json, model.safetensors and, where it has one, prompt.safetensors (of a visual
@@ -58,7 +58,7 @@ class Model:
     tokenizer: Callable[[list[str]], Tensor]
     open_clip_config: Mapping[str, Any]
     card: Mapping[str, Any]
-    visual_prompt: VisualPrompt | None = None
+    prompt: Prompt | None = None
     readout: LinearReadout | None = None
 
     @property
@@ -82,24 +82,22 @@ class Model:
                 f"{self.name} is a linear probe of {', '.join(self.readout.class_names[:3])} ({len(self.readout.class_names)} classes): "
                 "it has no zero-shot classifier for others; evaluate it on the set it was trained on"
             )
-        parts = (self.clip, self.tokenizer, self.preprocess, class_names, templates, self.visual_prompt, self.readout)
+        parts = (self.clip, self.tokenizer, self.preprocess, class_names, templates, self.prompt, self.readout)
         return ZeroShotClassifier(*parts).eval()
 
     def before_step(self, seed: int, step: int | None) -> None:
         """Place what moves about while it trains for a step, by the step alone; None: where it is scored."""
-        if isinstance(self.visual_prompt, PixelPatch):
-            self.visual_prompt.rest() if step is None else self.visual_prompt.move(generator(seed, "place", step))
+        if isinstance(self.prompt, PixelPatch):
+            self.prompt.rest() if step is None else self.prompt.move(generator(seed, "place", step))
 
     def copy(self) -> "Model":
         """Return a model with weights of its own."""
-        return replace(
-            self, clip=copy.deepcopy(self.clip), visual_prompt=copy.deepcopy(self.visual_prompt), readout=copy.deepcopy(self.readout)
-        )
+        return replace(self, clip=copy.deepcopy(self.clip), prompt=copy.deepcopy(self.prompt), readout=copy.deepcopy(self.readout))
 
 
 def worn(model: Model | ZeroShotClassifier) -> dict[str, Tensor]:
     """Return the tensors of what a model or its classifier has beside CLIP: a visual prompt, a linear readout, or nothing."""
-    parts = {"visual_prompt": model.visual_prompt, "readout": model.readout}
+    parts = {"prompt": model.prompt, "readout": model.readout}
     return {f"{part}.{name}": t for part, module in parts.items() if module is not None for name, t in module.state_dict().items()}
 
 
@@ -242,7 +240,7 @@ def _from_folder(name: str, folder: str) -> Model:
     _fill(clip, storage.join(folder, "model.safetensors"))
     model = Model(name, clip.eval().requires_grad_(False), tokenizer_from(card, config), config, card)
     model = dressed(card, model)
-    for file, part in (("prompt", model.visual_prompt), ("readout", model.readout)):
+    for file, part in (("prompt", model.prompt), ("readout", model.readout)):
         if part is not None:
             _check_files(name, folder, (f"{file}.safetensors",))
             _fill(part.requires_grad_(False), storage.join(folder, f"{file}.safetensors"))
@@ -302,7 +300,7 @@ def save(model: Model, folder: str, **card: Any) -> None:
         return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
     storage.write_bytes(storage.join(folder, "model.safetensors"), dump(model.clip.state_dict()))
-    for file, part in (("prompt", model.visual_prompt), ("readout", model.readout)):
+    for file, part in (("prompt", model.prompt), ("readout", model.readout)):
         if part is not None:
             storage.write_bytes(storage.join(folder, f"{file}.safetensors"), dump(part.state_dict()))
     storage.write_json(storage.join(folder, "open_clip_config.json"), json.loads(json.dumps(model.open_clip_config)))

@@ -72,7 +72,7 @@ def backward(
     if scale.requires_grad:
         scale.backward(_gradient(held) / world.workers)
     places = world.rows(len(waiting), len(waiting[0].images))
-    parts_of_tower = [student.clip.visual, *filter(None, [student.visual_prompt])]
+    parts_of_tower = [student.clip.visual, *filter(None, [student.prompt])]
     learns = any(p.requires_grad for part in parts_of_tower for p in part.parameters())  # type: ignore[union-attr]
     for side, leaf in zip(sides, leaves[:2], strict=True):
         for each, place in zip(waiting, places, strict=True) if learns and leaf.grad is not None else ():

@@ -8,9 +8,11 @@ from torch import nn
 
 from robustclip.defenses import Defense, Paired
 from robustclip.errors import UserError
+from robustclip.insertion import require_vit
+from robustclip.joint import Design, JointPrompt, Start, check_choices
 from robustclip.lowrank import LowRank, Tail, put_inside
 from robustclip.model import LinearReadout, Model
-from robustclip.prompts import PixelPad, PixelPatch, Tokens, VisualPrompt, require_vit
+from robustclip.prompts import PixelPad, PixelPatch, Prompt, Together, Tokens
 from robustclip.seeds import generator
 
 Installed = tuple[Model, list[nn.Parameter]]  # the model to train, everything else in it frozen, and its parameters that learn
@@ -170,7 +172,7 @@ class PixelPrompt:
         """Return the model with fresh pixels and these."""
         return with_prompt(model, self, self.build(model, seed))
 
-    def build(self, model: Model, seed: int) -> VisualPrompt:
+    def build(self, model: Model, seed: int) -> Prompt:
         """Return the pixels with their random start."""
         side, g = model.preprocess.size, generator(seed, "pixel prompt")
         if self.shape == "pad":
@@ -180,10 +182,14 @@ class PixelPrompt:
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen."""
+    """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen.
+
+    With `pad`, a frame of so many pixels trains with them: TeCoA's own defaults (30), and what later papers call AdvVP.
+    """
 
     tokens: int = 8
     deep: bool = False
+    pad: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -193,13 +199,46 @@ class TokenPrompt:
         """Return the model with fresh tokens and the tokens; raises UserError for a tower that is no ViT."""
         return with_prompt(model, self, self.build(model, seed))
 
-    def build(self, model: Model, seed: int) -> VisualPrompt:
+    def build(self, model: Model, seed: int) -> Prompt:
         """Return the tokens with their random start."""
-        return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
+        tokens = Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
+        if not self.pad:
+            return tokens
+        return Together((PixelPad(model.preprocess.size, self.pad, generator(seed, "pixel prompt")), tokens))
 
 
-Trainable = VisualTower | Towers | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt
-TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, PixelPrompt, TokenPrompt)
+@dataclass(frozen=True)
+class JointTokens:
+    """`tokens` prompt tokens in front of the first `depth` blocks of one or both towers train, by `design` (joint.py); CLIP is frozen.
+
+    AdvVPT is "visual", AdvTP and APT "text" with depth 1, AdvVLP "independent", AdvMaPLe "text to visual", FAP "visual to text". Where
+    texts learn, class names stand in `template`, whose first words the tokens replace and, by `start`, begin as.
+    """
+
+    design: Design = "independent"
+    tokens: int = 2
+    depth: int = 9
+    template: str = "a photo of a {}."
+    start: Start = "words"
+
+    def __post_init__(self) -> None:
+        check_choices(self.design, self.start)
+        if self.tokens < 0:
+            raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model with fresh tokens and the tokens; raises UserError for towers that cannot take them."""
+        return with_prompt(model, self, self.build(model, seed))
+
+    def build(self, model: Model, seed: int) -> Prompt:
+        """Return the tokens as they start."""
+        settings = (self.design, self.tokens, self.depth, self.template, self.start)
+        return JointPrompt(model.clip, model.tokenizer, *settings, generator(seed, "joint prompt"))
+
+
+Trainable = VisualTower | Towers | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt | JointTokens
+PROMPTS = (PixelPrompt, TokenPrompt, JointTokens)
+TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, *PROMPTS)
 
 # What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
 AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
@@ -212,6 +251,13 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
             f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
             "choose another trainable"
         )
+    if isinstance(trainable, JointTokens) and trainable.design == "text" and defense.reads == "features":
+        raise UserError(
+            f"{type(defense).__name__} works on the features of the visual tower, which a prompt in the texts leaves as they are: "
+            "choose another trainable"
+        )
+    if isinstance(trainable, JointTokens) and trainable.design != "visual" and isinstance(defense, Paired):
+        raise UserError(f"{type(defense).__name__} trains the towers, not tokens in the texts: choose Towers or VisualTower")
     if defense.reads == "texts" and not (isinstance(trainable, Towers) and trainable.which == "text"):
         raise UserError(f"{type(defense).__name__} trains the text tower alone: choose Towers with which=text")
     if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
@@ -228,8 +274,8 @@ def frozen_tower(model: Model) -> nn.Module:
 
     A checkpoint says of one trainable how it was made.
     """
-    if model.visual_prompt is not None or model.readout is not None:
-        what = "a visual prompt" if model.visual_prompt is not None else "a linear readout"
+    if model.prompt is not None or model.readout is not None:
+        what = "a prompt" if model.prompt is not None else "a linear readout"
         raise UserError(f"{model.name} already has {what}: fine-tune the model it was made from")
     model.clip.requires_grad_(False)
     return model.clip.visual  # type: ignore[return-value]
@@ -258,12 +304,12 @@ def says(model: Model, trainable: Any) -> dict[str, Any]:
     return {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}
 
 
-def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt, prompt: VisualPrompt) -> Installed:
+def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt | JointTokens, prompt: Prompt) -> Installed:
     """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for an empty prompt."""
     frozen_tower(model)
     if not any(p.numel() for p in prompt.parameters()):
-        raise UserError(f"{model.name}: a visual prompt of size 0 leaves nothing to learn; make it larger")
-    return replace(model, visual_prompt=prompt, card=says(model, trainable)), list(prompt.parameters())
+        raise UserError(f"{model.name}: a prompt of size 0 leaves nothing to learn; make it larger")
+    return replace(model, prompt=prompt, card=says(model, trainable)), list(prompt.parameters())
 
 
 def dressed(card: Mapping[str, Any], model: Model) -> Model:
@@ -275,4 +321,4 @@ def dressed(card: Mapping[str, Any], model: Model) -> Model:
     trainable = kind(**settings)
     if isinstance(trainable, LinearHead):
         return replace(model, readout=trainable.build(model, card["class_names"]))
-    return replace(model, visual_prompt=trainable.build(model, seed=0)) if isinstance(trainable, PixelPrompt | TokenPrompt) else model
+    return replace(model, prompt=trainable.build(model, seed=0)) if isinstance(trainable, PROMPTS) else model

@@ -180,7 +180,7 @@ def other_constants(subject, patch):
 
 def prompted(subject):
     model, _ = TokenPrompt(2).install(subject.model.copy(), 0, NAMES)
-    model.visual_prompt.requires_grad_(False)
+    model.prompt.requires_grad_(False)
     classifier = model.classifier(NAMES, TEMPLATES)
     return changed(subject, model=model, classifier=classifier, attacked=classifier)
 
@@ -191,13 +191,13 @@ def other_template(subject, patch):
 
 def without_prompt(subject, patch):
     subject = prompted(subject)
-    return changed(subject, attacked=replace(subject.model, visual_prompt=None).classifier(NAMES, TEMPLATES))
+    return changed(subject, attacked=replace(subject.model, prompt=None).classifier(NAMES, TEMPLATES))
 
 
 def reset_to_random(subject, patch):
     subject = prompted(subject)
     fresh = TokenPrompt(2).build(subject.model, seed=7)
-    classifier = replace(subject.model, visual_prompt=fresh).classifier(NAMES, TEMPLATES)
+    classifier = replace(subject.model, prompt=fresh).classifier(NAMES, TEMPLATES)
     return changed(subject, classifier=classifier, attacked=classifier)
 
 

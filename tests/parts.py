@@ -9,7 +9,18 @@ from robustclip.config import Config, InnerAttack, Optim, Validation
 from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles
 from robustclip.learner import Learner
 from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import LastBlocks, LinearHead, LoRA, NormsAndBiases, PixelPrompt, SameSize, TokenPrompt, Towers, VisualTower
+from robustclip.trainables import (
+    JointTokens,
+    LastBlocks,
+    LinearHead,
+    LoRA,
+    NormsAndBiases,
+    PixelPrompt,
+    SameSize,
+    TokenPrompt,
+    Towers,
+    VisualTower,
+)
 
 NAMES, TEMPLATES, STEPS = ["red", "green", "blue", "grey"], ["a photo of a {}.", "a {} thing."], 15
 SMALL = (
@@ -22,8 +33,9 @@ SMALL = (
     LinearHead(),
     PixelPrompt("pad", 4),
     TokenPrompt(4),
+    JointTokens("text to visual", 2, 1),
 )
-RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5)))
+RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5, 1e-2)))
 GENTLE = {FARE: 0.1, Mix: 0.3, PMGAFT: 0.5}  # a loss that starts near 0 is easily overshot
 TOWER, ATTACK = SMALL[0], InnerAttack(2, 0.75)
 ON_FEATURES = ("LinearAT", "CoAdv", "ImgCoAdv", "FARE", "Mix")  # the defences that work on the tower's features
@@ -44,8 +56,11 @@ def refusal(defense, trainable, kind="vit"):
         return f"{type(defense).__name__} compares images with prompts, which LinearHead does not read"
     if isinstance(trainable, Towers) and not isinstance(defense, Paired):
         return f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing"
-    if kind == "resnet" and isinstance(trainable, LoRA | TokenPrompt):
-        return f"{'LoRA needs' if isinstance(trainable, LoRA) else 'prompt tokens need'} a vision transformer"
+    if isinstance(trainable, JointTokens) and isinstance(defense, Paired):
+        return f"{type(defense).__name__} trains the towers, not tokens in the texts"
+    if kind == "resnet" and isinstance(trainable, LoRA | TokenPrompt | JointTokens):
+        needs = {LoRA: "LoRA needs", TokenPrompt: "prompt tokens need", JointTokens: "prompts of both towers need"}
+        return f"{needs[type(trainable)]} a vision transformer"
     return None
 
 

@@ -34,7 +34,7 @@ def tuned(plain):
 def prompted(trainable):
     def make(plain):
         model, _ = trainable.install(plain.copy(), 0, NAMES)
-        model.visual_prompt.requires_grad_(False)
+        model.prompt.requires_grad_(False)
         return model
 
     return make

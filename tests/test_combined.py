@@ -200,8 +200,8 @@ def test_a_name_that_means_nothing_is_refused_by_all(asked, name, said):
 @pytest.mark.parametrize(
     ("trainable", "said"),
     [
-        (PixelPrompt("pad", 2), "trained a visual prompt on its base's own visual tower"),
-        (TokenPrompt(2), "trained a visual prompt"),
+        (PixelPrompt("pad", 2), "trained a prompt on its base's own visual tower"),
+        (TokenPrompt(2), "trained a prompt"),
         (LinearHead(), "trained a linear readout"),
     ],
     ids=str,
@@ -293,7 +293,7 @@ def test_a_gradient_flows_through_both(unlike, pictures):
 def test_the_hash_of_an_ensemble_sees_every_weight_and_prompt_of_both(unlike):
     ensemble = models.load(f"ensemble:{','.join(unlike)}")
     hashes = {ensemble.sha256}
-    for part in (ensemble.members[0].clip, ensemble.members[1].clip, ensemble.members[1].visual_prompt):
+    for part in (ensemble.members[0].clip, ensemble.members[1].clip, ensemble.members[1].prompt):
         next(part.parameters()).data += 1e-3
         hashes.add(ensemble.sha256)
     assert len(hashes) == 4

@@ -58,7 +58,7 @@ def test_a_saved_model_comes_back_to_the_bit(make_model, pictures, tmp_path, kin
 
 
 @pytest.mark.parametrize("trainable", PROMPTS, ids=str)
-def test_a_visual_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path, trainable):
+def test_a_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path, trainable):
     prompted, _ = trainable.install(tiny_model, 3, NAMES)
     x, _, _ = pictures(3)
     for turn in ("once", "twice"):  # the second time from the loaded model, whose card alone knows of the prompt

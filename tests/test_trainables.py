@@ -45,9 +45,7 @@ def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
     classifier = model.classifier(NAMES, TEMPLATES)
     assert {id(p) for p in parameters} == {id(p) for p in classifier.parameters() if p.requires_grad}
     assert len(parameters) == len({id(p) for p in parameters}) > 0
-    prefix = {"LinearHead": "readout.", "Towers": "clip.", "PixelPrompt": "visual_prompt.", "TokenPrompt": "visual_prompt."}.get(
-        type(trainable).__name__
-    )
+    prefix = {"LinearHead": "readout.", "Towers": "clip.", "PixelPrompt": "prompt.", "TokenPrompt": "prompt."}.get(type(trainable).__name__)
     assert all(n.startswith(prefix or "clip.visual.") for n, p in classifier.named_parameters() if p.requires_grad)
 
 
@@ -192,7 +190,7 @@ def test_a_moving_patch_moves_with_seed_and_step_and_rests_when_it_is_scored(mak
         for _ in range(5):
             for part in torch.arange(8).split(micro_batch):
                 trained.accumulate(pixels(x)[part], y[part], [ids[i] for i in part])
-                found.append(trained.model.visual_prompt.place)
+                found.append(trained.model.prompt.place)
             trained.update()
         return found
 
@@ -203,11 +201,11 @@ def test_a_moving_patch_moves_with_seed_and_step_and_rests_when_it_is_scored(mak
     resumed = learner()
     resumed.step = 3
     resumed.accumulate(pixels(x)[:4], y[:4], ids[:4])
-    assert resumed.model.visual_prompt.place == whole[3]
+    assert resumed.model.prompt.place == whole[3]
     for score in (lambda: resumed.validate(x, y, ids), resumed.finish):
         resumed.model.before_step(0, 3)
         score()
-        assert resumed.model.visual_prompt.place == (6, 6)
+        assert resumed.model.prompt.place == (6, 6)
 
 
 def test_a_linear_head_starts_at_zero_and_reads_raw_features(tiny_model, pictures):
@@ -222,7 +220,7 @@ def test_a_linear_head_starts_at_zero_and_reads_raw_features(tiny_model, picture
 
 
 @pytest.mark.parametrize("trainable", SMALL, ids=lambda trainable: type(trainable).__name__)
-@pytest.mark.parametrize(("worn", "said"), [(PixelPrompt("pad", 2), "a visual prompt"), (LinearHead(), "a linear readout")], ids=str)
+@pytest.mark.parametrize(("worn", "said"), [(PixelPrompt("pad", 2), "a prompt"), (LinearHead(), "a linear readout")], ids=str)
 def test_a_model_with_a_prompt_or_a_readout_is_not_trained_again(tiny_model, trainable, worn, said):
     dressed_up, _ = worn.install(tiny_model, 0, NAMES)
     with pytest.raises(UserError, match=f"already has {said}: fine-tune the model it was made from"):
@@ -253,7 +251,7 @@ def test_what_makes_no_sense_on_a_tower_is_refused(make_model):
 def test_a_card_says_how_to_build_what_a_model_wears(make_model, trainable):
     worn, parameters = trainable.install(make_model(), 0, NAMES)
     built = dressed({**worn.card, "class_names": NAMES}, make_model())
-    for mine, theirs in ((worn.visual_prompt, built.visual_prompt), (worn.readout, built.readout)):
+    for mine, theirs in ((worn.prompt, built.prompt), (worn.readout, built.readout)):
         assert type(mine) is type(theirs)
         if mine is not None:
             assert [p.shape for p in theirs.parameters()] == [p.shape for p in parameters]

@@ -49,8 +49,8 @@ def preprocessing_inside(subject: Subject) -> Verdict:
     # Resized here, so that what the tower sees of these is the normalisation alone.
     sized = F.interpolate(subject.images, (wanted.size, wanted.size), mode="bilinear").clamp(0, 1)
     expected = (sized - constants(wanted.mean, sized)) / constants(wanted.std, sized)
-    if subject.attacked.visual_prompt is not None:
-        expected = subject.attacked.visual_prompt.on_pixels(expected)
+    if subject.attacked.prompt is not None:
+        expected = subject.attacked.prompt.on_pixels(expected)
     difference = float((seen_by_tower(subject.attacked, sized) - expected).abs().max())
     figures["normalised pixels differ by"] = difference
     if not difference < 1e-4:
@@ -88,21 +88,23 @@ def same_prompts(subject: Subject) -> Verdict:
     scored, attacked = subject.classifier, subject.attacked
     if not isinstance(scored, ZeroShotClassifier) or not isinstance(attacked, ZeroShotClassifier):
         return does_not_apply("the classifier is no ZeroShotClassifier")
-    figures: dict[str, Any] = {"templates": list(scored.templates), "visual prompt": type(scored.visual_prompt).__name__}
+    figures: dict[str, Any] = {"templates": list(scored.templates), "prompt": type(scored.prompt).__name__}
     faults = []
     if (attacked.class_names, attacked.templates) != (scored.class_names, scored.templates):
         faults.append(f"attacked with templates {attacked.templates}, scored with {scored.templates}")
     if not torch.equal(attacked.class_embeddings, scored.class_embeddings):
         faults.append("attacked and scored class embeddings differ")
     if tensors_sha256(worn(attacked)) != tensors_sha256(worn(scored)):
-        faults.append("attacked without the scored visual prompt or readout")
+        faults.append("attacked without the scored prompt or readout")
     if subject.resolved is not None and subject.dataset in subject.resolved.sets:
         card = subject.resolved.sets[subject.dataset].card
-        if (tuple(card.class_names), tuple(card.templates)) != (scored.class_names, scored.templates):
+        own = scored.prompt is not None and scored.prompt.template is not None  # then its own words are those it was made for
+        wanted = scored.templates if own else tuple(card.templates)
+        if (tuple(card.class_names), wanted) != (scored.class_names, scored.templates):
             faults.append(f"scored with templates {scored.templates}, the set's are {tuple(card.templates)}")
     templates = () if subject.model is None else tuple(subject.model.card.get("templates", ()))
-    if subject.model is not None and templates and templates != scored.templates:
-        trained = subject.model.classifier(scored.class_names, templates).to(subject.images.device)
+    trained = subject.model.classifier(scored.class_names, templates).to(subject.images.device) if subject.model and templates else None
+    if trained is not None and trained.templates != scored.templates:
         for ball in subject.protocol.balls():
             broken = beyond(subject.worst(ball), subject.run(strongest(subject), ball, trained).right)
             figures[f"training prompt at {ball}: broken beyond"] = broken

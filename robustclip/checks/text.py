@@ -32,7 +32,7 @@ def prompts_in_budget(subject: Subject) -> Verdict:
 def fewer(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
     """Return the classifier of the first classes alone, with no more than SOME prompts where that leaves two classes."""
     names = classifier.class_names[: max(2, SOME // len(classifier.templates))]
-    parts = (classifier.clip, classifier.tokenizer, classifier.preprocess, names, classifier.templates, classifier.visual_prompt)
+    parts = (classifier.clip, classifier.tokenizer, classifier.preprocess, names, classifier.templates, classifier.prompt)
     return ZeroShotClassifier(*parts).to(classifier.mean.device).eval()
 
 
