@@ -20,7 +20,8 @@ def test_a_crop_depends_on_its_image_and_key_alone():
     assert whole.shape == (4, 5, 3, 8, 8)
     backwards = crops(images.flip(0), KEYS[::-1], 5).flip(0)
     alone = torch.cat([crops(images[i : i + 1], KEYS[i : i + 1], 5) for i in range(4)])
-    assert torch.equal(whole, backwards) and torch.equal(whole, alone)
+    assert torch.equal(whole, backwards)
+    assert torch.equal(whole, alone)
     assert not torch.allclose(whole, crops(images, [(1, *key[1:]) for key in KEYS], 5))
 
 
@@ -30,18 +31,23 @@ def test_crops_are_upright_boxes_of_the_published_sizes_half_of_them_flipped():
     assert torch.allclose(x, x[:, :1], atol=1e-5) and torch.allclose(y, y[:, :, :1], atol=1e-5), "neither turned nor sheared"
     step_x, step_y = x[:, 0, 1] - x[:, 0, 0], y[:, 1, 0] - y[:, 0, 0]
     w, h = step_x.abs() * 32, step_y * 32
-    assert (h > 0).all() and 0.4 < (step_x < 0).float().mean() < 0.6
+    assert (h > 0).all()
+    assert 0.4 < (step_x < 0).float().mean() < 0.6
     area, ratio = w * h, w / h
-    assert AREA[0] - 1e-3 < area.min() < 0.15 and 0.9 < area.max() < AREA[1] + 1e-3
-    assert RATIO[0] - 1e-3 < ratio.min() and ratio.max() < RATIO[1] + 1e-3
-    assert seen[:, :2].min() >= 0 and seen[:, :2].max() <= 1
+    assert AREA[0] - 1e-3 < area.min() < 0.15
+    assert 0.9 < area.max() < AREA[1] + 1e-3
+    assert RATIO[0] - 1e-3 < ratio.min()
+    assert ratio.max() < RATIO[1] + 1e-3
+    assert seen[:, :2].min() >= 0
+    assert seen[:, :2].max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (64, 4)])
 def test_an_image_that_no_box_fits_still_has_crops_inside(shape):
     theta = boxes((0, "x"), 50, *shape)
     for side, place in ((theta[:, 0, 0].abs(), theta[:, 0, 2]), (theta[:, 1, 1], theta[:, 1, 2])):
-        assert (side <= 1).all() and (place.abs() + side <= 1 + 1e-6).all()
+        assert (side <= 1).all()
+        assert (place.abs() + side <= 1 + 1e-6).all()
 
 
 def test_pixels_get_a_gradient_through_their_crops():
