@@ -25,7 +25,8 @@ class Data:
     """Which labelled images train: a set of `out/data` or of the embedded world, all of it, `n` in all or `per_class`.
 
     `held_out` of its images never train: `val/` is measured on them. Images larger than the model's input are resized to `resize`
-    (shorter side; default the model's size) and cropped. `rendered` images are made when the set is one of the embedded world.
+    (shorter side; default the model's size) and cropped. `augment` "crop and flip" shows another random resized crop of an image, flipped
+    or not, each time it trains. `rendered` images are made when the set is one of the embedded world.
     """
 
     name: str = "labelled"
@@ -33,6 +34,7 @@ class Data:
     per_class: int | None = None
     held_out: int = 256
     resize: int | None = None
+    augment: Literal["none", "crop and flip"] = "none"
     rendered: int = 8192
     render_seed: int = 0
 
@@ -108,8 +110,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.defense.whole_batch and self.optim.micro_batch < 2:
             raise UserError(
-                f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} compares the images of a micro-batch with "
-                "each other, give it 2 or more"
+                f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} works on the images of a micro-batch "
+                "together, give it 2 or more"
             )
 
 

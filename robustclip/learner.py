@@ -16,6 +16,7 @@ from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD, frozen, pgd, random_start
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import Config, Optim, Precision
+from robustclip.crops import crops
 from robustclip.defenses import Batch, Paired, Roles
 from robustclip.errors import UserError
 from robustclip.lowrank import bake
@@ -106,8 +107,8 @@ class Learner:
         return self.step < self.head_steps
 
     def accumulate(self, pixels: np.ndarray | Tensor, labels: Tensor, ids: list[str]) -> None:
-        """Attack a micro-batch and add its gradient; ids key the attack's random start."""
-        images = to_images(pixels, self.device, self.dtype)
+        """Attack a micro-batch and add its gradient; ids key the attack's random start and the augmentation."""
+        images = self._augmented(to_images(pixels, self.device, self.dtype), ids)
         self._rewrite()
         batch = Batch(images, labels.to(self.device), ids, self.config.seed, self.step, self.rewritten)
         self.model.before_step(self.config.seed, self.step)
@@ -122,6 +123,12 @@ class Learner:
         self.ids += ids
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
+
+    def _augmented(self, images: Tensor, ids: list[str]) -> Tensor:
+        """Return the images as the data's augmentation shows them at this step."""
+        if self.config.data.augment == "none":
+            return images
+        return crops(images, [(self.config.seed, "augment", self.step, id_) for id_ in ids], 1)[:, 0]
 
     def _rewrite(self) -> None:
         """Let the defence's text attack rewrite the prompts, if it has one, when a step begins at which it is time."""

@@ -1,6 +1,6 @@
 """Recipes: named configs, each a page of a notebook: where it comes from, how to run it, what it costs, what it gave."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from robustclip.attacks.text.search import TextAttack
@@ -20,40 +20,10 @@ from robustclip.defenses import (
     PseudoTeCoA,
 )
 from robustclip.errors import UserError, did_you_mean
+from robustclip.recipe import DEMO, NOT_RUN, TECOA, Recipe, demo
+from robustclip.recipes_prompts import EMBEDDED_PROMPTS, PUBLISHED_PROMPTS
 from robustclip.threat import Ball, ThreatModel
 from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A config with its paper, its cost and its result; `published` is the paper's, `measured` ours, or "not yet"."""
-
-    config: Config
-    about: str
-    cost: str
-    published: str = "none: the embedded world is ours"
-    measured: str = "not yet"
-
-
-DEMO = Config(
-    threat=ThreatModel(image=Ball("Linf", 4.0)),
-    # Chosen by val/ and, since held-out images of the training classes say little about other classes, on renders of the suite with other
-    # seeds than the printed one: one big step on more images beat two steps on half as many, at equal cost; batches of 32 beat 64; a strong
-    # weight decay buys robustness at the same clean accuracy; a step below eps costs less clean accuracy.
-    attack=InnerAttack(steps=1, alpha=0.8),
-    optim=Optim(lr=1e-3, weight_decay=0.7, warmup=70, epochs=3, batch=32, micro_batch=32),
-    data=Data(n=4_800, rendered=5_100),
-    validation=Validation(images=128),
-    checkpoint_every=500,
-)
-UNTIMED = "not measured yet"
-
-
-def demo(about: str, defense: AnyDefense | None = None, **changes: Any) -> Recipe:
-    """Return the demo recipe with another defence, or other fields."""
-    config = replace(DEMO, defense=defense or DEMO.defense, **changes)
-    return Recipe(config, about, UNTIMED)
-
 
 # TeCoA's own comparison, each for the whole tower ("demo-adv") and for deep prompt tokens ("demo-deep-adv").
 COMPARED: dict[str, tuple[AnyDefense, str]] = {
@@ -123,6 +93,7 @@ EMBEDDED: dict[str, Recipe] = {
         optim=replace(DEMO.optim, lr=3e-4, weight_decay=0.0),
     ),
     "demo-trades": demo("TRADES (Zhang et al. 2019) on CLIP's class scores, on the embedded world.", TRADES()),
+    **EMBEDDED_PROMPTS,
     "smoke": Recipe(
         config=Config(
             threat=ThreatModel(image=Ball("Linf", 2.0)),
@@ -139,16 +110,6 @@ EMBEDDED: dict[str, Recipe] = {
 
 # --- as published: these need a prepared set `imagenet` (or `tinyimagenet`), weights from a model hub, and a GPU ------
 
-TECOA = Config(
-    model="open_clip:ViT-B-32-quickgelu/openai",
-    data=Data(name="imagenet", held_out=5000, resize=256),
-    threat=ThreatModel(image=Ball("Linf", 1.0)),
-    attack=InnerAttack(steps=2, alpha=1.0),
-    optim=Optim(name="sgd", lr=1e-5, weight_decay=0.0, momentum=0.9, warmup=1000, epochs=10, batch=256, micro_batch=64),
-    validation=Validation(images=1000, eps=1.0),
-    templates=("This is a photo of a {}",),
-    checkpoint_every=500,
-)
 TECOA_PROMPT = replace(TECOA, trainable=TokenPrompt(tokens=200), optim=replace(TECOA.optim, lr=40.0))
 # Two epochs of ImageNet, 5,000 images of it held out, are 19,940 steps of 128 (the paper: 20,000).
 FARE_B32 = Config(
@@ -180,7 +141,6 @@ MMCOA_REF = replace(
 )
 TECOA_CODE = "arXiv:2212.07016, section 4 and A.6"
 FARE_CODE = "arXiv:2402.12336, App. B.1"
-NOT_RUN = "not run by us"
 
 
 def at(config: Config, eps: float, model: str | None = None) -> Config:
@@ -277,6 +237,7 @@ PUBLISHED: dict[str, Recipe] = {
         NOT_RUN,
         "Tiny-ImageNet and 15 sets: clean 46.60, robust 32.51 (PGD-100, eps 1/255; as TGA-ZSR's table gives it)",
     ),
+    **PUBLISHED_PROMPTS,
 }
 RECIPES: dict[str, Recipe] = EMBEDDED | PUBLISHED
 

@@ -20,7 +20,7 @@ CELLS = [
     pytest.param(*cell, id="-".join((cell[0].__name__, type(cell[1]).__name__, cell[2])), marks=() if cell in FAST else pytest.mark.slow)
     for cell in itertools.product(ROWS, SMALL, KINDS)
 ]
-SIGNS = {"on the features": "F", "vision transformer": "V", "fixed texts": "T", "with prompts": "P"}
+SIGNS = {"on the features": "F", "vision transformer": "V", "fixed texts": "T", "with prompts": "P", "not tokens": "W"}
 PARTS = (TokenPrompt(4), TokenPrompt(2, deep=True), LoRA(2, 4.0), LastBlocks(1))
 
 
@@ -34,7 +34,9 @@ def table():
         print(f"\n{kind:17}" + "".join(f"{column:>16}" for column in columns))
         for row in ROWS:
             print(f"{row.__name__:17}" + "".join(f"{cells.get((row.__name__, column, kind), ''):>16}" for column in columns))
-    print("\nloss on 64 images before -> after some steps; refused: on features (F), no ViT (V), fixed texts (T), no prompts (P)")
+    print(
+        "\nloss of 64 images before -> after; refused: on features (F), no ViT (V), fixed texts (T), no prompts (P), no tokens in texts (W)"
+    )
 
 
 def before_and_after(model, settings, pictures):

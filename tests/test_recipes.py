@@ -8,10 +8,11 @@ import pytest
 from robustclip import model as models
 from robustclip.config import key
 from robustclip.data.world import SETS
-from robustclip.defenses import FARE
+from robustclip.defenses import FAP, FARE, HalfTeCoA, TeCoA
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES, named
-from robustclip.trainables import TokenPrompt, VisualTower
+from robustclip.recipes_prompts import EMBEDDED_PROMPTS
+from robustclip.trainables import JointTokens, TokenPrompt, VisualTower, check_pair
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -66,6 +67,57 @@ def test_fare_is_the_papers(name, eps):
     )  # fmt: skip
     assert config.defense == FARE("l2", 0.0, "original")
     assert config.trainable == VisualTower()
+
+
+@pytest.mark.parametrize("name", ["advvp-b32", "advvlp-b32", "advmaple-b32", "advtp-b32", "fap-b32"])
+def test_prompts_of_fap_are_the_papers(name):
+    """App. C.1: 16 images a class, batch 4, 10 epochs, SGD 0.0035 with momentum 0.9 and decay 5e-4, PGD-2 of 1/255, no augmentation."""
+    config = RECIPES[name].config
+    ball, optim, data = config.threat.image, config.optim, config.data
+    assert (ball.norm, ball.eps, config.attack.steps, config.attack.alpha) == ("Linf", 1.0, 2, 1.0)
+    assert (data.name, data.per_class, data.augment) == ("imagenet", 16, "none")
+    assert (optim.name, optim.momentum, optim.epochs, optim.batch, optim.micro_batch) == ("sgd", 0.9, 10, 4, 4)
+    fine = (40.0, 0.0, 0) if name == "advvp-b32" else (0.0035, 5e-4, 16 * 1000 // 4)
+    assert (optim.lr, optim.weight_decay, optim.warmup) == fine
+    assert config.defense == (FAP(1.5, "prompted") if name == "fap-b32" else TeCoA())
+    assert config.model == "open_clip:ViT-B-32-quickgelu/openai"
+
+
+@pytest.mark.parametrize(
+    ("name", "design"),
+    [("advvpt-b16", "visual"), ("advvpt-b32", "visual"), ("advvlp-b16", "independent"), ("advmaple-b16", "text to visual")],
+)
+def test_prompts_of_tapt_are_the_papers(name, design):
+    """Stage 0: 16 images a class, 100 epochs of batch 32, SGD 0.0035, decay 5e-4, half of each batch attacked, crops and flips."""
+    config = RECIPES[name].config
+    optim, data = config.optim, config.data
+    assert (config.defense, config.trainable) == (HalfTeCoA(), JointTokens(design, 2, 9))
+    assert (config.threat.image.eps, config.attack.steps, config.attack.alpha) == (1.0, 2, 1.0)
+    assert (data.per_class, data.augment, config.templates) == (16, "crop and flip", ("a photo of a {}.",))
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay, optim.warmup, optim.epochs, optim.batch, optim.micro_batch) == (
+        "sgd", 0.0035, 0.9, 5e-4, 16 * 1000 // 32, 100, 32, 32,
+    )  # fmt: skip
+    assert config.model == f"open_clip:ViT-B-{name[-2:]}-quickgelu/openai"
+    models.check_activation(f"ViT-B-{name[-2:]}-quickgelu", "openai")
+
+
+def test_apt_is_the_papers():
+    """16 words at random in the place of X, 3 steps of 2/3 eps at eps 4/255, SGD 0.002, batch 32, crops and flips."""
+    config = RECIPES["apt-b32"].config
+    assert (config.threat.image.eps, config.attack.steps, config.attack.alpha) == (4.0, 3, 2 / 3)
+    assert (config.optim.name, config.optim.lr, config.optim.batch, config.data.augment) == ("sgd", 0.002, 32, "crop and flip")
+    tokens = config.trainable
+    assert (tokens.design, tokens.tokens, tokens.depth, tokens.start) == ("text", 16, 1, "random")
+    assert tokens.template == " ".join(["X"] * 16 + ["{}."])
+    assert config.validation.eps == 4.0
+
+
+@pytest.mark.parametrize("name", EMBEDDED_PROMPTS)
+def test_prompts_of_the_embedded_world_fit_its_model(name):
+    config = RECIPES[name].config
+    check_pair(config.defense, config.trainable)
+    _, parameters = config.trainable.install(models.load(config.model), 0, ("red circle",))
+    assert len(parameters) > 0
 
 
 def test_an_unknown_recipe_is_refused_with_a_suggestion():

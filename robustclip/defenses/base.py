@@ -57,7 +57,7 @@ class Defense:
 
     `reads` says what of the student it uses: class scores ("logits"), the tower's features, which a trained readout would not change, or
     "texts" alone.
-    `whole_batch`: a loss compares the images of a micro-batch with each other, so the micro-batch is part of the method.
+    `whole_batch`: the images of a micro-batch are compared with each other, or share something, so it is part of the method.
     """
 
     reads: ClassVar[str] = "logits"

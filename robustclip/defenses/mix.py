@@ -8,16 +8,19 @@ from torch import Tensor, nn
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.defenses.adversarial import LinearAT
+from robustclip.defenses.apt import APT
 from robustclip.defenses.base import Batch, Defense, Roles
 from robustclip.defenses.clean import CleanCE
 from robustclip.defenses.codes import CoAdv
+from robustclip.defenses.fap import FAP
 from robustclip.defenses.fare import FARE
 from robustclip.defenses.guided import PMGAFT, TRADES
+from robustclip.defenses.half import HalfTeCoA
 from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
 from robustclip.defenses.views import ImgCoAdv
 from robustclip.errors import UserError
 
-Single = TeCoA | PseudoTeCoA | CleanCE | LinearAT | CoAdv | ImgCoAdv | FARE | PMGAFT | TRADES
+Single = TeCoA | PseudoTeCoA | HalfTeCoA | APT | CleanCE | LinearAT | CoAdv | ImgCoAdv | FARE | FAP | PMGAFT | TRADES
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Augmentation: an image is shown by its seed, step and id alone, before it is attacked, and never where it is scored."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from parts import config, learner_of, pixels, step
+
+from robustclip.config import Config, override
+from robustclip.crops import crops
+from robustclip.defenses import FARE, CleanContrastive, TeCoA
+from robustclip.errors import UserError
+from robustclip.trainables import Towers
+
+
+def augmenting(model, seed=0, augment="crop and flip", defense=None, **settings):
+    """Return a learner that notes the images of every micro-batch it is about to attack, by id."""
+    chosen = config(defense or TeCoA(), batch=8, seed=seed, **settings)
+    learner = learner_of(model, replace(chosen, data=replace(chosen.data, augment=augment)), steps=4)
+    learner.shown, attacked = {}, learner.attacked
+
+    def noting(batch, *rest):
+        learner.shown |= dict(zip(batch.ids, batch.images))
+        return attacked(batch, *rest)
+
+    learner.attacked = noting
+    return learner
+
+
+def walk(learner, pictures, order=range(8), micro_batch=8):
+    """Take a step and return what was shown, in the order of the ids."""
+    x, y, ids = pictures(8)
+    order = list(order)
+    step(learner, (pixels(x[order]), y[order], [ids[i] for i in order]), micro_batch)
+    return torch.stack([learner.shown[id_] for id_ in ids])
+
+
+def test_what_is_shown_depends_neither_on_the_micro_batch_nor_on_the_order(make_model, pictures):
+    whole = walk(augmenting(make_model()), pictures)
+    assert torch.equal(walk(augmenting(make_model()), pictures, micro_batch=2), whole)
+    assert torch.equal(walk(augmenting(make_model()), pictures, [5, 2, 7, 0, 3, 6, 1, 4], 4), whole)
+
+
+def test_every_step_seed_and_id_has_crops_of_its_own(make_model, pictures):
+    learner, other = augmenting(make_model()), augmenting(make_model(), seed=1)
+    shown = [walk(learner, pictures), walk(learner, pictures), walk(other, pictures)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert all(not torch.equal(x, y) for x, y in zip(shown[a], shown[b]))
+    learner.step = 0
+    assert torch.equal(walk(learner, pictures), shown[0])  # a resumed step shows what it would have shown
+    x, y, _ = pictures(2)
+    learner.accumulate(pixels(x[:1].expand(2, -1, -1, -1)), y[:1].expand(2), ["one", "two"])
+    assert not torch.equal(learner.shown["one"], learner.shown["two"])
+
+
+@pytest.mark.parametrize(("defense", "settings"), [(FARE(), {}), (CleanContrastive(), {"trainable": Towers()})], ids=["FARE", "Paired"])
+def test_every_kind_of_defence_trains_on_the_crops(defense, settings, make_model, pictures):
+    x, _, ids = pictures(8)
+    shown = walk(augmenting(make_model(), defense=defense, **settings), pictures)
+    stored = torch.as_tensor(pixels(x)).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(shown, crops(stored, [(0, "augment", 0, id_) for id_ in ids], 1)[:, 0])
+    assert torch.equal(walk(augmenting(make_model(), augment="none", defense=defense, **settings), pictures), stored)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+
+
+def test_held_out_images_are_scored_as_they_are(make_model, pictures):
+    scores = [augmenting(make_model(), augment=augment).validate(*pictures(16)) for augment in ("crop and flip", "none")]
+    assert scores[0] == scores[1]
+
+
+def test_an_unknown_augmentation_is_refused_by_name():
+    assert override(Config(), {"data.augment": "crop and flip"}).data.augment == "crop and flip"
+    with pytest.raises(UserError, match=r"data\.augment.*crop and flip"):
+        override(Config(), {"data.augment": "flip"})
