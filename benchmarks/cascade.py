@@ -119,7 +119,7 @@ def against_others(name: str, n: int) -> None:
     print(f"  {'our cascade':14s} robust {100 * robust(rows, protocol).mean():5.1f} {ours:7.1f} s")
     for other, run in loops.items():
         attacked, seconds = timed(run)
-        right = predict(classifier, attacked, protocol.micro_batch) == labels
+        right = predict(classifier, attacked, ids, protocol.micro_batch) == labels
         print(f"  {other:14s} robust {100 * float(right.float().mean()):5.1f} {seconds:7.1f} s   x {seconds / ours:.2f} time")
 
 

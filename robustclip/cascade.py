@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.attacks import Attack, Example
 from robustclip.attacks.classes import for_classes
+from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of
 from robustclip.classifier import ZeroShotClassifier
@@ -43,7 +44,7 @@ def run_cascade(
     """
     wanted = protocol.attacks if attacks is None else attacks
     started = time.perf_counter()
-    logits = logits_of(classifier, images, protocol.micro_batch)
+    logits = logits_of(classifier, images, ids, protocol.micro_batch)
     predictions, run = _refuse_no_class(_classes(logits), ids), for_classes(wanted, logits.shape[1]) if wanted else {}
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
@@ -58,29 +59,29 @@ def run_cascade(
                 continue
             started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
             example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
-            attacked = outcome(classifier, example, labels[survivors], protocol.micro_batch)
+            attacked = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
             seconds = (time.perf_counter() - started) / len(survivors)
             for place, i in enumerate(survivors.tolist()):
-                facts = _facts(called, attack, ball, protocol.seed, example, images[i], place)
+                facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
                 rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
 
 
-def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, micro_batch: int) -> Tensor:
+def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, ids: list[str], micro_batch: int) -> Tensor:
     """Return the predicted classes [N] of what an attack made of images with labels [N]: under the prompts it rewrote, if it did."""
     if example.class_texts is None:
-        return predict(classifier, example.images, micro_batch)
-    logits = logits_of(classifier.reworded(example.class_texts), example.images, micro_batch)
+        return predict(classifier, example.images, ids, micro_batch)
+    logits = logits_of(classifier.reworded(example.class_texts), example.images, ids, micro_batch)
     if example.label_known:
         own = F.one_hot(labels, logits.shape[1]).bool()
-        logits = torch.where(own, logits, logits_of(classifier, example.images, micro_batch))
+        logits = torch.where(own, logits, logits_of(classifier, example.images, ids, micro_batch))
     return _classes(logits)
 
 
-def predict(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int) -> Tensor:
+def predict(classifier: ZeroShotClassifier, images: Tensor, ids: list[str], micro_batch: int) -> Tensor:
     """Return the predicted classes [N], computed in micro-batches of one size; NO_CLASS where a logit is not finite."""
-    return _classes(logits_of(classifier, images, micro_batch))
+    return _classes(logits_of(classifier, images, ids, micro_batch))
 
 
 def _classes(logits: Tensor) -> Tensor:
@@ -101,7 +102,9 @@ def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -
     return known | facts
 
 
-def _facts(called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int) -> dict[str, Any]:
+def _facts(
+    classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int
+) -> dict[str, Any]:
     """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
     delta = (example.images[place] - image)[None]
     if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
@@ -113,6 +116,7 @@ def _facts(called: str, attack: Attack, ball: Ball, seed: int, example: Example,
         "eps": float(ball.eps),
         "seed": seed,
         "restarts": getattr(attack, "restarts", None),
+        **({"level": attack.says(classifier)} if isinstance(attack, Aimed) else {}),
         "text_budget": str(attack.text.budget) if isinstance(attack, Multimodal) else None,
         "linf": float(delta.abs().max()),
         "l2": float(delta.norm()),

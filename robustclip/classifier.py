@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.errors import UserError
-from robustclip.insertion import in_images, in_texts
+from robustclip.insertion import Layers, Look, in_images, in_texts
 from robustclip.prompts import Prompt
 
 TEXT_BATCH = 256
@@ -41,7 +41,8 @@ class ZeroShotClassifier(nn.Module):
     renormalised mean over templates, computed once (a `prompt` may bring its own words); `logit_scale` (and SigLIP's bias) are the model's
     own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there is one (a linear probe is not
     zero-shot). `texts` are the prompts it classifies by, class by class (default: the class names in the templates). `rewritten` keeps what
-    text attacks made of them, by attack, and `guides` are images of the classes for those that look at images.
+    text attacks made of them, by attack, `guides` are images of the classes for those that look at images, and `undefended` gives the plain
+    CLIP that an attacker may know instead.
     Raises UserError for class names or templates that are empty.
     """
 
@@ -73,6 +74,7 @@ class ZeroShotClassifier(nn.Module):
         )
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
+        self.undefended: Callable[[], nn.Module] | None = None
         self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
 
     def embed_prompts(self) -> Tensor:
@@ -94,23 +96,35 @@ class ZeroShotClassifier(nn.Module):
         parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.prompt, None, texts)
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
+    def wearing(self, prompt: Prompt | None) -> "ZeroShotClassifier":
+        """Return this model, its weights shared, with another prompt in the place of its own."""
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, prompt)
+        return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
+
     def forward(self, images: Tensor) -> Tensor:
         if self.readout is not None:
             return self.readout(self.features(images))
         return self.scores(self.embed_images(images))
 
     def scores(self, embedded: Tensor) -> Tensor:
-        """Return the logits [B,K] of images whose unit features are `embedded` [B,D]."""
+        """Return the logits [...,K] of images whose unit features are `embedded` [...,D]."""
+        return self.against(embedded, self.class_embeddings)
+
+    def against(self, embedded: Tensor, classes: Tensor) -> Tensor:
+        """Return the logits [...,K] of unit image features [...,D] against unit class embeddings [K,D], or [S,K,D] for features [S,V,D]."""
         bias = getattr(self.clip, "logit_bias", None)
-        logits = self.clip.logit_scale.exp() * embedded @ self.class_embeddings.T  # type: ignore
+        logits = self.clip.logit_scale.exp() * embedded @ classes.mT  # type: ignore
         return logits if bias is None else logits + bias
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Return unit image features [B,D] of images [B,3,H,W] in [0,1], through the visual prompt if there is one."""
         return F.normalize(self.features(images), dim=-1)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return what the visual tower says of images [B,3,H,W] in [0,1], not normalised [B,D]."""
+    def features(self, images: Tensor, layers: Layers | None = None, look: Look | None = None) -> Tensor:
+        """Return what the visual tower says of images [B,3,H,W] in [0,1], not normalised [B,D].
+
+        `layers` take the place of the prompt's tokens, for all images or one set for each; `look` is shown the input of every block.
+        """
         size = self.preprocess.size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode=self.preprocess.interpolation, antialias=images.shape[-1] > size)
@@ -118,7 +132,9 @@ class ZeroShotClassifier(nn.Module):
         visual: nn.Module = self.clip.visual  # type: ignore[assignment]
         if self.prompt is not None:
             x = self.prompt.on_pixels(x)
-        with one_rounding(), in_images(visual, self.prompt.visual_layers() if self.prompt is not None else []):
+        if layers is None:
+            layers = self.prompt.visual_layers() if self.prompt is not None else []
+        with one_rounding(), in_images(visual, layers, look):
             return visual(x)
 
     def text_features(self, texts: list[str]) -> Tensor:

@@ -61,9 +61,13 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         name, joined, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not (joined or words):
             raise UserError(f"{word!r} is not an option: recipe keys are given as --threat.image.eps 2")
-        value = value if joined else words.pop(0)
-        try:
-            changes[name] = json.loads(value)
-        except json.JSONDecodeError:
-            changes[name] = {"None": None, "True": True, "False": False}.get(value, value)
+        changes[name] = value_of(value if joined else words.pop(0))
     return changes
+
+
+def value_of(word: str) -> Any:
+    """Return a word as the JSON value it is, or as text."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(word, word)

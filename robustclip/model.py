@@ -112,17 +112,19 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def combined(name: str) -> Any:
-    """Return the interpolation or ensemble that a name stands for, None for the name of a single model."""
-    from robustclip.combined import named  # which is made of what is here
+    """Return the combination or the test-time defence that a name stands for, None for the name of a single model."""
+    from robustclip import adapted  # both are made of what is here
+    from robustclip.combined import named
 
-    return named(name)
+    return adapted.named(name) or named(name)
 
 
 def load(name: str) -> Model:
     """Return the model `name`: an embedded one, `open_clip:NAME/TAG` (a tag, a hub name or a local file), or a checkpoint folder.
 
-    Two of them as one are `interpolate:ALPHA:CHECKPOINT` and `ensemble:A,B` (combined.py). Raises UserError for anything else, for weights
-    that do not fit their config, and for OpenAI weights in a plain-GELU model.
+    Two of them as one are `interpolate:ALPHA:CHECKPOINT` and `ensemble:A,B` (combined.py), one that adapts to every image is
+    `tapt[views=16]:CHECKPOINT` (adapted.py). Raises UserError for anything else, for weights that do not fit their config, and for OpenAI
+    weights in a plain-GELU model.
     """
     if both := combined(name):
         return both.load()

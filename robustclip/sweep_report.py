@@ -134,7 +134,7 @@ def examples(name: str, resolved: Resolved) -> bytes:
     x, y = to_images(pixels, "cpu"), torch.as_tensor(labels)
     example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)
     attacked = (example.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    before, after = predict(classifier, x, len(x)), predict(classifier, example.images, len(x))
+    before, after = (predict(classifier, each, ids, len(x)) for each in (x, example.images))
     return figures.adversarial_grid(pixels, attacked, [(classes[int(b)], classes[int(a)]) for b, a in zip(before, after, strict=True)])
 
 

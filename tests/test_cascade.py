@@ -212,7 +212,7 @@ def test_every_batch_has_the_one_size():
     rows = run_cascade(classifier, x, torch.zeros(11, dtype=torch.long), [str(i) for i in range(11)], protocol(micro_batch=4))
     assert set(classifier.sizes) == {4}
     assert len(rows) == 11 * (1 + 3 * 3)
-    assert predict(classifier, x, 4).tolist() == [0] * 11
+    assert predict(classifier, x, ids_of(11), 4).tolist() == [0] * 11
 
 
 @dataclass(frozen=True)

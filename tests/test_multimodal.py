@@ -7,7 +7,7 @@ import pytest
 import torch
 from faults_text import under
 from probes import NAMES, PROTOCOL, TEMPLATES, healthy
-from toys import only_loss
+from toys import ids_of, only_loss
 
 from robustclip import evaluation, metrics, probing, protocols, records, report, rewritings
 from robustclip import model as models
@@ -54,7 +54,7 @@ def cell(tiny_model, pictures):
 
 
 def scored(classifier, example, labels):
-    return outcome(classifier, example, labels, 8)
+    return outcome(classifier, example, labels, ids_of(len(labels)), 8)
 
 
 def test_a_reworded_classifier_is_the_same_model_under_other_prompts(cell):

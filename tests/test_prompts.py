@@ -7,6 +7,7 @@ from parts import NAMES
 from torch import nn
 
 from robustclip.errors import UserError
+from robustclip.insertion import in_images
 from robustclip.model import build
 from robustclip.prompts import PixelPad, PixelPatch, Tokens
 from robustclip.seeds import generator
@@ -32,7 +33,7 @@ def features(model, x, prompt=None):
     with torch.no_grad():
         if prompt is None:
             return visual(x)
-        with prompt.on_tokens(visual):
+        with in_images(visual, prompt.visual_layers()):
             return visual(prompt.on_pixels(x))
 
 
@@ -152,7 +153,7 @@ def test_a_tower_that_pools_over_tokens_does_not_see_the_prompt(pictures):
     x, _, _ = pictures(2)
     prompt, lengths = Tokens(clip.visual, 3, False, G), []
     handle = clip.visual.ln_post.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape))
-    with prompt.on_tokens(clip.visual):
+    with in_images(clip.visual, prompt.visual_layers()):
         clip.visual(x)
     handle.remove()
     assert 3 + 1 + 4 not in lengths[0]

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, targeted_dlr
 from robustclip.attacks.pgd import Best, Found, GradientShares, Score, frozen, logits_of, move, random_start, resisting, with_restarts
@@ -106,7 +107,7 @@ class APGD:
             start = surface_start(ball, images, ids, seed, f"apgd-{self.loss}-{self.steps}", restart)
             return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
 
-        score = resisting(lambda places: LOSSES[self.loss](classifier, labels[places]), micro_batch)
+        score = resisting(lambda places: LOSSES[self.loss](meeting(classifier, ids, places), labels[places]), micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)
@@ -136,11 +137,13 @@ class APGDT:
         def run(number: int, todo: Tensor) -> Found:
             rank, restart = divmod(number, self.restarts)
             start = surface_start(ball, images, ids, seed, f"apgd-t-{self.steps}", rank, restart)
-            score = resisting(lambda places: targeted_dlr(classifier, labels[places], aims[places, rank]), micro_batch)
+            score = resisting(
+                lambda places: targeted_dlr(meeting(classifier, ids, places), labels[places], aims[places, rank]), micro_batch
+            )
             return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
 
         with frozen(classifier):
-            aims = closest_wrong(logits_of(classifier, images, micro_batch or len(images)), labels, self.targets, self.name)
+            aims = closest_wrong(logits_of(classifier, images, ids, micro_batch or len(images)), labels, self.targets, self.name)
             adversarial, trace = with_restarts(run, self.targets * self.restarts, images)
         return Example(adversarial, trace=replace(trace, forwards=trace.forwards + 1))  # and the pass that ranked the classes
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from robustclip.attacks.base import Attack
+from robustclip.attacks.levels import Aimed
 from robustclip.errors import UserError
 
 
@@ -23,10 +24,13 @@ def for_classes(attacks: Iterable[Attack], classes: int) -> dict[str, Attack]:
 
 def _least(attack: Attack) -> int:
     # On 2 classes a targeted attack has one class to go to: it would repeat an untargeted one.
-    return getattr(attack, "min_classes", 3 if hasattr(attack, "targets") else 2)
+    inner = attack.attack if isinstance(attack, Aimed) else attack
+    return getattr(inner, "min_classes", 3 if hasattr(inner, "targets") else 2)
 
 
 def _fewer_targets(attack: Any, classes: int) -> Attack:
+    if isinstance(attack, Aimed):
+        return dataclasses.replace(attack, attack=_fewer_targets(attack.attack, classes))  # type: ignore[arg-type]
     targets = getattr(attack, "targets", 0)
     return dataclasses.replace(attack, targets=classes - 1) if targets >= classes else attack
 

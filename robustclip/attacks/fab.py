@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.apgd import closest_wrong, surface_start
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import fools
@@ -136,11 +137,11 @@ class FABT:
     ) -> Example:
         size = micro_batch or len(images)
         with frozen(classifier):
-            targets = closest_wrong(logits_of(classifier, images, size), labels, self.targets, self.name)
+            targets = closest_wrong(logits_of(classifier, images, ids, size), labels, self.targets, self.name)
 
             def run(number: int, todo: Tensor) -> Found:
                 restart, rank = divmod(number, self.targets)
-                score = resisting(lambda places: difference(classifier, labels[places], targets[places, rank]), size)
+                score = resisting(lambda places: difference(meeting(classifier, ids, places), labels[places], targets[places, rank]), size)
                 start = surface_start(ball, images, ids, seed, "fab-t", restart, rank) / 2 if restart and ball.radius else None
                 return fab(score, images, ball, steps=self.steps, start=start, size=size, todo=todo)
 

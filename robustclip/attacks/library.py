@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import frozen
 from robustclip.errors import UserError
@@ -51,9 +52,9 @@ class Library:
         if ball.radius == 0:
             return Example(images)
         with frozen(classifier), torch.random.fork_rng():
-            attack = self._build(classifier, ball)
             adversarial = []
             for i, id_ in enumerate(ids):
+                attack = self._build(meeting(classifier, ids, torch.tensor([i])), ball)
                 torch.manual_seed(derive(seed, self.name, id_))
                 if hasattr(attack, "seed"):
                     attack.seed = derive(seed, self.name, id_) % 2**32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustclip.attacks.apgd import APGD
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import fools
-from robustclip.attacks.pgd import PGD, Found, frozen, logits_of, pgd_best, random_start, resisting
+from robustclip.attacks.pgd import PGD, Found, frozen, micro_batches, pgd_best, random_start, resisting
 from robustclip.attacks.text.search import TextAttack
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.config import to_json
@@ -241,7 +241,10 @@ def climb(objective_of: Callable[[Tensor], Objective], seen: Seen, name: str, st
 
 def features_of(classifier: ZeroShotClassifier, images: Tensor, micro_batch: int | None) -> Tensor:
     """Return the raw features [N,D] of images, without gradients and in micro-batches of one size (None: all at once)."""
-    return logits_of(classifier.features, images, micro_batch or len(images))
+    places = torch.arange(len(images))
+    with torch.no_grad():
+        parts = [classifier.features(images[padded])[: len(part)] for part, padded in micro_batches(places, micro_batch or len(images))]
+    return torch.cat(parts)
 
 
 def class_means(classifier: ZeroShotClassifier, images: Tensor, labels: Tensor, micro_batch: int | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, random_start, with_restarts
@@ -31,7 +32,7 @@ class Noise:
             loss, success = torch.zeros_like(images[:, 0, 0, 0]), torch.full_like(labels, -1)
             with torch.no_grad():
                 for part, padded in micro_batches(todo.nonzero()[:, 0], micro_batch or len(images)):
-                    logits = classifier(x[padded]).float()
+                    logits = meeting(classifier, ids, padded)(x[padded]).float()
                     loss[part] = F.cross_entropy(logits, labels[padded], reduction="none")[: len(part)]
                     success[part] = torch.where(fools(logits, labels[padded]), draw, -1)[: len(part)]
             unseen = torch.full_like(loss, torch.nan)  # no gradient was asked for

@@ -1,6 +1,6 @@
 """Projected gradient ascent on any per-image objective (Madry et al. 2018), the attack of training and the cheap one of scoring."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, LossName
 from robustclip.seeds import generator
@@ -66,12 +67,13 @@ def micro_batches(places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield part, torch.cat([part, part[-1:].expand(size - len(part))])
 
 
-def logits_of(classifier: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
-    """Return the logits [N,K] of images, or what else a forward says of them, without gradients and in micro-batches of one size."""
+def logits_of(classifier: nn.Module, images: Tensor, ids: Sequence[str], micro_batch: int) -> Tensor:
+    """Return the logits [N,K] of images, without gradients and in micro-batches of one size."""
+    found = []
     with torch.no_grad():
-        return torch.cat(
-            [classifier(images[padded])[: len(part)] for part, padded in micro_batches(torch.arange(len(images)), micro_batch)]
-        )
+        for part, padded in micro_batches(torch.arange(len(images)), micro_batch):
+            found.append(meeting(classifier, ids, padded)(images[padded])[: len(part)])
+    return torch.cat(found)
 
 
 class Scores(NamedTuple):
@@ -234,7 +236,7 @@ class PGD:
             start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
             return pgd_best(score, images, ball, steps=self.steps, alpha=self.alpha, start=start, todo=todo)
 
-        score = resisting(lambda places: LOSSES[self.loss](classifier, labels[places]), micro_batch)
+        score = resisting(lambda places: LOSSES[self.loss](meeting(classifier, ids, places), labels[places]), micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

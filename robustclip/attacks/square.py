@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
@@ -153,12 +154,12 @@ def square(
     return best, Trace(loss_start, loss, last, success, unknown, unknown, forwards)
 
 
-def margins(classifier: nn.Module, labels: Tensor) -> Ask:
+def margins(classifier: nn.Module, labels: Tensor, ids: list[str]) -> Ask:
     """Return what scores images without a gradient: highest wrong logit minus the label's, and whether they are misclassified."""
 
     def ask(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits, label = classifier(images).float(), labels[places, None]
+            logits, label = meeting(classifier, ids, places)(images).float(), labels[places, None]
         wrong = logits.scatter(1, label, -torch.inf).amax(1)
         return wrong - logits.gather(1, label)[:, 0], fools(logits, label[:, 0])
 
@@ -185,7 +186,7 @@ class Square:
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
-        ask, size = margins(classifier, labels), micro_batch or len(images)
+        ask, size = margins(classifier, labels, ids), micro_batch or len(images)
 
         def run(restart: int, todo: Tensor) -> Found:
             streams = [generator(seed, "square", restart, id_) for id_ in ids]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Score, Scores, frozen, pgd_best, resisting
@@ -45,7 +46,7 @@ class MIFGSM:
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
         def objective_of(places: Tensor) -> Objective:
-            plain = cross_entropy(classifier, labels[places])
+            plain = cross_entropy(meeting(classifier, ids, places), labels[places])
             keys: list[Key] = [(seed, "diversity", ids[i], momentum.step) for i in places.tolist()]
             return diverse(plain, keys, self.diversity) if self.diversity else plain
 
