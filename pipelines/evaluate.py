@@ -20,6 +20,7 @@ from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.attacks.modes import MODES, by_table
 from robustclip.attacks.text.sources import Table
 from robustclip.config import key
+from robustclip.defenses.test_time import TEST_TIME
 from robustclip.errors import UserError
 from robustclip.evaluation import evaluate
 from robustclip.findings import Finding, summary
@@ -29,7 +30,10 @@ from robustclip.rewritings import read_all
 from robustclip.tracking import Tracker, how_to_open
 
 BASELINE = "tiny-vit8"
-MODEL = "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, ensemble:A,B or towers:IMAGES,TEXTS"
+MODEL = (
+    "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, or one of them "
+    f"under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
+)
 KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in (ATTACKS | MODES).items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 

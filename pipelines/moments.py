@@ -1,7 +1,7 @@
 """Write the statistics of a model's visual tokens over training images, which TAPT aligns every test image to.
 
 Example: python pipelines/moments.py outputs/runs/0123456789abcdef/model --data labelled --n 2000 --to moments.safetensors
-then:    python pipelines/evaluate.py "tapt[adversarial=moments.safetensors]:outputs/runs/0123456789abcdef/model"
+then:    python pipelines/evaluate.py "tapt[adversarial=moments.safetensors,gamma=1]:outputs/runs/0123456789abcdef/model"
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run() -> None:
     targets.write(file)
     blocks, tokens, width = targets.mean.shape
     print(f"{targets.count} images of {args.data}, {blocks} blocks, {tokens} tokens of width {width}: {file}")
-    print(f'next: python pipelines/evaluate.py "tapt[adversarial={file}]:{args.model}"')
+    print(f'next: python pipelines/evaluate.py "tapt[adversarial={file},gamma=1]:{args.model}"')
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def on_device(
     classifier = model.classifier(card.class_names, card.templates).to(images.device)
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
+    if resolved.protocol.oblivious:
+        classifier.undefended = cache(lambda: models.undefended(model, card.class_names, card.templates).to(images.device))
     return classifier, images, labels, ids
 
 

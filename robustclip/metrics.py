@@ -152,11 +152,13 @@ def worst_case(
     return outcomes
 
 
-def alone(table: pa.Table, attack: str, eps: float, skips: Mapping[str, Sequence[str]] | None = None) -> dict[str, dict[str, Survival]]:
-    """Return model -> set -> Survival under one attack at one eps and nothing else, from records of independent attacks."""
-    clean = pc.is_in(table["attack"], pa.array([CLEAN, CLEAN_ONLY]))
-    rows = table.filter(pc.or_(clean, pc.and_(pc.equal(table["attack"], attack), pc.equal(table["eps"], eps))))
-    return worst_case(rows, [attack], [eps], skips)
+def alone(
+    table: pa.Table, attacks: Sequence[str], eps: float, skips: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, dict[str, Survival]]:
+    """Return model -> set -> Survival under some attacks at one eps and nothing else, from records of independent attacks."""
+    clean, wanted = (pc.is_in(table["attack"], pa.array(names)) for names in ([CLEAN, CLEAN_ONLY], list(attacks)))
+    rows = table.filter(pc.or_(clean, pc.and_(wanted, pc.equal(table["eps"], eps))))
+    return worst_case(rows, attacks, [eps], skips)
 
 
 def _one_protocol(table: pa.Table) -> None:

@@ -95,6 +95,14 @@ class Model:
         return replace(self, clip=copy.deepcopy(self.clip), prompt=copy.deepcopy(self.prompt), readout=copy.deepcopy(self.readout))
 
 
+def undefended(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> nn.Module:
+    """Return the classifier of the model that all fine-tuning of this one began with, itself where there was none, adapting to nothing."""
+    while base := model.card.get("base"):
+        model = load(base["name"])
+    classifier: Any = model.classifier(class_names, templates)
+    return getattr(classifier, "base", classifier)
+
+
 def worn(model: Model | ZeroShotClassifier) -> dict[str, Tensor]:
     """Return the tensors of what a model or its classifier has beside CLIP: a visual prompt, a linear readout, or nothing."""
     parts = {"prompt": model.prompt, "readout": model.readout}

@@ -124,11 +124,16 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
 
 
 def on_images(attacks: Sequence[Attack]) -> list[Attack]:
-    """Return the attacks that leave the prompts alone, which is what the checks are about; without any, the image's part of the others."""
+    """Return the attacks that leave the prompts alone, which is what the checks are about; without any, the image's part of the others.
+
+    Of a ladder those that meet the scored model itself: plain attacks, which is BPDA where it adapts.
+    """
+    from robustclip.attacks.levels import Aimed
     from robustclip.attacks.multimodal import Multimodal, Separate
     from robustclip.attacks.pgd import PGD
 
-    alone = [attack for attack in attacks if not isinstance(attack, Multimodal)]
+    alone = [attack for attack in attacks if not isinstance(attack, Multimodal | Aimed)]
+    alone += [attack.attack for attack in attacks if isinstance(attack, Aimed) and attack.level == "A3"]
     parts: list[Attack] = [attack.image for attack in attacks if isinstance(attack, Separate)]
     return alone or parts or [PGD(20)]
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from robustclip import storage
-from robustclip.attacks import APGD, APGDT, PGD, Attack
+from robustclip.attacks import APGD, APGDT, MIFGSM, PGD, Attack, Square
 from robustclip.attacks.classes import reductions
+from robustclip.attacks.ensembles import AUTOATTACK
+from robustclip.attacks.levels import Aimed, Level
 from robustclip.attacks.modes import TEXTS, modes_of
 from robustclip.attacks.multimodal import Text
 from robustclip.config import RESULT_VERSION, key, to_json
@@ -197,6 +199,19 @@ def _sha256(value: Any) -> str:
 
 # One attack: PGD-10 before it changed no number of the table (README) and costs more.
 DEMO = Protocol("demo", SUITE, (APGD(20),), (1.0, 2.0, 4.0), n=60, real=("digits",), render_seed=2026)
+GREY_LEVELS: tuple[Level, ...] = ("A0", "A1", "A2")
+STATIC = tuple(Aimed(level, attack) for level in GREY_LEVELS for attack in (PGD(100), MIFGSM(100, decay=0.0, diversity=0.5)))
+WHOLE_LADDER = (
+    *STATIC,
+    *(Aimed(level, attack) for level in GREY_LEVELS for attack in AUTOATTACK),
+    *(Aimed("A3", PGD(20)), Aimed("A4", PGD(20)), Aimed("A5", PGD(20), draws=4), Aimed("A6", Square(200))),
+)
+ON_LADDER: dict[str, Any] = {
+    "sets": ("shapes", "faces", "tools", "digits"),
+    "eps": (2.0,),
+    "independent": True,
+    "micro_batch": 10,
+}
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     # Fewer images, attacks that do not tire: for differences between methods.
@@ -209,6 +224,9 @@ PROTOCOLS: dict[str, Protocol] = {
         eps=(2.0,),
         independent=True,
     ),
+    # Test-time defences by an attacker of every level; the dear attacks meet fewer images, and there the worst case is of all levels.
+    "ladder": replace(DEMO, name="ladder", attacks=(*STATIC, Aimed("A3", PGD(20))), **ON_LADDER, n=50),
+    "ladder-whole": replace(DEMO, name="ladder-whole", attacks=WHOLE_LADDER, **ON_LADDER, n=10),
     "smoke": replace(DEMO, name="smoke", sets=("shapes", "digits"), attacks=(PGD(2, alpha=1.0), APGD(3)), eps=(2.0,), n=16, micro_batch=8),
     **PRESETS,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip import figures, findings, metrics, sheets, storage
+from robustclip import figures, findings, ladder, metrics, sheets, storage
 from robustclip.errors import UserError, did_you_mean
 from robustclip.figures import Sheet
 from robustclip.records import CLEAN, NO_CLASS
@@ -33,7 +33,7 @@ class Report:
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
     `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the
     groups of models that differ in their training seed alone. `alone` holds what became of the images under each attack by itself, where
-    attacks were independent, and `prompts` what text attacks made of the class prompts.
+    attacks were independent, `prompts` what text attacks made of the class prompts, `levels` what every attacker level left.
     """
 
     outcomes: Mapping[str, metrics.Outcomes]
@@ -48,6 +48,7 @@ class Report:
     notes: tuple[str, ...] = ()
     alone: Mapping[tuple[float, str], Mapping[str, metrics.Outcomes]] = field(default_factory=dict)
     prompts: Sequence[Found] = ()
+    levels: Sequence[ladder.Rung] = ()
 
     @cached_property
     def eps(self) -> tuple[float, ...]:
@@ -130,7 +131,8 @@ class Report:
         against += [sheets.without_chance(self)] if 0 < len(self.at_chance) < len(self.classes) else []
         stages = [sheets.alone(self)] if self.alone else [sheets.stages(self)] if len(self.counted) > 1 else []
         rewritten = [sheets.prompts(self)] if self.prompts else []
-        return [sheets.main(self), *against, *stages, *rewritten, sheets.checks(self), sheets.per_set(self)]
+        levels = [sheets.levels(self), sheets.cost_of_levels(self)] if self.levels else []
+        return [sheets.main(self), *levels, *against, *stages, *rewritten, sheets.checks(self), sheets.per_set(self)]
 
     @cached_property
     def counted(self) -> list[str]:
@@ -298,9 +300,9 @@ def from_records(
     said = (*notes, *_without_a_class(table))
     hash_, settings = table["protocol_hash"][0].as_py(), _settings(table)
     each = [(float(e), attack) for e in protocol["eps"] for attack in protocol["attacks"]] if protocol.get("independent") else []
-    alone = {column: metrics.alone(table, column[1], column[0], skips) for column in each}
+    alone = {column: metrics.alone(table, [column[1]], column[0], skips) for column in each}
     told = dict(checks or {}), dict(seeds or {}), said
-    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts)
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts, ladder.of(table, protocol, skips))
 
 
 def _check_finished(model: str, seen: metrics.Outcomes, protocol: Mapping[str, Any]) -> None:

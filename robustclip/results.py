@@ -30,7 +30,7 @@ def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
             values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean
     for attack in protocol.attacks if protocol.independent else ():
         for eps in protocol.eps:
-            ((_, own),) = metrics.alone(table, attack.name, eps, resolved.skips).items()
+            ((_, own),) = metrics.alone(table, [attack.name], eps, resolved.skips).items()
             title = re.sub(r"[^a-zA-Z0-9_./-]", "_", f"alone/{attack.name}_{eps:g}")  # what MLflow takes in a name
             values[f"test/{title}"] = metrics.macro(own, eps, classes, tuple(own)).mean
     return values

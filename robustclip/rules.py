@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from robustclip.attacks import Attack
+from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.errors import UserError
 from robustclip.threat import Ball
@@ -93,6 +94,11 @@ class Protocol:
     def guided(self) -> bool:
         """Whether some attack on the prompts looks at images of the classes."""
         return any(isinstance(attack, GuidedCoAttack) for attack in self.attacks)
+
+    @property
+    def oblivious(self) -> bool:
+        """Whether some attack is made on plain CLIP."""
+        return any(isinstance(attack, Aimed) and attack.level == "A0" for attack in self.attacks)
 
     @property
     def apart(self) -> tuple[str, ...]:

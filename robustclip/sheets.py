@@ -82,6 +82,33 @@ def alone(report: "Report") -> Sheet:
     return Sheet("Each attack on its own", ("model", *titles), tuple(rows), caption + report.reduced)
 
 
+def levels(report: "Report") -> Sheet:
+    """Return the table of what attackers of every level leave, each level the worst case of its own attacks."""
+    rows = []
+    for model in report.outcomes:
+        means = (metrics.macro(rung.outcomes[model], rung.eps, report.classes) for rung in report.levels)
+        clean = percent(report.mean(model, CLEAN))
+        rows.append((report.marked(model), clean, *map(percent, means), *(percent(report.mean(model, e)) for e in report.eps)))
+    titles = (f"{rung.title}, ε={rung.eps:g}" for rung in report.levels)
+    caption = (
+        "Accuracy in percent under the attacks of each level, per image the worst of them. Grey-box levels never saw the defence adapt: "
+        "their numbers are for comparison with published ones. The last columns are per image the worst of all levels."
+    )
+    worst = (f"worst of all, ε={e:g}" for e in report.eps)
+    return Sheet("Attacker levels", ("model", "clean", *titles, *worst), tuple(rows), caption + report.reduced)
+
+
+def cost_of_levels(report: "Report") -> Sheet:
+    """Return the table of what an answer and an attack of every level cost."""
+    rows = []
+    for model in report.outcomes:
+        clean = f"{report.levels[0].clean_ms[model]:.1f}"
+        rows.append((report.marked(model), clean, *(f"{rung.attack_ms[model]:.0f}" for rung in report.levels)))
+    caption = "Milliseconds per image on one evaluator: to answer, and to be attacked by all attacks of a level."
+    titles = (f"{rung.title}, ε={rung.eps:g}" for rung in report.levels)
+    return Sheet("What it costs", ("model", "answer", *titles), tuple(rows), caption)
+
+
 def prompts(report: "Report") -> Sheet:
     """Return the table of what text attacks made of the class prompts, with the prompt that went farthest."""
     rows = []

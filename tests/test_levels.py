@@ -177,7 +177,7 @@ def test_records_say_the_level_and_the_worst_case_is_of_all(cell):
     table = records.table([shared | {"level": "white-box"} | row for row in rows])
     names = [attack.name for attack in LADDER]
     worst = metrics.accuracy(metrics.worst_case(table, names, [16.0])["m"]["x"], 16.0)
-    each = [metrics.accuracy(metrics.alone(table, name, 16.0)["m"]["x"], 16.0).correct for name in names]
+    each = [metrics.accuracy(metrics.alone(table, [name], 16.0)["m"]["x"], 16.0).correct for name in names]
     assert worst.correct <= min(each)
     by_image = {id_: all(row["correct"] for row in rows if row["image_id"] == id_) for id_ in ids}
     assert worst.correct == sum(by_image.values()), "the minimum of every image, not of the means"

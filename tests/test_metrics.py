@@ -233,4 +233,4 @@ def test_an_attack_apart_breaks_nothing_and_alone_tells_what_it_does():
     whole, without = (metrics.worst_case(table, ["other", "counted"], [2.0], None, apart)["m"]["d"] for apart in ((), ("other",)))
     assert (whole.flags(2.0).sum(), without.flags(2.0).sum()) == (2, 3)
     assert without.attacks == ("counted",)
-    assert [metrics.alone(table, name, 2.0)["m"]["d"].flags(2.0).sum() for name in ("other", "counted")] == [2, 3]
+    assert [metrics.alone(table, [name], 2.0)["m"]["d"].flags(2.0).sum() for name in ("other", "counted")] == [2, 3]

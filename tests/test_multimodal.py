@@ -279,7 +279,7 @@ def test_every_attack_has_its_own_accuracy(smoke):
     built = report.from_records(table, resolved.describe())
     sheet = next(sheet for sheet in built.sheets if sheet.title == "Each attack on its own")
     assert len(sheet.header) == 1 + 2 * len(resolved.protocol.attacks)
-    own = metrics.alone(table, "text:hotflip-1w", 2.0)["tiny-vit8"]["shapes"]
+    own = metrics.alone(table, ["text:hotflip-1w"], 2.0)["tiny-vit8"]["shapes"]
     rows = [row for row in table.to_pylist() if row["dataset"] == "shapes" and row["attack"] == "text:hotflip-1w" and row["eps"] == 2.0]
     assert int(own.flags(2.0).sum()) == sum(row["correct"] and row["clean_prediction"] == row["label"] for row in rows)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip import model as models
+from robustclip.adaptive import Adaptive
 from robustclip.checks.base import SMALL, Subject, Verdict, apart, does_not_apply, logits_of, seeded, verdict
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.model import tensors_sha256, worn
@@ -94,13 +95,17 @@ def no_parameter_gradients(subject: Subject) -> Verdict:
 
 def prompts_of_the_checkpoint(subject: Subject) -> Verdict:
     """Guard: the scored weights, prompt and readout, after all attacks, equal the loaded checkpoint's (TAPT resets to random prompts)."""
-    if subject.model is None or not isinstance(subject.classifier, ZeroShotClassifier):
+    classifier = subject.classifier.base if isinstance(subject.classifier, Adaptive) else subject.classifier
+    if subject.model is None or not isinstance(classifier, ZeroShotClassifier):
         return does_not_apply("the classifier is no ZeroShotClassifier of a known model")
     logits_of(subject.classifier, subject.images)
-    scored = tensors_sha256({**subject.classifier.clip.state_dict(), **worn(subject.classifier)})
+    scored = tensors_sha256({**classifier.clip.state_dict(), **worn(classifier)})
     loaded = models.load(subject.source).sha256 if subject.source else subject.model.sha256
     faults = [f"scored tensors {scored[:12]} are not those of the checkpoint, {loaded[:12]}"] if scored != loaded else []
     again = "of the checkpoint, loaded again" if subject.source else "of the model given (no source to load again)"
+    if isinstance(subject.classifier, Adaptive) and classifier.prompt is not None:
+        start = tensors_sha256(worn(subject.classifier.start))
+        faults += [] if start == tensors_sha256(worn(classifier)) else ["it adapts from another prompt than the one it loaded"]
     return verdict(faults, f"scored tensors are those {again}", {"scored": scored, "loaded": loaded})
 
 

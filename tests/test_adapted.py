@@ -1,0 +1,172 @@
+"""Test-time defences by name, through the evaluator: identity, display name, records by level, report and checks."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import NAMES
+from toys import ids_of
+
+from robustclip import adapted, evaluation, model, probing, protocols, report
+from robustclip.adaptive import Adaptive
+from robustclip.attacks import PGD, Square
+from robustclip.attacks.levels import Aimed
+from robustclip.checks import run_checks
+from robustclip.defenses.test_time import TEST_TIME, TPT
+from robustclip.defenses.test_time.moments import Moments, Targets, block_inputs
+from robustclip.errors import UserError
+from robustclip.model import save
+from robustclip.trainables import JointTokens
+
+SMALL = "views=4,keep=0.5"
+LADDER = (Aimed("A0", PGD(2)), Aimed("A2", PGD(2)), Aimed("A3", PGD(3)), Aimed("A5", PGD(2), draws=2), Aimed("A6", Square(3)))
+
+
+@pytest.fixture
+def prompted(make_model, pictures, tmp_path):
+    """Return the folder of a checkpoint with learned tokens and the file of its statistics."""
+    trainable = JointTokens("independent", 2, 1)
+    worn, _ = trainable.install(make_model("vit"), 0, NAMES)
+    save(worn, str(tmp_path / "run"), trainable={"type": "JointTokens", "design": "independent", "tokens": 2, "depth": 1})
+    classifier = model.load(str(tmp_path / "run")).classifier(NAMES, ("{}",))
+    path = str(tmp_path / "moments.safetensors")
+    Targets.of(Moments.of(block_inputs(classifier, pictures(12)[0])), classifier, "pictures", "train", "centre").write(path)
+    return str(tmp_path / "run"), path
+
+
+def test_every_kind_has_a_name(prompted, pictures):
+    folder, path = prompted
+    needed = {"tapt": f",adversarial={path},clean={path}", "promptalign": f",clean={path}"}
+    seen = set()
+    for kind in TEST_TIME:
+        settings = "" if kind == "ttc" else SMALL + needed.get(kind, "")
+        name = f"{kind}[{settings}]:{folder}"
+        found = model.load(name)
+        classifier = found.classifier(NAMES, ("{}",))
+        assert isinstance(classifier, Adaptive)
+        assert classifier(pictures(2)[0]).shape == (2, len(NAMES))
+        assert model.display_name(name).startswith(kind)
+        assert model.display_name(name).endswith("-run")
+        assert path not in model.display_name(name)
+        assert model.input_size(name) == 16
+        seen.add(model.identity(name))
+    assert len(seen) == len(TEST_TIME)
+
+
+def test_what_the_identity_is_of(prompted, make_model, pictures, tmp_path):
+    folder, path = prompted
+    name = f"tapt[{SMALL},adversarial={path},clean={path}]:{folder}"
+    before = model.identity(name)
+    assert model.identity(name.replace("views=4", "views=6")) != before
+    moved = tmp_path / "elsewhere.safetensors"
+    shutil.copy(path, moved)
+    assert model.identity(name.replace(path, str(moved))) == before, "where a file lies is not what it is"
+    classifier = model.load(folder).classifier(NAMES, ("{}",))
+    Targets.of(Moments.of(block_inputs(classifier, pictures(13)[0])), classifier, "pictures", "train", "centre").write(str(moved))
+    assert model.identity(name.replace(path, str(moved))) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tpt[views]:tiny-vit8", "settings are written"),
+        ("tpt[view=4]:tiny-vit8", "unknown recipe key 'view': did you mean 'views'"),
+        ("tpt[views=many]:tiny-vit8", "takes int"),
+        ("tapt[adversarial=none.safetensors]:tiny-vit8", "there is no file none.safetensors"),
+    ],
+)
+def test_names_that_say_nothing_are_refused(name, said):
+    with pytest.raises(UserError, match=said):
+        model.identity(name)
+
+
+def test_combinations_do_not_adapt():
+    for inner in ("tpt:tiny-vit8", "interpolate:0.5:x", "ensemble:tiny-vit8,x"):
+        with pytest.raises(UserError):
+            model.load(f"tpt[{SMALL}]:{inner}")
+    assert adapted.named("tiny-vit8") is None
+
+
+def test_a_ladder_through_the_evaluator(ray_session, tmp_path):
+    out, name = str(tmp_path), f"tpt[{SMALL}]:tiny-vit8"
+    protocol = replace(
+        protocols.named("smoke"), sets=("shapes",), real=(), attacks=LADDER, n=6, independent=True, micro_batch=3, name="ladder"
+    )
+    resolved = protocols.resolve(protocol, out)
+    table = evaluation.evaluate(["tiny-vit8", name], resolved, out, actors=2)
+    levels = {(row["model"], row["attack"]): row["level"] for row in table.to_pylist() if row["attack"] != "clean"}
+    called = model.display_name(name)
+    assert called == "tpt[views=4,keep=0.5]-tiny-vit8"
+    assert [levels[called, attack.name] for attack in LADDER] == ["grey-box A0", "grey-box A2", *3 * ["white-box"]]
+    assert [levels["tiny-vit8", attack.name] for attack in LADDER] == ["grey-box A0", *4 * ["white-box"]]
+    built = report.from_records(table, resolved.describe())
+    page = built.markdown()
+    assert [rung.title for rung in built.levels] == [attack.name.partition(")")[0] + ")" for attack in LADDER]
+    assert "Attacker levels" in page
+    assert "What it costs" in page
+    worst = [built.mean(each, 2.0).mean for each in built.outcomes]
+    assert all(
+        worst[i] <= min(rung.outcomes[each]["shapes"].flags(2.0).mean() for rung in built.levels) for i, each in enumerate(built.outcomes)
+    )
+    # The same records for another order of models, one worker and other batches of cells.
+    again = evaluation.evaluate([name], resolved, str(tmp_path / "again"), actors=1)
+    columns = ["image_id", "attack", "prediction", "linf", "loss_best"]
+    own = table.filter([each == called for each in table["model"].to_pylist()])
+    assert own.select(columns).to_pylist() == again.select(columns).to_pylist()
+
+
+def test_checks_look_at_a_defence_that_adapts(tmp_path):
+    protocol = replace(protocols.named("smoke"), sets=("shapes",), real=(), attacks=(PGD(3),), n=6, micro_batch=6)
+    resolved = protocols.resolve(protocol, str(tmp_path))
+    found = {}
+    for name in ("tiny-vit8", f"tpt[{SMALL}]:tiny-vit8"):
+        loaded = model.load(name)
+        rows = evaluation.compute(loaded, resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
+        shared = evaluation.provenance(resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
+        from robustclip import records
+
+        found[name] = records.table([shared | row for row in rows])
+    import pyarrow as pa
+
+    table = pa.concat_tables(found.values())
+    subject = probing.probe(f"tpt[{SMALL}]:tiny-vit8", "tiny-vit8", resolved, table)
+    said = {finding.number: finding for finding in run_checks(subject)}
+    assert [finding.number for finding in said.values() if finding.level == "hard" and finding.passed is False] == []
+    assert said["11"].figures["gradient calls"] > 0
+    assert said["19"].figures["no optimisation at inference"] is False, "the entry rule sees it optimise"
+
+
+def test_a_reset_that_loses_the_prompt_trips_the_guard(prompted, tmp_path):
+    from robustclip.checks.state import prompts_of_the_checkpoint
+
+    folder, path = prompted
+    verdicts = []
+    for reset in ("false", "true"):
+        name = f"tapt[{SMALL},adversarial={path},clean={path},random_reset={reset}]:{folder}"
+        loaded = model.load(name)
+
+        class Subject:
+            classifier, model, source, images = loaded.classifier(NAMES, ("{}",)), loaded, name, torch.rand(2, 3, 16, 16)
+
+        verdicts.append(prompts_of_the_checkpoint(Subject()))
+    assert [verdict.passed for verdict in verdicts] == [True, False]
+    assert "adapts from another prompt" in verdicts[1].reason
+
+
+def test_plain_clip_is_where_fine_tuning_began(tiny_model, make_model, pictures, tmp_path):
+    save(make_model("vit", seed=1), str(tmp_path / "base"))
+    save(tiny_model, str(tmp_path / "tuned"), base={"name": str(tmp_path / "base"), "sha256": model.identity(str(tmp_path / "base"))})
+    images = pictures(2)[0]
+    plain = make_model("vit", seed=1).classifier(NAMES, ("{}",))
+    for name in (str(tmp_path / "tuned"), f"tpt[{SMALL}]:{tmp_path / 'tuned'}", f"views[{SMALL}]:{tmp_path / 'base'}"):
+        found = model.undefended(model.load(name), NAMES, ("{}",))
+        assert torch.equal(found(images), plain(images))
+
+
+def test_a_fresh_draw_is_another_throw(tiny_classifier, pictures):
+    defence = TPT(views=4, keep=0.5).classifier(tiny_classifier, 0)
+    images = pictures(3)[0]
+    throws = [defence.of(ids_of(3), draw)(images) for draw in (0, 0, 1)]
+    assert torch.equal(throws[0], throws[1])
+    assert not torch.equal(throws[0], throws[2])
