@@ -81,6 +81,14 @@ class AdaptiveModel(Model):
         return replace(self, **vars(super().copy()))
 
 
+def written(settings: TestTime, inner: str) -> str:
+    """Return the name of a model under a defence: what `named` reads."""
+    kind = next(kind for kind, usual in TEST_TIME.items() if type(usual) is type(settings))
+    other = {name: value for name, value in to_json(settings).items() if value != getattr(TEST_TIME[kind], name, value)}
+    said = ",".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in other.items())
+    return f"{kind}{f'[{said}]' if said else ''}:{inner}"
+
+
 def named(name: str) -> AtTestTime | None:
     """Return the defended model that a name stands for, None for another name; raises UserError for settings that do not fit."""
     found = NAME.fullmatch(name)

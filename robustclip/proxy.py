@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustclip.adaptive import meeting
 from robustclip.attacks import APGD, PGD, Attack
 from robustclip.attacks.pgd import frozen
 from robustclip.config import Config
@@ -38,9 +39,10 @@ def share_right(
         x, y = images[part], labels[part].to(images.device)
         example = attack(classifier, x, y, [ids[i] for i in part.tolist()], ball, config.seed, size)
         with torch.no_grad(), frozen(classifier):
-            right = classifier(x).argmax(1) == y
+            met = meeting(classifier, ids, part)
+            right = met(x).argmax(1) == y
             clean += int(right.sum())
-            robust += int((right & (classifier(example.images).argmax(1) == y)).sum())
+            robust += int((right & (met(example.images).argmax(1) == y)).sum())
     return clean / len(images), robust / len(images)
 
 

@@ -7,7 +7,7 @@ from robustclip.config import Config, InnerAttack, Optim
 from robustclip.defenses import APT, FAP, AnyDefense, HalfTeCoA, TeCoA
 from robustclip.recipe import DEMO, NOT_RUN, TECOA, Recipe, demo
 from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import JointTokens, TokenPrompt, Trainable
+from robustclip.trainables import FramedTokens, JointTokens, Trainable
 
 # --- the embedded world: its images, and a rate that suits AdamW; towers of 3 and 2 blocks allow a depth of 2 ---------
 
@@ -20,7 +20,7 @@ def small(about: str, trainable: Trainable, defense: AnyDefense | None = None) -
 
 
 EMBEDDED_PROMPTS: dict[str, Recipe] = {
-    "demo-advvp": small("AdvVP in small: 8 shallow tokens and a frame of 4 px under TeCoA's loss", TokenPrompt(8, pad=4)),
+    "demo-advvp": small("AdvVP in small: 8 shallow tokens and a frame of 4 px under TeCoA's loss", FramedTokens(8, 4)),
     "demo-advvpt": small(
         "AdvVPT in small: visual tokens in two blocks, half of each batch attacked (TAPT's stage 0)",
         JointTokens("visual", 8, 2),
@@ -76,7 +76,7 @@ APT_B32 = few_shot(
 
 PUBLISHED_PROMPTS: dict[str, Recipe] = {
     "advvp-b32": Recipe(
-        few_shot(AS_TECOA_PROMPT, TokenPrompt(5, pad=30), augmented=False),
+        few_shot(AS_TECOA_PROMPT, FramedTokens(5, 30), augmented=False),
         f"AdvVP {BASELINE}: TeCoA's prompt, 5 tokens and a frame of 30 px, lr 40 without warm-up.",
         NOT_RUN,
         TABLE_8.format("43.69", "13.56"),

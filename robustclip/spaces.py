@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from robustclip.config import Config, flatten, override
+from robustclip.defenses.test_time import TestTime
 from robustclip.errors import UserError, did_you_mean
 from robustclip.recipes import named
 
-# Sampled keys that are no field of a config: the recipe a trial starts from, and how far from CLIP its trained model is evaluated.
-RECIPE, INTERPOLATION = "recipe", "interpolation"
+# Sampled keys that are no field of a config: the recipe a trial starts from, and what is evaluated in place of its trained model: one that
+# lies so far from CLIP, or the model under a test-time defence (settings of defenses/test_time).
+RECIPE, INTERPOLATION, TEST_TIME = "recipe", "interpolation", "test_time"
+EVALUATED = (INTERPOLATION, TEST_TIME)
 Scale = Literal["linear", "log", "categorical"]
 
 
@@ -112,10 +115,10 @@ def starts(space: Space, config: Config) -> list[Config]:
 def trial_config(space: Space, config: Config, sample: Mapping[str, Any]) -> Config:
     """Return the config a trial trains: that of the recipe it samples, else `config`, with its sampled fields.
 
-    An interpolation is a matter of evaluation: trials that differ in nothing else train the same.
+    What is EVALUATED of it is no matter of training: trials that differ in nothing else train the same.
     """
     start = first_config(space, sample[RECIPE]) if RECIPE in sample else config
-    return override(start, {path: value for path, value in sample.items() if path not in (RECIPE, INTERPOLATION)})
+    return override(start, {path: value for path, value in sample.items() if path not in (RECIPE, *EVALUATED)})
 
 
 def shared(space: Space, config: Config) -> dict[str, Any]:
@@ -135,12 +138,17 @@ def check_space(space: Space, config: Config) -> None:
         raise UserError(f"space {space.name}: MODE is {space.mode!r}; it is min or max")
     for known in map(flatten, starts(space, config)):
         for path in space.space:
-            if path not in (*known, RECIPE, INTERPOLATION):
-                near = did_you_mean(path, [*known, RECIPE, INTERPOLATION])
+            if path not in (*known, RECIPE, *EVALUATED):
+                near = did_you_mean(path, [*known, RECIPE, *EVALUATED])
                 raise UserError(f"space {space.name}: unknown recipe key {path!r}{near}")
     for alpha in space.grid(INTERPOLATION):
         if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
             raise UserError(f"space {space.name}: interpolation takes numbers from 0 (CLIP) to 1 (the fine-tuned model), not {alpha!r}")
+    for settings in space.grid(TEST_TIME):
+        if not isinstance(settings, TestTime):
+            raise UserError(f"space {space.name}: test_time takes settings such as TPT(views=16), not {settings!r}")
+    if set(EVALUATED) <= set(space.space):
+        raise UserError(f"space {space.name}: combinations of models do not adapt: sample interpolation or test_time")
     if space.axis and space.axis.path not in space.space:
         raise UserError(f"space {space.name}: AXIS is {space.axis.path!r}, which is not sampled; there is {', '.join(space.space)}")
     if space.published and not space.axis:

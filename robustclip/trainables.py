@@ -182,14 +182,10 @@ class PixelPrompt:
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen.
-
-    With `pad`, a frame of so many pixels trains with them: TeCoA's own defaults (30), and what later papers call AdvVP.
-    """
+    """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen."""
 
     tokens: int = 8
     deep: bool = False
-    pad: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -201,10 +197,23 @@ class TokenPrompt:
 
     def build(self, model: Model, seed: int) -> Prompt:
         """Return the tokens with their random start."""
-        tokens = Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
-        if not self.pad:
-            return tokens
-        return Together((PixelPad(model.preprocess.size, self.pad, generator(seed, "pixel prompt")), tokens))
+        return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FramedTokens:
+    """`tokens` prompt tokens at the input and a frame `pad` pixels wide train together: TeCoA's own defaults, AdvVP of later papers."""
+
+    tokens: int = 5
+    pad: int = 30
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model with fresh tokens and pixels and both; raises UserError for a tower that is no ViT."""
+        return with_prompt(model, self, self.build(model, seed))
+
+    def build(self, model: Model, seed: int) -> Prompt:
+        """Return both with their random starts."""
+        return Together((PixelPrompt("pad", self.pad).build(model, seed), TokenPrompt(self.tokens).build(model, seed)))
 
 
 @dataclass(frozen=True)
@@ -236,8 +245,20 @@ class JointTokens:
         return JointPrompt(model.clip, model.tokenizer, *settings, generator(seed, "joint prompt"))
 
 
-Trainable = VisualTower | Towers | LastBlocks | NormsAndBiases | SameSize | LoRA | LinearHead | PixelPrompt | TokenPrompt | JointTokens
-PROMPTS = (PixelPrompt, TokenPrompt, JointTokens)
+Trainable = (
+    VisualTower
+    | Towers
+    | LastBlocks
+    | NormsAndBiases
+    | SameSize
+    | LoRA
+    | LinearHead
+    | PixelPrompt
+    | TokenPrompt
+    | FramedTokens
+    | JointTokens
+)
+PROMPTS = (PixelPrompt, TokenPrompt, FramedTokens, JointTokens)
 TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, *PROMPTS)
 
 # What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
@@ -304,7 +325,7 @@ def says(model: Model, trainable: Any) -> dict[str, Any]:
     return {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}
 
 
-def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt | JointTokens, prompt: Prompt) -> Installed:
+def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt | FramedTokens | JointTokens, prompt: Prompt) -> Installed:
     """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for an empty prompt."""
     frozen_tower(model)
     if not any(p.numel() for p in prompt.parameters()):

@@ -10,8 +10,10 @@ from typing import Any
 
 from ray import tune
 
+from robustclip.adapted import written
 from robustclip.config import Config, key
-from robustclip.spaces import INTERPOLATION, RECIPE, Space, first_config, shared, trial_config
+from robustclip.defenses.test_time import TestTime
+from robustclip.spaces import INTERPOLATION, RECIPE, TEST_TIME, Space, first_config, shared, trial_config
 from robustclip.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class Trial:
         """What tables call it: the last part of each sampled path with its value; a dataclass speaks for itself."""
         values = [(path.rsplit(".", 1)[-1], value) for path, value in self.sample.items()]
         said = [readable(value) if dataclasses.is_dataclass(value) else f"{name} {readable(value)}" for name, value in values]
-        return ("" if set(self.sample) == {INTERPOLATION} else "train ") + ", ".join(said)
+        return ("" if set(self.sample) in ({INTERPOLATION}, {TEST_TIME}) else "train ") + ", ".join(said)
 
     @property
     def model(self) -> str:
@@ -42,7 +44,9 @@ class Trial:
 
 
 def readable(value: Any) -> str:
-    """Return a sampled value as tables and axes show it: 0.5, (1, 0.1), TokenPrompt(tokens=4, deep=False)."""
+    """Return a sampled value as tables and axes show it: 0.5, (1, 0.1), TokenPrompt(tokens=4, deep=False), tpt[views=8]."""
+    if isinstance(value, TestTime):
+        return written(value, "").removesuffix(":")
     if isinstance(value, tuple | list):
         return f"({', '.join(map(readable, value))})"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,15 +13,18 @@ from ray import tune
 
 from robustclip import model as models
 from robustclip import proxy, storage
+from robustclip.adapted import written
 from robustclip.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
 from robustclip.combined import INTERPOLATE
-from robustclip.config import Config, from_json, key, to_json
+from robustclip.config import Config, from_json, key, override, to_json
 from robustclip.data.reading import read_images
+from robustclip.defenses.test_time import TAPT, PromptAlign
 from robustclip.errors import UserError
 from robustclip.evaluation import Progress, evaluate
+from robustclip.moments_job import Images, statistics
 from robustclip.protocols import Protocol, resolve
 from robustclip.results import cost, set_metrics
-from robustclip.spaces import INTERPOLATION, Space, check_space, count, starts, trial_config
+from robustclip.spaces import EVALUATED, INTERPOLATION, TEST_TIME, Space, check_space, count, starts, trial_config
 from robustclip.tracking import Tracker
 from robustclip.training import Job, fit, forget, prepare
 from robustclip.trials import SweepCallback, Trial
@@ -54,15 +57,16 @@ def run_trial(sample: dict[str, Any], settings: Settings) -> None:
 
 def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     """Do the work of a trial: `fit(override(recipe, sample))`, then `evaluate`, reporting to Tune on the way."""
-    config, alphas = trial_config(settings.space, from_json(Config, settings.config), sample), settings.space.grid(INTERPOLATION)
+    config = trial_config(settings.space, from_json(Config, settings.config), sample)
     started = time.monotonic()
     job = prepare(config, settings.out)
-    if settings.fresh and sample.get(INTERPOLATION) in (None, *alphas[:1]):  # later alphas find what the first has trained
+    firsts = [settings.space.grid(each)[0] for each in EVALUATED if each in sample]
+    if settings.fresh and [sample[each] for each in EVALUATED if each in sample] == firsts:  # the others find what the first has trained
         forget(job)
     fitted = fit(job, settings.share, [forward_epochs()])
     name, metrics = fitted["checkpoint"], {name: value for name, value in fitted["metrics"].items() if name != "step"}
-    if alphas:
-        name = f"{INTERPOLATE}{sample[INTERPOLATION]:g}:{name}"
+    if set(sample) & set(EVALUATED):
+        name = evaluated(sample, name, job, settings.share)
         metrics |= validated(name, job, settings.share)
     trained = time.monotonic()
 
@@ -78,8 +82,26 @@ def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name})
 
 
+def evaluated(sample: dict[str, Any], checkpoint: str, job: Job, share: Share) -> str:
+    """Return the name of what a trial evaluates of its checkpoint: an interpolation, or it under a test-time defence.
+
+    Statistics that the defence asks for and does not name are those of the checkpoint's own training images, made once.
+    """
+    if INTERPOLATION in sample:
+        return f"{INTERPOLATE}{sample[INTERPOLATION]:g}:{checkpoint}"
+    settings, data = sample[TEST_TIME], job.config.data
+    file = "adversarial" if isinstance(settings, TAPT) else "clean" if isinstance(settings, PromptAlign) else ""
+    if file and not getattr(settings, file):
+        path = storage.join(job.folder, "moments.safetensors")
+        if not storage.exists(path):
+            images = Images(data.name, data.n, resize=data.resize, rendered=data.rendered, render_seed=data.render_seed)
+            statistics(checkpoint, images, job.out, workers=1, cpus=share.cpus, gpus=share.gpus).write(path)
+        settings = override(settings, {file: path})
+    return written(settings, checkpoint)
+
+
 def validated(name: str, job: Job, share: Share) -> dict[str, float]:
-    """Return val/ of a model that no training validated, an interpolation, on the job's held-out images; measured once, kept in its run."""
+    """Return val/ of what no training validated, on the job's held-out images; measured once, kept in its run."""
     import ray
 
     path = storage.join(job.folder, f"val-{key(models.identity(name))}.json")
@@ -151,7 +173,7 @@ def sweep(
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again.
 
-    Interpolations are evaluated one at a time: the first trains, the others find what it has trained.
+    What is EVALUATED of one training is so one at a time: the first trial trains, the others find what it has trained.
     """
     check_space(space, config)
     connect()
@@ -160,7 +182,7 @@ def sweep(
     find_data(starts(space, config), protocol, out)
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
-    concurrent = 1 if INTERPOLATION in space.space else concurrent or fitting_trials(count(space, samples), workers)
+    concurrent = 1 if set(EVALUATED) & set(space.space) else concurrent or fitting_trials(count(space, samples), workers)
     share = divide(concurrent, workers)
     settings = Settings(space, to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
     parent = tracker.run(

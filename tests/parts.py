@@ -10,6 +10,7 @@ from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MM
 from robustclip.learner import Learner
 from robustclip.threat import Ball, ThreatModel
 from robustclip.trainables import (
+    FramedTokens,
     JointTokens,
     LastBlocks,
     LinearHead,
@@ -33,9 +34,10 @@ SMALL = (
     LinearHead(),
     PixelPrompt("pad", 4),
     TokenPrompt(4),
+    FramedTokens(4, 2),
     JointTokens("text to visual", 2, 1),
 )
-RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5, 1e-2)))
+RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5, 0.2, 1e-2)))
 GENTLE = {FARE: 0.1, Mix: 0.3, PMGAFT: 0.5}  # a loss that starts near 0 is easily overshot
 TOWER, ATTACK = SMALL[0], InnerAttack(2, 0.75)
 ON_FEATURES = ("LinearAT", "CoAdv", "ImgCoAdv", "FARE", "Mix")  # the defences that work on the tower's features
@@ -58,9 +60,9 @@ def refusal(defense, trainable, kind="vit"):
         return f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing"
     if isinstance(trainable, JointTokens) and isinstance(defense, Paired):
         return f"{type(defense).__name__} trains the towers, not tokens in the texts"
-    if kind == "resnet" and isinstance(trainable, LoRA | TokenPrompt | JointTokens):
-        needs = {LoRA: "LoRA needs", TokenPrompt: "prompt tokens need", JointTokens: "prompts of both towers need"}
-        return f"{needs[type(trainable)]} a vision transformer"
+    if kind == "resnet" and isinstance(trainable, LoRA | TokenPrompt | FramedTokens | JointTokens):
+        needs = {LoRA: "LoRA needs", JointTokens: "prompts of both towers need"}
+        return f"{needs.get(type(trainable), 'prompt tokens need')} a vision transformer"
     return None
 
 

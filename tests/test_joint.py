@@ -16,7 +16,7 @@ from robustclip.errors import UserError
 from robustclip.insertion import cut, in_images, in_texts
 from robustclip.joint import JointPrompt
 from robustclip.model import build, load, save
-from robustclip.trainables import JointTokens, TokenPrompt
+from robustclip.trainables import FramedTokens, JointTokens
 
 DESIGNS = ("visual", "text", "independent", "text to visual", "visual to text")
 TEMPLATE = "a photo of a {}."
@@ -203,7 +203,7 @@ def test_micro_batches_add_up_where_texts_learn(make_model, pictures):
 def test_a_frame_may_be_worn_with_the_tokens(make_model, pictures):
     images = pictures(4)[0]
     model = make_model("vit")
-    both, parameters = TokenPrompt(3, pad=2).install(model.copy(), 0, NAMES)
+    both, parameters = FramedTokens(3, 2).install(model.copy(), 0, NAMES)
     assert sum(p.numel() for p in parameters) == 3 * 32 + 3 * (16**2 - 12**2)
     features = both.classifier(NAMES, TEMPLATES).features(images)
     pad, tokens = both.prompt.parts

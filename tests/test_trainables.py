@@ -45,7 +45,9 @@ def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
     classifier = model.classifier(NAMES, TEMPLATES)
     assert {id(p) for p in parameters} == {id(p) for p in classifier.parameters() if p.requires_grad}
     assert len(parameters) == len({id(p) for p in parameters}) > 0
-    prefixes = {"LinearHead": "readout.", "Towers": "clip."} | dict.fromkeys(("PixelPrompt", "TokenPrompt", "JointTokens"), "prompt.")
+    prefixes = {"LinearHead": "readout.", "Towers": "clip."} | dict.fromkeys(
+        ("PixelPrompt", "TokenPrompt", "FramedTokens", "JointTokens"), "prompt."
+    )
     prefix = prefixes.get(type(trainable).__name__)
     assert all(n.startswith(prefix or "clip.visual.") for n, p in classifier.named_parameters() if p.requires_grad)
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from robustclip import spaces, tuning
+from robustclip import adapted, spaces, tuning
 from robustclip.config import override
+from robustclip.defenses.test_time import TAPT, TPT, TTC, PromptAlign
 from robustclip.errors import UserError
 from robustclip.recipes import RECIPES
 from robustclip.trainables import PixelPrompt, TokenPrompt
@@ -119,3 +121,39 @@ def test_the_strong_number_chooses_where_every_finished_trial_has_it() -> None:
     assert tuning.choose(GOOD, [*trials, finished(0.6, None)])[1] == "val/robust"
     assert tuning.choose(replace(GOOD, mode="min"), trials) == (trials[1], "val/robust")
     assert tuning.choose(GOOD, trials[2:3]) == (None, "val/strong")
+
+
+def test_a_test_time_defence_is_sampled_over_one_training(tmp_path):
+    sampled = [TPT(views=4, keep=0.5), TAPT(views=4, keep=0.5, gamma=1.0), PromptAlign(views=4, keep=0.5), TTC()]
+    space = space_of({"test_time": sampled})
+    first = spaces.first_config(space)
+    spaces.check_space(space, first)
+    assert [spaces.trial_config(space, first, {"test_time": each}) for each in sampled] == 4 * [first]
+    path = tmp_path / "moments.safetensors"
+    path.write_text("there already")
+    job = SimpleNamespace(folder=str(tmp_path), config=first, out="")
+    names = [tuning.evaluated({"test_time": each}, "RUN", job, None) for each in sampled]
+    assert names == [
+        "tpt[views=4,keep=0.5]:RUN",
+        f"tapt[views=4,keep=0.5,adversarial={path},gamma=1.0]:RUN",
+        f"promptalign[views=4,keep=0.5,clean={path}]:RUN",
+        "ttc:RUN",
+    ]
+    for name, each in zip(names, sampled, strict=True):
+        read = adapted.named(name)
+        assert read.inner == "RUN"
+        assert type(read.settings) is type(each)
+    assert tuning.Trial({"test_time": sampled[0]}, "key").label == "tpt[views=4,keep=0.5]"
+
+
+@pytest.mark.parametrize(
+    ("sampled", "said"),
+    [
+        ({"test_time": ["tpt"]}, "test_time takes settings such as TPT"),
+        ({"test_time": [TTC()], "interpolation": [0.5]}, "combinations of models do not adapt"),
+    ],
+)
+def test_spaces_that_cannot_be_evaluated_are_refused(sampled, said):
+    space = space_of(sampled)
+    with pytest.raises(UserError, match=said):
+        spaces.check_space(space, spaces.first_config(space))
