@@ -1,8 +1,8 @@
 """A classifier that adapts to every image before it answers: what attacks, checks and the evaluator must know of one."""
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,8 +45,7 @@ class Adaptive(nn.Module):
     def respond(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
         """Return the logits [B,K] of images whose randomness is keyed by `keys`."""
         through = self.through and torch.is_grad_enabled()
-        # Fused attention has no second derivative; the plain kernel rounds otherwise, by what a scored forward does not notice.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if through else nullcontext():
+        with torch.enable_grad(), twice_differentiable(through):
             adapted = self.adapt(images if through else images.detach(), keys, through)
         return self.answer(images, keys, adapted)
 
@@ -73,6 +72,13 @@ class Keyed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.defence.respond(images, self.keys)
+
+
+@contextmanager
+def twice_differentiable(wanted: bool) -> Iterator[None]:
+    """Leave fused attention out inside this context if `wanted`: it has no second derivative, and rounds otherwise than what has."""
+    with sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext():
+        yield
 
 
 def meeting(classifier: nn.Module, ids: Sequence[str], places: Tensor, draw: int = 0) -> nn.Module:

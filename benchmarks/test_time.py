@@ -1,0 +1,134 @@
+"""Prompts learned before and prompts tuned at test time, each attacked by an adversary of every level: the table and what survives.
+
+    python benchmarks/test_time.py [--out outputs] [--n 50] [--few 10] [--second]
+
+Static rows: the embedded CLIP and the prompts of the demo recipes advvp, advvpt, advvlp, advmaple, advtp, apt (on the TeCoA model of the
+demo recipe) and fap. Test-time rows, 16 views each: the ensemble of views, TPT, R-TPT and TTC on CLIP, PromptAlign on clean MaPLe prompts,
+TAPT-V, -VLI and -VLJ on adversarial ones, aligned with statistics through these and through clean ones. Everything that is missing is
+trained; the same command goes on where it stopped. `--second` adds TAPT-VLI on a smaller ViT, which is pre-trained for it.
+
+Protocol `ladder` (PGD-100 and DI at A0 to A2, PGD-20 at A3) meets --n images of each of four sets, `ladder-whole` (AutoAttack at A0 to A2,
+A4, A5, A6 as well) --few of each; there the worst case of every image is of all levels.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from robustclip import cluster, protocols, report, storage
+from robustclip import model as models
+from robustclip.adapted import written
+from robustclip.cli import say_on_terminal
+from robustclip.config import Config, override
+from robustclip.data import world
+from robustclip.defenses import CleanCE
+from robustclip.defenses.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
+from robustclip.errors import main
+from robustclip.evaluation import evaluate
+from robustclip.model import Model, save
+from robustclip.moments_job import Images, statistics
+from robustclip.pretraining import Pretraining, pretrain
+from robustclip.protocols import Protocol
+from robustclip.recipes import named
+from robustclip.training import fit, prepare
+
+CLIP = "tiny-vit8"
+VIEWS = {"views": 16, "keep": 0.25}
+STATIC = ("demo-advvp", "demo-advvpt", "demo-advvlp", "demo-advmaple", "demo-advtp", "demo-fap")
+TUNED = {"TAPT-V": "demo-advvpt", "TAPT-VLI": "demo-advvlp", "TAPT-VLJ": "demo-advmaple"}
+SMALLER = {"width": 96, "layers": 2}  # of the second visual tower; the first has 128 and 3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything lies, and who works."""
+
+    out: str
+    actors: int
+
+    def trained(self, config: Config) -> str:
+        """Return the checkpoint of a config, training it if need be."""
+        return fit(prepare(config, self.out), cluster.divide(1, 1))["checkpoint"]
+
+    def moments(self, checkpoint: str, config: Config) -> str:
+        """Return the file of a checkpoint's statistics over its own training images, made if need be."""
+        path = storage.join(storage.parent_of(checkpoint), "moments.safetensors")
+        if not storage.exists(path):
+            data = config.data
+            statistics(checkpoint, Images(data.name, data.n, rendered=data.rendered), self.out, workers=self.actors).write(path)
+        return path
+
+    def tapt(self, recipe: str, model: str = CLIP) -> str:
+        """Return the name of TAPT on a recipe's prompts, aligned with theirs and with clean ones."""
+        adversarial = override(named(recipe).config, {"model": model})
+        clean = override(adversarial, {"defense": CleanCE()})
+        start, other = self.trained(adversarial), self.trained(clean)
+        files = {"adversarial": self.moments(start, adversarial), "clean": self.moments(other, clean)}
+        return written(TAPT(**VIEWS, lr=named(recipe).config.optim.lr / 10, **files), start)
+
+    def rows(self) -> dict[str, str]:
+        """Return what every row of the table is called -> the model's name."""
+        found = {"CLIP": CLIP}
+        for recipe in STATIC:
+            found[recipe.removeprefix("demo-")] = self.trained(named(recipe).config)
+        robust = self.trained(named("demo").config)
+        found |= {"TeCoA": robust, "apt on TeCoA": self.trained(override(named("demo-apt").config, {"model": robust}))}
+        maple = override(named("demo-advmaple").config, {"defense": CleanCE()})
+        clean = self.trained(maple)
+        plain: dict[str, TestTime] = {"views": ViewEnsemble(**VIEWS), "TPT": TPT(**VIEWS), "R-TPT": RTPT(**VIEWS), "TTC": TTC()}
+        found |= {title: written(settings, CLIP) for title, settings in plain.items()}
+        found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(clean, maple)), clean)
+        return found | {title: self.tapt(recipe) for title, recipe in TUNED.items()}
+
+    def second(self) -> dict[str, str]:
+        """Return the rows of a smaller ViT, pre-trained here if need be."""
+        folder = storage.join(self.out, "smaller-vit")
+        if not storage.exists(storage.join(folder, "config.json")):
+            model = models.load(CLIP)
+            config = dict(model.open_clip_config)
+            config["model_cfg"] = config["model_cfg"] | {"vision_cfg": config["model_cfg"]["vision_cfg"] | SMALLER}
+            recipe = replace(Pretraining(), steps=1500, pairs=60_000)
+            clip = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), lambda step, loss, model: None)
+            save(Model("smaller-vit", clip.eval(), model.tokenizer, config, {}), folder, tokenizer=model.card["tokenizer"])
+        prompts = self.trained(override(named("demo-advvlp").config, {"model": folder}))
+        return {"smaller CLIP": folder, "smaller advvlp": prompts, "smaller TAPT-VLI": self.tapt("demo-advvlp", folder)}
+
+    def attacked(self, rows: dict[str, str], protocol: Protocol) -> str:
+        """Return the tables of a protocol as Markdown, and write its page."""
+        resolved = protocols.resolve(protocol, self.out)
+        names = list(rows.values())
+        table = evaluate(names, resolved, self.out, actors=self.actors, on_progress=lambda progress: print(progress, flush=True))
+        titles = {models.display_name(name): title for title, name in rows.items()}
+        built = report.from_records(table, resolved.describe(), list(titles), titles)
+        page = built.write(storage.join(self.out, "reports", resolved.hash))
+        return f"{built.markdown()}\nreport {page}\n{survives(built)}"
+
+
+def survives(built: report.Report) -> str:
+    """Return, for every model that adapts, what its grey-box numbers become once the attacker adapts too."""
+    said = []
+    for model in built.outcomes:
+        means = {rung.title: sum(each.flags(rung.eps).mean() for each in rung.outcomes[model].values()) for rung in built.levels}
+        grey = min(value for title, value in means.items() if "grey" in title) / len(built.classes)
+        aware = min(value for title, value in means.items() if "grey" not in title) / len(built.classes)
+        said.append(f"{built.name(model)}: grey-box {100 * grey:.1f}, adaptive {100 * aware:.1f}")
+    return "\n".join(said)
+
+
+def run(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=50, help="images of each set under ladder (default: %(default)s)")
+    parser.add_argument("--few", type=int, default=10, help="images of each set under ladder-whole (default: %(default)s)")
+    parser.add_argument("--second", action="store_true", help="add the smaller ViT")
+    parser.add_argument("--out", default="outputs")
+    args = parser.parse_args(words)
+    say_on_terminal()
+    cluster.connect()
+    bench = Bench(storage.resolve(args.out), int(cluster.total()[0]))
+    rows = bench.rows() | (bench.second() if args.second else {})
+    for name, n in (("ladder", args.n), ("ladder-whole", args.few)):
+        print(bench.attacked(rows, replace(protocols.named(name), n=n)), flush=True)
+
+
+if __name__ == "__main__":
+    main(run)
