@@ -1,7 +1,7 @@
 """What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, or prompt tokens."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from torch import nn
@@ -9,14 +9,12 @@ from torch import nn
 from robustclip.defenses import Defense, Paired
 from robustclip.errors import UserError
 from robustclip.insertion import require_vit
-from robustclip.joint import Design, JointPrompt, Start, check_choices
+from robustclip.installing import Installed, frozen_tower, learning, says
 from robustclip.lowrank import LowRank, Tail, put_inside
 from robustclip.model import LinearReadout, Model
-from robustclip.prompts import PixelPad, PixelPatch, Prompt, Together, Tokens
 from robustclip.seeds import generator
+from robustclip.trainable_prompts import PROMPTS, FramedTokens, JointTokens, PixelPrompt, TokenPrompt
 
-Installed = tuple[Model, list[nn.Parameter]]  # the model to train, everything else in it frozen, and its parameters that learn
-Shape = Literal["pad", "fixed patch", "random patch", "whole"]
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
 
@@ -154,97 +152,6 @@ class LinearHead:
         return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
 
 
-@dataclass(frozen=True)
-class PixelPrompt:
-    """Pixels added to the normalised image train, CLIP is frozen (TeCoA Eq. 10 and Fig. 6).
-
-    A frame `size` pixels wide ("pad"), a square of that side top left ("fixed patch") or moving about ("random patch"), or every pixel.
-    """
-
-    shape: Shape = "pad"
-    size: int = 4
-
-    def __post_init__(self) -> None:
-        if self.shape not in get_args(Shape):
-            raise UserError(f"trainable.shape is {self.shape!r}: choose {', '.join(get_args(Shape))}")
-
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh pixels and these."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
-        """Return the pixels with their random start."""
-        side, g = model.preprocess.size, generator(seed, "pixel prompt")
-        if self.shape == "pad":
-            return PixelPad(side, self.size, g)
-        return PixelPatch(side, side if self.shape == "whole" else self.size, self.shape == "random patch", g)
-
-
-@dataclass(frozen=True)
-class TokenPrompt:
-    """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen."""
-
-    tokens: int = 8
-    deep: bool = False
-
-    def __post_init__(self) -> None:
-        if self.tokens < 0:
-            raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
-
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and the tokens; raises UserError for a tower that is no ViT."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
-        """Return the tokens with their random start."""
-        return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class FramedTokens:
-    """`tokens` prompt tokens at the input and a frame `pad` pixels wide train together: TeCoA's own defaults, AdvVP of later papers."""
-
-    tokens: int = 5
-    pad: int = 30
-
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and pixels and both; raises UserError for a tower that is no ViT."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
-        """Return both with their random starts."""
-        return Together((PixelPrompt("pad", self.pad).build(model, seed), TokenPrompt(self.tokens).build(model, seed)))
-
-
-@dataclass(frozen=True)
-class JointTokens:
-    """`tokens` prompt tokens in front of the first `depth` blocks of one or both towers train, by `design` (joint.py); CLIP is frozen.
-
-    AdvVPT is "visual", AdvTP and APT "text" with depth 1, AdvVLP "independent", AdvMaPLe "text to visual", FAP "visual to text". Where
-    texts learn, class names stand in `template`, whose first words the tokens replace and, by `start`, begin as.
-    """
-
-    design: Design = "independent"
-    tokens: int = 2
-    depth: int = 9
-    template: str = "a photo of a {}."
-    start: Start = "words"
-
-    def __post_init__(self) -> None:
-        check_choices(self.design, self.start)
-        if self.tokens < 0:
-            raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
-
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and the tokens; raises UserError for towers that cannot take them."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
-        """Return the tokens as they start."""
-        settings = (self.design, self.tokens, self.depth, self.template, self.start)
-        return JointPrompt(model.clip, model.tokenizer, *settings, generator(seed, "joint prompt"))
-
-
 Trainable = (
     VisualTower
     | Towers
@@ -258,7 +165,6 @@ Trainable = (
     | FramedTokens
     | JointTokens
 )
-PROMPTS = (PixelPrompt, TokenPrompt, FramedTokens, JointTokens)
 TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, *PROMPTS)
 
 # What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
@@ -290,26 +196,6 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
         )
 
 
-def frozen_tower(model: Model) -> nn.Module:
-    """Return the visual tower of a model, everything in it frozen; raises UserError for a model that wears a prompt or a readout.
-
-    A checkpoint says of one trainable how it was made.
-    """
-    if model.prompt is not None or model.readout is not None:
-        what = "a prompt" if model.prompt is not None else "a linear readout"
-        raise UserError(f"{model.name} already has {what}: fine-tune the model it was made from")
-    model.clip.requires_grad_(False)
-    return model.clip.visual  # type: ignore[return-value]
-
-
-def learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return the parameters, from now on with a gradient."""
-    wanted = list(parameters)
-    for p in wanted:
-        p.requires_grad_(True)
-    return wanted
-
-
 def block_names(visual: nn.Module) -> list[str]:
     """Return the names of a tower's blocks in the order an image meets them; raises UserError for a tower that has none we know."""
     for lists in (["transformer.resblocks"], ["trunk.blocks"], [f"layer{i}" for i in (1, 2, 3, 4)]):
@@ -318,19 +204,6 @@ def block_names(visual: nn.Module) -> list[str]:
         except AttributeError:
             continue
     raise UserError(f"LastBlocks does not know the blocks of a {type(visual).__name__}: choose VisualTower or NormsAndBiases")
-
-
-def says(model: Model, trainable: Any) -> dict[str, Any]:
-    """Return the model's card with what `load` needs to build a prompt or readout again."""
-    return {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}
-
-
-def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt | FramedTokens | JointTokens, prompt: Prompt) -> Installed:
-    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for an empty prompt."""
-    frozen_tower(model)
-    if not any(p.numel() for p in prompt.parameters()):
-        raise UserError(f"{model.name}: a prompt of size 0 leaves nothing to learn; make it larger")
-    return replace(model, prompt=prompt, card=says(model, trainable)), list(prompt.parameters())
 
 
 def dressed(card: Mapping[str, Any], model: Model) -> Model:
