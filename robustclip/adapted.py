@@ -70,6 +70,7 @@ class AtTestTime:
 class AdaptiveModel(Model):
     """A model whose classifiers adapt to every image."""
 
+    adapts = True
     defence: TestTime = TEST_TIME["views"]
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Adaptive:  # type: ignore[override]

@@ -42,8 +42,8 @@ class Adaptive(nn.Module):
         """Return the logits [B,K] of images under what they were adapted to."""
         raise NotImplementedError
 
-    def respond(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
-        """Return the logits [B,K] of images whose randomness is keyed by `keys`."""
+    def forward(self, images: Tensor, keys: Sequence[Key] | None = None) -> Tensor:
+        keys = self.of([""] * len(images)).keys if keys is None else keys
         through = self.through and torch.is_grad_enabled()
         with torch.enable_grad(), twice_differentiable(through):
             adapted = self.adapt(images if through else images.detach(), keys, through)
@@ -59,9 +59,6 @@ class Adaptive(nn.Module):
         other.through = True
         return other
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.of([""] * len(images))(images)
-
 
 class Keyed(nn.Module):
     """A defence for given images: images [B,3,H,W] in [0,1], in the order of its keys, -> logits [B,K]."""
@@ -71,7 +68,7 @@ class Keyed(nn.Module):
         self.defence, self.keys = defence, list(keys)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.defence.respond(images, self.keys)
+        return self.defence(images, self.keys)
 
 
 @contextmanager

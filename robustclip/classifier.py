@@ -97,7 +97,9 @@ class ZeroShotClassifier(nn.Module):
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
     def wearing(self, prompt: Prompt | None) -> "ZeroShotClassifier":
-        """Return this model, its weights shared, with another prompt in the place of its own."""
+        """Return this model, its weights shared, with another prompt in the place of its own; raises UserError for a linear probe."""
+        if self.readout is not None:
+            raise UserError("this model classifies by a linear readout: a prompt was not learned with it")
         parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, prompt)
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 

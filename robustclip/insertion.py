@@ -144,7 +144,6 @@ def cut(clip: nn.Module, length: int) -> Iterator[bool]:
     if mask is None or pool not in ("argmax", "eos"):
         yield False
         return
-    # Not through `positional_embedding.data`: an attack may want a gradient through what lies under it.
     tower.positional_embedding = nn.Parameter(positions.detach()[:length], requires_grad=False)
     tower.attn_mask = mask[:length, :length]
     try:

@@ -13,10 +13,12 @@ Installed = tuple[Model, list[nn.Parameter]]  # the model to train, everything e
 
 
 def frozen_tower(model: Model) -> nn.Module:
-    """Return the visual tower of a model, everything in it frozen; raises UserError for a model that wears a prompt or a readout.
+    """Return the visual tower of a model, everything in it frozen; raises UserError for one that adapts or wears a prompt or a readout.
 
     A checkpoint says of one trainable how it was made.
     """
+    if model.adapts:
+        raise UserError(f"{model.name} adapts at test time: fine-tune the model under the defence, and put it on again afterwards")
     if model.prompt is not None or model.readout is not None:
         what = "a prompt" if model.prompt is not None else "a linear readout"
         raise UserError(f"{model.name} already has {what}: fine-tune the model it was made from")

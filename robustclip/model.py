@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Model:
     card: Mapping[str, Any]
     prompt: Prompt | None = None
     readout: LinearReadout | None = None
+    adapts: ClassVar[bool] = False  # to every image, under a test-time defence
 
     @property
     def preprocess(self) -> Preprocess:

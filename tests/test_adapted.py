@@ -17,7 +17,7 @@ from robustclip.defenses.test_time import TEST_TIME, TPT
 from robustclip.defenses.test_time.moments import Moments, Targets, block_inputs
 from robustclip.errors import UserError
 from robustclip.model import save
-from robustclip.trainables import JointTokens
+from robustclip.trainables import JointTokens, VisualTower
 
 SMALL = "views=4,keep=0.5"
 LADDER = (Aimed("A0", PGD(2)), Aimed("A2", PGD(2)), Aimed("A3", PGD(3)), Aimed("A5", PGD(2), draws=2), Aimed("A6", Square(3)))
@@ -86,6 +86,11 @@ def test_combinations_do_not_adapt():
         with pytest.raises(UserError):
             model.load(f"tpt[{SMALL}]:{inner}")
     assert adapted.named("tiny-vit8") is None
+
+
+def test_what_adapts_is_not_fine_tuned():
+    with pytest.raises(UserError, match="fine-tune the model under the defence"):
+        VisualTower().install(model.load(f"tpt[{SMALL}]:tiny-vit8"), 0, NAMES)
 
 
 def test_a_ladder_through_the_evaluator(ray_session, tmp_path):

@@ -6,6 +6,7 @@ import torch
 
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.defenses.test_time.tuning import PromptTuner, Tuning, entropy_of_mean
+from robustclip.errors import UserError
 from robustclip.joint import JointPrompt
 
 TEMPLATE, WORDS = "a photo of a {}.", 4
@@ -27,8 +28,10 @@ class TPT(Tuning):
 
 
 def context_of(base: ZeroShotClassifier) -> JointPrompt:
-    """Return the prompt in a model's texts, or the words of TEMPLATE where it has none."""
+    """Return the prompt in a model's texts, or the words of TEMPLATE for one without any; raises UserError for another prompt."""
     if isinstance(base.prompt, JointPrompt) and base.prompt.design == "text":
         return base.prompt
+    if base.prompt is not None:
+        raise UserError("this model wears a prompt in its images, which tuning words alone would take off: tune it by tapt or promptalign")
     words = JointPrompt(base.clip, base.tokenizer, "text", WORDS, 1, TEMPLATE, "words", torch.Generator())
     return words.to(base.mean.device).requires_grad_(False)
