@@ -25,8 +25,9 @@ def run() -> None:
     resolved = protocols.resolve(protocols.named(args.protocol), cli.out_folder(args))
     cards = [test_set.card for test_set in resolved.sets.values()]
     prompts = {prompt.text: prompt for card in cards for prompt in prompts_of(card.class_names, card.templates)}
-    storage.write_json(args.to, table_of(source, list(prompts.values())))
-    print(f"{len(prompts)} prompts of {len(cards)} sets: {args.to}, from {source.folder} ({source.sha256})")
+    file = storage.resolve(args.to)
+    storage.write_json(file, table_of(source, list(prompts.values())))
+    print(f"{len(prompts)} prompts of {len(cards)} sets: {file}, from {source.folder} ({source.sha256})")
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
 def test_the_pipeline_writes_a_table_that_covers_a_protocol(bert, tmp_path):
     script = Path(__file__).parents[1] / "pipelines" / "words.py"
     table = tmp_path / "words.json"
-    command = [sys.executable, str(script), str(bert), "--protocol", "smoke", "--to", str(table), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, str(script), str(bert), "--protocol", "smoke", "--to", "words.json", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"prompts of 2 sets: {table}" in done.stdout
     found = Table.read(str(table))
