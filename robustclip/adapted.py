@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields, replace
 from robustclip import model as models
 from robustclip import storage
 from robustclip.adaptive import Adaptive
-from robustclip.cli import value_of
-from robustclip.config import override, to_json
+from robustclip.config import override, to_json, value_of
 from robustclip.defenses.test_time import TEST_TIME, TestTime
 from robustclip.errors import UserError
 from robustclip.model import Model

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustclip import storage
-from robustclip.config import Config
+from robustclip.config import Config, value_of
 from robustclip.errors import UserError
 
 
@@ -63,11 +62,3 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is not an option: recipe keys are given as --threat.image.eps 2")
         changes[name] = value_of(value if joined else words.pop(0))
     return changes
-
-
-def value_of(word: str) -> Any:
-    """Return a word as the JSON value it is, or as text."""
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return {"None": None, "True": True, "False": False}.get(word, word)

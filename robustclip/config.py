@@ -205,6 +205,14 @@ def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
     raise UserError(f"recipe key {path!r} takes {names}, not {value!r}")
 
 
+def value_of(word: str) -> Any:
+    """Return a word of a command line as the JSON value it is, or as text."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(word, word)
+
+
 def from_json(kind: Any, data: Any, path: str = "config") -> Any:
     """Return the dataclass tree that `to_json` wrote, read as the annotated type `kind`; raises UserError for what does not fit."""
     if isinstance(data, Mapping) and "type" in data:
