@@ -1,6 +1,7 @@
 """The attacker's ladder on planted defences: each level reaches what it is there for, and the worst case is all of them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from torch import nn
 
 from robustclip import metrics, records
 from robustclip.adaptive import Adaptive
-from robustclip.attacks import APGD, APGDT, FABT, MIFGSM, PGD, Square
+from robustclip.attacks import APGD, APGDT, FABT, MIFGSM, PGD, Noise, Square
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.levels import GREY, SAID, Aimed
 from robustclip.attacks.pgd import logits_of
 from robustclip.cascade import run_cascade
+from robustclip.checks.state import no_memory
 from robustclip.errors import UserError
 from robustclip.protocols import Protocol
 from robustclip.seeds import generator
@@ -100,7 +102,7 @@ def all_levels(defence, cell):
     return {attack.level: robust(defence, attack, cell) for attack in LADDER}
 
 
-def test_a_defence_that_does_nothing_is_broken_as_if_it_were_not_there(cell):
+def test_planted_a_a_defence_that_does_nothing_is_broken_as_if_it_were_not_there(cell):
     undefended = robust(cell[0], PGD(20), cell)
     assert undefended < 0.5
     found = all_levels(Identity(cell[0]), cell)
@@ -109,7 +111,7 @@ def test_a_defence_that_does_nothing_is_broken_as_if_it_were_not_there(cell):
     assert found["A6"] == robust(cell[0], Square(100), cell) < 1.0
 
 
-def test_a_forward_without_a_gradient_hides_from_a_plain_attack_alone(cell):
+def test_planted_b_a_forward_without_a_gradient_hides_from_a_plain_attack_alone(cell):
     assert robust(Naive(cell[0]), PGD(20), cell) == 1.0, "there is no gradient to follow"
     undefended, found = robust(cell[0], PGD(20), cell), all_levels(Detached(cell[0]), cell)
     assert found["A3"] == undefended, "BPDA takes the adaptation as a constant"
@@ -118,7 +120,7 @@ def test_a_forward_without_a_gradient_hides_from_a_plain_attack_alone(cell):
     assert found["A6"] == robust(cell[0], Square(100), cell) < 1.0
 
 
-def test_a_defence_that_only_rounds_falls_to_bpda_and_not_to_plain_clip(cell):
+def test_tapt_item_9_a_defence_that_only_rounds_falls_to_bpda_and_not_to_plain_clip(cell):
     defence = Rounds(cell[0])
     clean = float((logits_of(defence, cell[1], cell[3], 8).argmax(1) == cell[2]).float().mean())
     ball = Ball("Linf", 12.0)
@@ -130,7 +132,7 @@ def test_a_defence_that_only_rounds_falls_to_bpda_and_not_to_plain_clip(cell):
     assert (g != 0).any(), "the rounding itself has a gradient of 0; its attacker does not look at it"
 
 
-def test_noise_drawn_per_image_looks_robust_to_one_throw_and_not_to_many(cell):
+def test_planted_c_noise_drawn_per_image_looks_robust_to_one_throw_and_not_to_many(cell):
     base, images, _, ids = cell
     defence = Shifts(base)
     clean = logits_of(defence, images, ids, 8).argmax(1)
@@ -144,7 +146,7 @@ def test_noise_drawn_per_image_looks_robust_to_one_throw_and_not_to_many(cell):
     assert many < one
 
 
-def test_the_start_is_not_the_static_model_where_the_reset_is_wrong(cell, make_model):
+def test_planted_d_the_start_is_not_the_static_model_where_the_reset_is_wrong(cell, make_model):
     base = cell[0]
     other = make_model("vit", seed=1).classifier(NAMES, TEMPLATES)
     defence = Identity(base, start=other)
@@ -165,7 +167,7 @@ def test_levels_are_called_what_they_are(cell):
     assert len(set(names)) == len(names)
 
 
-def test_records_say_the_level_and_the_worst_case_is_of_all(cell):
+def test_tapt_item_9_records_say_the_level_and_the_worst_case_is_of_all(cell):
     base, images, labels, ids = cell
     defence = Rounds(base)
     defence.undefended = lambda: base
@@ -183,11 +185,52 @@ def test_records_say_the_level_and_the_worst_case_is_of_all(cell):
     assert worst.correct == sum(by_image.values()), "the minimum of every image, not of the means"
 
 
-def test_more_steps_and_larger_balls_never_help_and_noise_is_weaker(cell):
+def test_tapt_item_9_more_steps_and_larger_balls_never_help_and_noise_is_weaker(cell):
     for defence in (Rounds(cell[0]), Identity(cell[0])):
         few, many = (robust(defence, Aimed("A3", PGD(steps, restarts=2)), cell) for steps in (2, 40))
-        assert many <= few
+        clean = float((logits_of(defence, cell[1], cell[3], 8).argmax(1) == cell[2]).float().mean())
+        assert many <= few <= robust(defence, Noise(5), cell) <= clean
         assert robust(defence, Aimed("A3", PGD(40)), cell, Ball("Linf", 64.0)) <= 0.1
+
+
+def test_tapt_item_9_the_whole_autoattack_leaves_no_more_than_pgd_on_a_static_model(cell):
+    base = cell[0]
+    pgd = robust(base, Aimed("A2", PGD(10)), cell)
+    left = [Aimed("A2", attack)(base, *cell[1:], BALL, 0, 8) for attack in (APGD(10), APGDT(10, targets=3), FABT(10, targets=3))]
+    stand = torch.stack([base(found.images).argmax(1) == cell[2] for found in left]).all(0)
+    assert float(stand.float().mean()) <= pgd
+
+
+class Leaks(Adaptive):
+    """(e) Takes the mean of all images so far off every image."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.total, self.count = torch.zeros(()), 0
+
+    def adapt(self, images, keys, through):
+        self.total, self.count = self.total + images.detach().mean(0), self.count + 1
+        return self.total / self.count / 2
+
+    def answer(self, images, keys, adapted):
+        return self.base((images - adapted).clamp(0, 1))
+
+
+def test_planted_e_state_that_leaks_trips_check_12_and_earlier_images_poison_later_ones(cell):
+    base, images, labels, ids = cell
+    protocol = Protocol("x", ("x",), (PGD(1),), (2.0,), n=None)
+    verdicts = []
+    for defence in (Rounds(base), Leaks(base)):
+        subject = SimpleNamespace(classifier=defence, attacked=defence, images=images, labels=labels, ids=ids, protocol=protocol)
+        verdicts.append(no_memory(subject).passed)
+    assert verdicts == [True, False]
+    with torch.no_grad():
+        after = []
+        for first in (images[:1], 1 - images[:1]):  # an image and what an attacker sent in its place
+            defence = Leaks(base)
+            defence(first)
+            after.append(defence(images[1:2]))
+    assert not torch.allclose(*after)
 
 
 def test_every_attack_can_be_aimed(cell):
