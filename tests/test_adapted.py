@@ -35,19 +35,21 @@ def prompted(make_model, pictures, tmp_path):
     return str(tmp_path / "run"), path
 
 
-def test_every_kind_has_a_name(prompted, pictures):
-    folder, path = prompted
+def test_every_kind_has_a_name(prompted, make_model, pictures, tmp_path):
+    prompts, path = prompted
+    save(make_model("vit"), str(tmp_path / "plain"))
     needed = {"tapt": f",adversarial={path},clean={path}", "promptalign": f",clean={path}"}
     seen = set()
     for kind in TEST_TIME:
         settings = "" if kind == "ttc" else SMALL + needed.get(kind, "")
+        folder = prompts if kind in needed else str(tmp_path / "plain")
         name = f"{kind}[{settings}]:{folder}"
         found = model.load(name)
         classifier = found.classifier(NAMES, ("{}",))
         assert isinstance(classifier, Adaptive)
         assert classifier(pictures(2)[0]).shape == (2, len(NAMES))
         assert model.display_name(name).startswith(kind)
-        assert model.display_name(name).endswith("-run")
+        assert model.display_name(name).endswith(f"-{folder.rpartition('/')[2]}")
         assert path not in model.display_name(name)
         assert model.input_size(name) == 16
         seen.add(model.identity(name))

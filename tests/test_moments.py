@@ -144,7 +144,7 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out
     assert file in said
-    assert f'pipelines/evaluate.py "tapt[adversarial={file}]:{checkpoint}"' in said
+    assert f'pipelines/evaluate.py "tapt[adversarial={file},gamma=1]:{checkpoint}"' in said
     one = Targets.read(file)
     seven = moments_job.statistics(checkpoint, Images("seven"), str(tmp_path), workers=2)
     assert torch.equal(one.mean, seven.mean)
