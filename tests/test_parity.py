@@ -25,7 +25,8 @@ def cases():
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_accuracy_is_that_of_the_original(cases, attack):
-    comparisons = list(parity.compare(cases, [attack], seeds=(0, 1)))
+    seeds = (0,) if isinstance(attack, Square) else (0, 1)  # image by image it is dear, and leaves nothing to chance
+    comparisons = list(parity.compare(cases, [attack], seeds))
     print("", parity.HEADER, *comparisons, sep="\n")
     for group in {each.group for each in comparisons}:
         of_group = [each for each in comparisons if each.group == group]
