@@ -92,8 +92,8 @@ def levels(report: "Report") -> Sheet:
     titles = (f"{rung.title}, ε={rung.eps:g}" for rung in report.levels)
     caption = (
         "Accuracy in percent under the attacks of each level, per image the worst of them. Grey-box levels never saw the defence adapt: "
-        "their numbers are for comparison with published ones; a model that does not adapt is met itself from A1 on. The last columns are per "
-        "image the worst of all levels."
+        "their numbers are for comparison with published ones; a model that does not adapt is met itself from A1 on. The last columns are "
+        "per image the worst of all levels."
     )
     worst = (f"worst of all, ε={e:g}" for e in report.eps)
     return Sheet("Attacker levels", ("model", "clean", *titles, *worst), tuple(rows), caption + report.reduced)
