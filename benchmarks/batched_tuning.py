@@ -41,7 +41,7 @@ def defence_of(model: models.Model, classes: int, views: int) -> PromptTuner:
     tokens = 1 + visual.positional_embedding.shape[0] - 1 + 2  # type: ignore[union-attr, index, operator]
     zeros = torch.zeros(len(visual.transformer.resblocks), tokens, 768)  # type: ignore[union-attr, arg-type]
     targets = Targets(zeros, zeros + 1, 2, "", "", "centre", "", "")
-    settings = TAPT(views=views)
+    settings = TAPT(views=views, keep=max(0.1, 4 / views))  # 6 of 64, never fewer than 4
 
     def loss(seen: Seen) -> Tensor:
         return entropy_of_mean(seen.logits) + settings.weight * alignment(seen.blocks, targets, range(9), True)

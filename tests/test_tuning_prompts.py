@@ -283,6 +283,7 @@ def replace_prompt(classifier):
         (lambda c, path: TAPT(adversarial=path, clean=path).classifier(c.wearing(None), 0), "this model has none"),
         (lambda c, path: PromptAlign().classifier(c, 0), "needs statistics"),
         (lambda c, path: TPT(views=4), "a share of 0.1 is kept"),
+        (lambda c, path: tapt(c, path, views=10, keep=0.1), "1 of 10 views is kept, which has no variance"),
         (lambda c, path: TPT().classifier(c, 0), "wears a prompt in its images"),
     ],
 )

@@ -35,7 +35,7 @@ class TAPT(Tuning):
 
     def classifier(self, base: ZeroShotClassifier, seed: int) -> PromptTuner:
         """Return the classifier that tunes; raises UserError for a model without learned tokens, and for statistics of another one."""
-        prompt = learned_tokens(base, "tapt")
+        prompt = learned_tokens(base, "tapt", self)
         targets = self.targets(base)
         blocks = range(prompt.depth - 1 if self.paper_compat else prompt.depth)
 
@@ -78,7 +78,7 @@ class PromptAlign(Tuning):
 
     def classifier(self, base: ZeroShotClassifier, seed: int) -> PromptTuner:
         """Return the classifier that tunes; raises UserError as TAPT's does."""
-        prompt = learned_tokens(base, "promptalign")
+        prompt = learned_tokens(base, "promptalign", self)
         if not self.clean:
             raise UserError("promptalign needs statistics of pipelines/moments.py, written promptalign[clean=FILE]:MODEL")
         targets = Targets.read(self.clean)
@@ -100,8 +100,10 @@ def alignment(blocks: list[Tensor], targets: Targets, layers: range, unbiased: b
     return total
 
 
-def learned_tokens(base: ZeroShotClassifier, who: str) -> JointPrompt:
-    """Return the learned prompt of a model with tokens in its images; raises UserError for a model without."""
+def learned_tokens(base: ZeroShotClassifier, who: str, settings: Tuning) -> JointPrompt:
+    """Return the learned prompt of a model with tokens in its images; raises UserError for a model without, and for a single kept view."""
+    if settings.kept < 2:
+        raise UserError(f"{who}: {settings.kept} of {settings.views} views is kept, which has no variance: raise keep or views")
     if not isinstance(base.prompt, JointPrompt) or base.prompt.design == "text":
         raise UserError(
             f"{who} tunes learned tokens of the visual tower, and this model has none: train one of the recipes advvpt, advvlp or advmaple"
