@@ -8,8 +8,8 @@ at the published settings, for hours on one core; `tests/test_parity.py` runs th
 
 What differs by design: ours draws random numbers per image, so seeds mean other starts; FAB tries the projection of its last iterate too;
 Square draws a window per image instead of per batch and reaches the last row and column, as the paper says and the original does not. A
-random search is compared by its luck, over 8 seeds up to a point either way, so Square's original is fed with our random numbers, image by
-image, and must then find what ours finds. Square's schedule of window sizes is scaled to the queries on both sides. The original's
+random search alone would be compared by its luck, so Square's original is fed with our random numbers, image by image, and must then find
+what ours finds. Square's schedule of window sizes is scaled to the queries on both sides. The original's
 AutoAttack leaves it as it is for 10,000 queries, which is weaker: on 160 scans at eps 2 and 1000 queries 74.4 % stay right with it, 68.8 %
 with the scaled one.
 """

@@ -247,8 +247,8 @@ def test_losses_that_tokens_in_texts_cannot_serve_are_refused(make_model, defens
         learner_of(make_model("vit"), config(defense, JointTokens(design, 2, 1), lr=0.1))
 
 
-def test_norms_do_not_move_between_attack_and_loss(make_model, pictures):
-    """The class embeddings the attack meets are those of the tokens before the step, those after it follow."""
+def test_class_embeddings_follow_the_tokens_after_a_step(make_model, pictures):
+    """What the next attack meets is what the texts say now."""
     images, labels, ids = pictures(8)
     learner = learner_of(make_model("vit"), config(TeCoA(), JointTokens("text", 2, 1), batch=8))
     step(learner, (pixels(images), labels, ids))

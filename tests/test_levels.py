@@ -12,7 +12,8 @@ from robustclip import metrics, records
 from robustclip.adaptive import Adaptive
 from robustclip.attacks import APGD, APGDT, FABT, MIFGSM, PGD, Noise, Square
 from robustclip.attacks.classes import for_classes
-from robustclip.attacks.levels import GREY, SAID, Aimed
+from robustclip.attacks.levels import GREY, SAID, Aimed, over_draws
+from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import logits_of
 from robustclip.cascade import run_cascade
 from robustclip.checks.state import no_memory
@@ -273,9 +274,6 @@ def test_one_draw_of_eot_is_bpda(cell):
     base, images, labels, ids = cell
     defence = Shifts(base)
     x, labels_ = images.clone().requires_grad_(), labels
-    from robustclip.attacks.levels import over_draws
-    from robustclip.attacks.losses import cross_entropy
-
     places = torch.arange(len(images))
     many = over_draws(defence, labels_, ids, PGD(1), 3)(places)(x)
     each = [cross_entropy(defence.of(ids, draw), labels_)(x).loss for draw in range(3)]

@@ -38,8 +38,7 @@ def test_without_a_reset_the_order_decides_and_with_one_only_within_a_turn(tuner
 
 def test_an_attacker_of_the_image_before_breaks_a_clean_one_behind_it(tuner, pictures):
     images, _, _ = pictures(8)
-    ids, ball = ids_of(8), Ball("Linf", 32.0)
-    stream = Stream(tuner, None)
+    ids, ball, poisoned = ids_of(8), Ball("Linf", 32.0), []
     clean = run(tuner, None, images, ids)
 
     def poison(stream, i, image):
@@ -51,10 +50,11 @@ def test_an_attacker_of_the_image_before_breaks_a_clean_one_behind_it(tuner, pic
         before, after = (stream._harm(images[i + 1 : i + 2], clean[i + 1 : i + 2], (ids[i], ids[i + 1]))(x).loss for x in (image, found))
         assert float(after.detach()) > float(before.detach()), "the clean image behind it is read with less confidence"
         assert all(torch.equal(p, state[name]) for name, p in stream.state.items()), "looking ahead changes nothing"
+        poisoned.append(i)
         return found
 
     run(tuner, None, images, ids, poison)
-    assert stream.seen == 0
+    assert poisoned == [0, 2, 4, 6]
 
 
 def test_a_stream_that_puts_its_prompt_back_cannot_be_poisoned(tuner, pictures):
