@@ -15,7 +15,7 @@ from robustclip.attacks import APGD, APGDT, MIFGSM, PGD, Attack, Square
 from robustclip.attacks.classes import reductions
 from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed, Level
-from robustclip.attacks.modes import TEXTS, modes_of
+from robustclip.attacks.modes import TEXTS, joint, modes_of
 from robustclip.attacks.multimodal import Text
 from robustclip.config import RESULT_VERSION, key, to_json
 from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
@@ -216,11 +216,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     # Fewer images, attacks that do not tire: for differences between methods.
     "strong": replace(DEMO, name="strong", attacks=(APGD(50), APGDT(steps=50, targets=3)), eps=(2.0, 4.0), n=50),
-    # Images, prompts, and both: every attack on its own, one radius.
+    # Images, prompts, and both: every attack on its own, one radius. One word in every mode; one character, after which a name can still be
+    # read, where images are attacked too; any word at all (hotflip), which no model withstands, and a random one as bounds of text alone.
     "multimodal": replace(
         DEMO,
         name="multimodal",
-        attacks=(DEMO.attacks[0], Text(TEXTS["random"]), Text(TEXTS["clip_knn"]), *modes_of(TEXTS["hotflip"])),
+        attacks=(DEMO.attacks[0], *map(Text, (TEXTS["random"], TEXTS["hotflip"])), *modes_of(TEXTS["clip_knn"]), *joint(TEXTS["char"])),
         eps=(2.0,),
         independent=True,
     ),

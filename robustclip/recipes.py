@@ -36,8 +36,9 @@ COMPARED: dict[str, tuple[AnyDefense, str]] = {
 DEEP: dict[str, Any] = {"trainable": TokenPrompt(tokens=8, deep=True), "optim": replace(DEMO.optim, lr=1e-2, weight_decay=0.0)}
 
 FASTER = replace(DEMO.optim, lr=3e-3)
-# Both towers for MMCoA and its baselines; prompts are rewritten once an epoch, which is 150 steps.
-BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=3e-4)}
+# Both towers for MMCoA and its baselines, and one template as published: every step encodes the prompts of all classes anew. They are
+# rewritten once an epoch, which is 150 steps.
+BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=3e-4), "templates": ("a photo of a {}.",)}
 WORDS = MMCoA(refresh=150)
 
 EMBEDDED: dict[str, Recipe] = {

@@ -15,7 +15,7 @@ from robustclip.recipes import named
 # lies so far from CLIP, or the model under a test-time defence (settings of defenses/test_time).
 RECIPE, INTERPOLATION, TEST_TIME = "recipe", "interpolation", "test_time"
 EVALUATED = (INTERPOLATION, TEST_TIME)
-Scale = Literal["linear", "log", "categorical"]
+Scale = Literal["linear", "log", "ordered", "categorical"]  # the last two are names, side by side; those in an order are joined
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The end of a sweep: plain CLIP beside the trials, tables and figures from verified records, everything attached in MLflow."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,10 +68,10 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
 
 
 def order(space: Space, trial: Trial) -> list[tuple[float, int]]:
-    """Return where a trial stands in the table: by its numbers, and by the place in the grid of what is none."""
+    """Return where a trial stands in the table: by its numbers, and behind them by the place in the grid of what is none."""
     grids = {path: values.get("grid_search", []) if isinstance(values, Mapping) else [] for path, values in space.space.items()}
     return [
-        (value, 0) if isinstance(value, int | float) else (0, grids[path].index(value) if value in grids[path] else 0)
+        (value, 0) if isinstance(value, int | float) else (math.inf, grids[path].index(value) if value in grids[path] else 0)
         for path, value in trial.sample.items()
     ]
 

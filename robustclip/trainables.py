@@ -55,6 +55,11 @@ class Towers:
         parameters = dict(model.clip.named_parameters())
         return model, learning(parameters[name] for name in chosen)
 
+    def __str__(self) -> str:
+        """Return what a legend has room for: Towers(both, all), the scale where it learns."""
+        said = [self.which, self.part, *([f"logit_scale {self.logit_scale}"] if self.logit_scale != "frozen" else [])]
+        return f"Towers({', '.join(said)})"
+
     def _learns(self, name: str) -> bool:
         if name in ("logit_scale", "logit_bias"):
             return name == "logit_scale" and self.logit_scale != "frozen"

@@ -18,6 +18,7 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 DOTS = (0, (1, 2.5))
 PUBLISHED = "#000000"  # robust accuracy as published, at an eps of its own
 PARTS = {"loss": "loss", "val/clean": "held out, clean", "val/robust": "held out, robust"}  # of a history, with their titles
+NAMES: tuple[Scale, ...] = ("ordered", "categorical")  # scales of names, which stand as the trials come
 PANEL = 44  # characters that fit into the width of one of two panels
 
 
@@ -43,7 +44,7 @@ def place(axis: Axis, sample: Mapping[str, Any]) -> tuple[float | str, str]:
         value, rest = known.pop(name), ", ".join(f"{field}={each!r}" for field, each in known.items())
         kind = [f"{type(sample[axis.path]).__name__}({rest})"]
     named = [f"{path.rsplit('.', 1)[-1]} {readable(each)}" for path, each in others.items()]
-    return (readable(value) if axis.scale == "categorical" else value), ", ".join(kind + named)
+    return (readable(value) if axis.scale in NAMES else value), ", ".join(kind + named)
 
 
 def lines(axis: Axis, samples: Mapping[str, Mapping[str, Any]], means: Mapping[str, Mapping[str, Estimate]]) -> list[Line]:
@@ -54,7 +55,7 @@ def lines(axis: Axis, samples: Mapping[str, Mapping[str, Any]], means: Mapping[s
         curves.setdefault(curve, []).append(model)
     found = []
     for curve, models in curves.items():
-        if axis.scale != "categorical":
+        if axis.scale not in NAMES:
             models = sorted(models, key=lambda model: places[model][0])
         x = tuple(places[model][0] for model in models)
         found += [Line(curve, column, x, tuple(each[model] for model in models)) for column, each in means.items()]
@@ -120,7 +121,7 @@ def _dress(axes: Any, label: str, title: str, values: Sequence[float | str], sca
         axes.minorticks_off()
     places = {x: i if isinstance(x, str) else x for i, x in enumerate(dict.fromkeys(values))}
     axes.set_xticks(list(places.values()), [textwrap.fill(readable(x), 24, break_long_words=False) for x in places])
-    if scale == "categorical":
+    if scale in NAMES:
         axes.set_xlim(-0.5, len(places) - 0.5)
     if _crowded(values):
         axes.tick_params(axis="x", labelsize=7, rotation=40)

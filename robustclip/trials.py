@@ -44,7 +44,9 @@ class Trial:
 
 
 def readable(value: Any) -> str:
-    """Return a sampled value as tables and axes show it: 0.5, (1, 0.1), TokenPrompt(tokens=4, deep=False), tpt[views=8]."""
+    """Return a sampled value as tables and axes show it: 0.5, (1, 0.1), TokenPrompt(tokens=4, deep=False), tpt[views=8], all (None)."""
+    if value is None:  # of data.n and data.per_class
+        return "all"
     if isinstance(value, TestTime):
         return written(value, "").removesuffix(":")
     if isinstance(value, tuple | list):

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent.parent / "tune_spaces"
 SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.py"))}
 SIZES = {
     "epsilon": 4, "interpolation": 5, "loss_weights": 9, "objective_mix": 5, "prompt_design": 7, "prompt_size": 9, "strength": 6,
-    "train_size": 8, "trainable": 14, "views": 6, "tuning_steps": 9, "alignment": 4,
+    "towers": 6, "train_size": 15, "trainable": 14, "views": 6, "tuning_steps": 9, "alignment": 4,
 }  # fmt: skip
 WITH_PAPER = {"epsilon", "interpolation", "prompt_design", "train_size"}
 
@@ -61,7 +61,7 @@ def test_every_trial_has_a_place_in_the_figure(space: Space) -> None:
         return
     places = [trends.place(space.axis, sample) for sample in combinations(space)]
     assert len(set(places)) == len(places)
-    kind = str if space.axis.scale == "categorical" else int | float
+    kind = str if space.axis.scale in trends.NAMES else int | float
     assert all(isinstance(x, kind) for x, _ in places)
     assert space.axis.scale != "log" or all(x > 0 for x, _ in places)
     assert space.axis.label
@@ -96,7 +96,7 @@ def test_the_smallest_training_set_is_longer_than_its_warm_up() -> None:
     space = SPACES["train_size"]
     for sample in combinations(space):
         config = spaces.trial_config(space, spaces.first_config(space), sample)
-        assert config.optim.warmup < config.data.per_class * 288 // config.optim.batch * config.optim.epochs
+        assert config.optim.warmup < (config.data.per_class or 64) * 288 // config.optim.batch * config.optim.epochs
 
 
 def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
@@ -118,8 +118,8 @@ def test_the_world_has_as_many_images_of_every_class_as_the_largest_training_set
     from robustclip.training import prepare
 
     space = SPACES["train_size"]
-    config = override(spaces.first_config(space), {"data.per_class": 20})
+    config = override(spaces.first_config(space), {"data.per_class": 64})
     job = prepare(config, str(tmp_path))
-    assert len(job.train_rows) == 20 * 288
+    assert len(job.train_rows) == 64 * 288
     with pytest.raises(UserError, match=r"more than the .* training images of the class"):
-        prepare(override(config, {"data.rendered": 7_400}), str(tmp_path))
+        prepare(override(config, {"data.rendered": 20_000}), str(tmp_path))

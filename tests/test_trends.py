@@ -101,3 +101,16 @@ def test_long_names_of_many_trainings_leave_room_for_the_curves() -> None:
     png = trends.training(dict.fromkeys(names, history))
     assert png.startswith(b"\x89PNG")
     assert png == trends.training(dict.fromkeys(names, history))
+
+
+def test_sizes_with_an_all_at_the_end_are_names_in_an_order_and_joined() -> None:
+    axis = Axis("data.per_class", "images per class", "ordered")
+    samples = {"a": {"data.per_class": 4}, "b": {"data.per_class": 16}, "c": {"data.per_class": None}}
+    means = {"clean": {"a": estimate(70), "b": estimate(60), "c": estimate(65)}}
+    (line,) = trends.lines(axis, samples, means)
+    assert line.x == ("4", "16", "all")
+    (here,) = trends.draw(axis, [line], {"clean": estimate(90)}, None).axes
+    points = errorbars(here)["clean, "].lines[0]
+    np.testing.assert_allclose(points.get_xydata(), [[0, 70], [1, 60], [2, 65]])
+    assert points.get_linestyle() == "-"
+    assert [text.get_text() for text in here.get_xticklabels()] == ["4", "16", "all"]

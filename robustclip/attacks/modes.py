@@ -33,17 +33,15 @@ def in_names(text: TextAttack) -> TextAttack:
     return replace(text, budget=replace(text.budget, scope="class name"))
 
 
+def joint(text: TextAttack) -> tuple[Multimodal, ...]:
+    """Return a text attack alone, and with the image attacked as well: by itself, towards the new prompts, and both guiding each other."""
+    return (Text(text), Separate(text, APGD(20)), CoAttack(text, steps=20), GuidedCoAttack(text))
+
+
 def modes_of(text: TextAttack) -> tuple[Multimodal, ...]:
-    """Return every way to use a text attack: alone, in names, free to change labels, knowing the label, with the image attacked as well."""
-    return (
-        Text(text),
-        Text(in_names(text)),
-        Text(with_collisions(text)),
-        OracleText(text),
-        Separate(text, APGD(20)),
-        CoAttack(text, steps=20),
-        GuidedCoAttack(text),
-    )
+    """Return every way to use a text attack: those of `joint`, and text in names, free to change labels, and knowing the label."""
+    alone, *both = joint(text)
+    return (alone, Text(in_names(text)), Text(with_collisions(text)), OracleText(text), *both)
 
 
 def by_table(attacks: Iterable[Attack], table: Table) -> tuple[Attack, ...]:
