@@ -36,14 +36,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from tables import cell, finished, verdict
 
 from robustclip import cluster, metrics, protocols, storage
 from robustclip import model as models
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.cli import say_on_terminal
 from robustclip.config import override
-from robustclip.contrasts import contrast
-from robustclip.errors import UserError, main
+from robustclip.errors import main
 from robustclip.evaluation import evaluate
 from robustclip.metrics import Outcomes
 from robustclip.protocols import Protocol
@@ -55,18 +55,8 @@ PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoad
 OTHERS = ("demo-fare", "demo-pmg")
 WITHOUT_TEXT = {"Adv.": ("demo-deep-adv", "demo-adv"), "CoAdv.": ("demo-deep-coadv", "demo-coadv")}
 BASELINE = "tiny-vit8"
+COMMAND = "python pipelines/sweep.py method --protocol strong"
 WHOLE = ("demo", "demo-fare")  # what the whole AutoAttack meets beside CLIP
-
-
-def checkpoints(recipe: str, seeds: Sequence[int], out: str) -> list[str]:
-    """Return the folders of a recipe's finished runs; raises UserError naming the command that makes them."""
-    folders = []
-    for seed in seeds:
-        job = prepare(override(named(recipe).config, {"seed": seed}), out)
-        if not storage.exists(storage.join(job.folder, "result.json")):
-            raise UserError(f"{recipe}, seed {seed} is not trained yet: python pipelines/sweep.py method --protocol strong --out {out}")
-        folders.append(storage.join(job.folder, "model"))
-    return folders
 
 
 def losses(folder: str) -> str:
@@ -81,14 +71,8 @@ def losses(folder: str) -> str:
 
 
 def row(name: str, runs: Sequence[Outcomes], classes: dict[str, int], eps: Sequence[float], loss: str) -> str:
-    """Return a line of the table: macro means over the suite with the first run's interval and, of several seeds, their range."""
-    cells = []
-    for column in (metrics.CLEAN, *eps):
-        means = [100 * metrics.macro(run, column, classes).mean for run in runs]
-        first = metrics.macro(runs[0], column, classes)
-        spread = f" seeds {min(means):.1f}..{max(means):.1f}" if len(means) > 1 else ""
-        cells.append(f"{statistics.mean(means):.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]{spread}")
-    return f"| {name} | {' | '.join(cells)} | {loss} |"
+    """Return a line of the table: macro means over the suite."""
+    return f"| {name} | {' | '.join(cell(runs, column, classes) for column in (metrics.CLEAN, *eps))} | {loss} |"
 
 
 def attacked(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, Outcomes]:
@@ -129,7 +113,10 @@ def run() -> None:
     say_on_terminal()
     out, protocol = storage.resolve(args.out), protocols.named("strong")
     resolved = protocols.resolve(protocol, out)
-    found = {recipe: checkpoints(recipe, args.seeds, out) for recipe in (*TOWER, *PROMPT, *OTHERS)}
+    found = {
+        recipe: [finished(override(named(recipe).config, {"seed": seed}), out, COMMAND) for seed in args.seeds]
+        for recipe in (*TOWER, *PROMPT, *OTHERS)
+    }
     cluster.connect()
     names = [BASELINE, *(folder for folders in found.values() for folder in folders)]
     outcomes = attacked(names, protocol, out)
@@ -149,9 +136,7 @@ def run() -> None:
     for loss, (prompt, tower) in WITHOUT_TEXT.items():
         terms = {"a": (1.0, runs[prompt]), "b": (-1.0, runs[tower]), "c": (-1.0, runs["demo-deep"]), "d": (1.0, runs["demo"])}
         for column in (metrics.CLEAN, *protocol.eps):
-            e = contrast(terms, column)
-            shows = "shown" if e.low > 0 else "reversed" if e.high < 0 else "not shown"
-            print(f"  {loss} at {column}: {100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]  {shows}")
+            print(f"  {loss} at {column}: {verdict(terms, column)}")
     few = replace(protocol, n=args.autoattack, micro_batch=min(args.autoattack, protocol.micro_batch))  # no batch is mostly padding
     print_gaps([BASELINE, *(found[recipe][0] for recipe in WHOLE)], few, out)
 

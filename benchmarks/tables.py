@@ -1,0 +1,34 @@
+"""What benchmarks that compare trained methods share: finished runs, a cell over seeds, a contrast in words."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from robustclip import metrics, storage
+from robustclip.config import Config
+from robustclip.contrasts import Term, contrast
+from robustclip.errors import UserError
+from robustclip.metrics import Column, Outcomes
+from robustclip.training import prepare
+
+
+def finished(config: Config, out: str, command: str) -> str:
+    """Return the checkpoint of a finished run; raises UserError naming the command that makes it."""
+    job = prepare(config, out)
+    if not storage.exists(storage.join(job.folder, "result.json")):
+        raise UserError(f"run {job.key} (seed {config.seed}) is not trained yet: {command} --out {out}")
+    return storage.join(job.folder, "model")
+
+
+def cell(runs: Sequence[Outcomes], column: Column, classes: Mapping[str, int]) -> str:
+    """Return the macro mean over all runs in percent, the first run's interval and, of several seeds, their range."""
+    means = [100 * metrics.macro(run, column, classes).mean for run in runs]
+    first = metrics.macro(runs[0], column, classes)
+    spread = f" seeds {min(means):.1f}..{max(means):.1f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]{spread}"
+
+
+def verdict(terms: Mapping[str, Term], column: Column) -> str:
+    """Return a contrast in points with its paired interval over images, and whether it shows."""
+    e = contrast(terms, column)
+    shows = "shown" if e.low > 0 else "reversed" if e.high < 0 else "not shown"
+    return f"{100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]  {shows}"
