@@ -109,7 +109,7 @@ class Learner:
     def accumulate(self, pixels: np.ndarray | Tensor, labels: Tensor, ids: list[str]) -> None:
         """Attack a micro-batch and add its gradient; ids key the attack's random start and the augmentation."""
         images = self._augmented(to_images(pixels, self.device, self.dtype), ids)
-        self._rewrite()
+        self._rewrite(labels)
         batch = Batch(images, labels.to(self.device), ids, self.config.seed, self.step, self.rewritten)
         self.model.before_step(self.config.seed, self.step)
         if self.roles.head is not None:
@@ -130,11 +130,21 @@ class Learner:
             return images
         return crops(images, [(self.config.seed, "augment", self.step, id_) for id_ in ids], 1)[:, 0]
 
-    def _rewrite(self) -> None:
-        """Let the defence's text attack rewrite the prompts, if it has one, when a step begins at which it is time."""
+    def _rewrite(self, labels: Tensor) -> None:
+        """Let the defence's text attack, if it has one, rewrite the prompts of these classes, or of all when the step is one for that."""
         text = getattr(self.config.defense, "text", None)
-        if text is not None and not self.ids and self.step % self.config.defense.refresh == 0:  # type: ignore[union-attr]
-            self.rewritten = text(self.student).texts
+        if text is None:
+            return
+        if self.config.defense.refresh > 1:  # type: ignore[union-attr]
+            if not self.ids and self.step % self.config.defense.refresh == 0:  # type: ignore[union-attr]
+                self.rewritten = text(self.student).texts
+            return
+        classes, templates = labels.unique().tolist(), len(self.student.templates)
+        _, now, _ = text.rewrite(self.student, classes)
+        texts = list(self.rewritten or self.student.texts)
+        for place, c in enumerate(classes):
+            texts[c * templates : (c + 1) * templates] = [p.text for p in now[place * templates : (place + 1) * templates]]
+        self.rewritten = tuple(texts)
 
     def _wait(self, defense: Paired, batch: Batch) -> None:
         """Attack a micro-batch of a defence over pairs; its gradient comes with the step's."""

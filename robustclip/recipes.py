@@ -36,10 +36,11 @@ COMPARED: dict[str, tuple[AnyDefense, str]] = {
 DEEP: dict[str, Any] = {"trainable": TokenPrompt(tokens=8, deep=True), "optim": replace(DEMO.optim, lr=1e-2, weight_decay=0.0)}
 
 FASTER = replace(DEMO.optim, lr=3e-3)
-# Both towers for MMCoA and its baselines, and one template as published: every step encodes the prompts of all classes anew. They are
-# rewritten once an epoch, which is 150 steps.
-BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=3e-4), "templates": ("a photo of a {}.",)}
-WORDS = MMCoA(refresh=150)
+# Both towers for MMCoA and its baselines, and one template as published: every step encodes the prompts of all classes anew. Those of the
+# batch's classes are rewritten at every step, where one word matters most; a character of LEAF, for which all prompts are tried, every 50.
+ONE: dict[str, Any] = {"templates": ("a photo of a {}.",)}
+BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=1e-3)} | ONE
+WORDS = MMCoA(text=TextAttack(width=1))
 
 EMBEDDED: dict[str, Recipe] = {
     "demo": replace(
@@ -89,9 +90,10 @@ EMBEDDED: dict[str, Recipe] = {
     "demo-mmcoa-image": demo("MMCoA with attacked images alone.", replace(WORDS, lambda_txt=0.0), **BOTH),
     "demo-leaf": demo(
         "LEAF (Abad Rocamora et al. 2025) on the embedded world: a text tower robust to one character; with FARE as towers:A,B.",
-        LEAF(refresh=150),
+        LEAF(refresh=50),
         trainable=Towers("text"),
-        optim=replace(DEMO.optim, lr=3e-4, weight_decay=0.0),
+        optim=replace(DEMO.optim, weight_decay=0.0),
+        **ONE,
     ),
     "demo-trades": demo("TRADES (Zhang et al. 2019) on CLIP's class scores, on the embedded world.", TRADES()),
     **EMBEDDED_PROMPTS,

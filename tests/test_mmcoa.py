@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import NAMES, config, learned, learner_of, pixels, step
+from parts import NAMES, TEMPLATES, config, learned, learner_of, pixels, step
 
 from robustclip import model as models
 from robustclip.attacks.text.search import TextAttack
@@ -292,6 +292,17 @@ def test_prompts_are_rewritten_every_so_many_steps_and_survive_a_restart(make_mo
     step(again, batch, 8)
     assert len(asked) == 2
     torch.testing.assert_close(learned(again), learned(learner), atol=0, rtol=0)
+
+
+def test_at_every_step_the_prompts_of_the_batch_s_classes_are_rewritten(tiny_model, pictures):
+    learner = learner_of(tiny_model, run(MMCoA(text=RANDOM)))
+    expected, clean = RANDOM(learner.student).texts, learner.student.texts
+    images, labels, ids = batch_of(pictures)
+    some = labels != 2
+    step(learner, (images[some], labels[some], [id_ for id_, wanted in zip(ids, some.tolist(), strict=True) if wanted]))
+    for i, (now, rewritten, before) in enumerate(zip(learner.rewritten, expected, clean, strict=True)):
+        assert now == (before if i // len(TEMPLATES) == 2 else rewritten)
+    assert learner.rewritten != clean
 
 
 def test_a_checkpoint_holds_both_towers(tiny_model, pictures, tmp_path):

@@ -22,7 +22,8 @@ class LEAF(Defense):
     """FARE's objective for the text tower: rewritten prompts stay where the original model had the clean ones; images take no part.
 
     L = mean_i ||f(t'_i) - f_org(t_i)||_2^2 with raw features, t'_i at most one character from t_i. Written from the paper's description;
-    its captions are the class prompts of the batch here, rewritten anew every `refresh` steps. With FARE's visual tower: `towers:A,B`.
+    its captions are the class prompts of the batch here, rewritten at every step, or, with `refresh` above 1, those of all classes every
+    so many. With FARE's visual tower: `towers:A,B`.
     """
 
     reads = "texts"

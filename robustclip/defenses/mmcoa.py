@@ -33,8 +33,9 @@ class Pairs(NamedTuple):
 class Paired(Defense):
     """A defence whose loss sets every image of a step against the prompts of all the others, whatever worker holds them.
 
-    `text` rewrites the prompts (None: they stay as they are), anew every `refresh` steps. `leak_attack_grads` adds what the published code
-    adds unasked: the gradients of the attack's own loss at all its iterates, on both towers.
+    `text` rewrites the prompts (None: they stay as they are): at every step those of the batch's classes, or, with `refresh` above 1, all
+    of them every so many steps. `leak_attack_grads` adds what the published code adds unasked: the gradients of the attack's own loss at
+    all its iterates, on both towers.
     """
 
     whole_step: ClassVar[bool] = True

@@ -66,18 +66,17 @@ class TextAttack:
 
     def __call__(self, classifier: ZeroShotClassifier, guide: Tensor | None = None) -> Rewritten:
         """Return the rewritten prompts of all classes; `guide` [K,D] are unit features of each class's images, for the score "image"."""
-        clean = prompts_of(classifier.class_names, classifier.templates)
-        now, collided = self.rewrite(classifier, clean, guide)
+        clean, now, collided = self.rewrite(classifier, range(len(classifier.class_names)), guide)
         before, after = (encode(classifier, [prompt.text for prompt in prompts]) for prompts in (clean, now))
         cosines = (before * after).sum(1).tolist()
         return Rewritten(tuple(p.text for p in clean), tuple(p.text for p in now), tuple(cosines), sum(collided) / len(collided))
 
     def rewrite(
-        self, classifier: ZeroShotClassifier, clean: Sequence[Prompt], guide: Tensor | None = None
-    ) -> tuple[list[Prompt], list[bool]]:
-        """Return the rewritten prompts of all classes, in order, and whether the best candidate of each would have named another class."""
-        templates = len(clean) // len(classifier.class_names)
-        own = torch.arange(len(clean)) // templates
+        self, classifier: ZeroShotClassifier, classes: Sequence[int], guide: Tensor | None = None
+    ) -> tuple[list[Prompt], list[Prompt], list[bool]]:
+        """Return the prompts of some classes, class by class, rewritten, and whether each one's best candidate would have named another."""
+        clean = prompts_of([classifier.class_names[c] for c in classes], classifier.templates)
+        own = torch.as_tensor(classes).repeat_interleave(len(classifier.templates))
         score, names = self._score(classifier, clean, own, guide), OtherNames(classifier.class_names)
         found: list[Prompt] = []
         collided: list[bool] = []
@@ -92,7 +91,7 @@ class TextAttack:
 
             now, hit = self._chunk(classifier, part, local, collides)
             found, collided = found + now, collided + hit
-        return found, collided
+        return clean, found, collided
 
     def _score(self, classifier: ZeroShotClassifier, clean: Sequence[Prompt], own: Tensor, guide: Tensor | None) -> Score:
         classes = classifier.class_embeddings.detach()
