@@ -16,7 +16,7 @@ from robustclip.attacks.classes import reductions
 from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed, Level
 from robustclip.attacks.modes import TEXTS, joint, modes_of
-from robustclip.attacks.multimodal import Text
+from robustclip.attacks.multimodal import CoAttack, Text
 from robustclip.config import RESULT_VERSION, key, to_json
 from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
@@ -206,12 +206,8 @@ WHOLE_LADDER = (
     *(Aimed(level, attack) for level in GREY_LEVELS for attack in AUTOATTACK),
     *(Aimed("A3", PGD(20)), Aimed("A4", PGD(20)), Aimed("A5", PGD(20), draws=4), Aimed("A6", Square(200))),
 )
-ON_LADDER: dict[str, Any] = {
-    "sets": ("shapes", "faces", "tools", "digits"),
-    "eps": (2.0,),
-    "independent": True,
-    "micro_batch": 10,
-}
+ONE_RADIUS: dict[str, Any] = {"eps": (2.0,), "independent": True}
+ON_LADDER: dict[str, Any] = {"sets": ("shapes", "faces", "tools", "digits"), "micro_batch": 10} | ONE_RADIUS
 PROTOCOLS: dict[str, Protocol] = {
     "demo": DEMO,
     # Fewer images, attacks that do not tire: for differences between methods.
@@ -222,8 +218,14 @@ PROTOCOLS: dict[str, Protocol] = {
         DEMO,
         name="multimodal",
         attacks=(DEMO.attacks[0], *map(Text, (TEXTS["random"], TEXTS["hotflip"])), *modes_of(TEXTS["clip_knn"]), *joint(TEXTS["char"])),
-        eps=(2.0,),
-        independent=True,
+        **ONE_RADIUS,
+    ),
+    # Images, one word, and both together: for sweeps of many models.
+    "study": replace(
+        DEMO,
+        name="study",
+        attacks=(DEMO.attacks[0], Text(TEXTS["clip_knn"]), CoAttack(TEXTS["clip_knn"], steps=20)),
+        **ONE_RADIUS,
     ),
     # Test-time defences by an attacker of every level; the dear attacks meet fewer images, and there the worst case is of all levels.
     "ladder": replace(DEMO, name="ladder", attacks=(*STATIC, Aimed("A3", PGD(20))), **ON_LADDER, n=50),

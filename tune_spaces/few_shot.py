@@ -1,7 +1,7 @@
 """How many labelled images per class do MMCoA and TeCoA need to protect images and prompts?
 
 The sizes of `train_size`, whose TeCoA runs count. `benchmarks/study.py` sets images of the fine-tuning classes apart from the suite. Use
-`--protocol multimodal`, and `--seed 1` for a second seed.
+`--protocol study`, which attacks images, prompts and both, and `--seed 1` for a second seed.
 """
 
 from ray import tune

@@ -1,6 +1,7 @@
 """How strong should MMCoA's attacks be while it trains: eps of the image, words of the prompt?
 
-Use `--protocol multimodal`, which attacks images, prompts and both.
+`benchmarks/study.py` sets images of the fine-tuning classes apart from the suite.
+Use `--protocol study`, which attacks images, prompts and both, and `--seed 1` for a second seed.
 """
 
 from ray import tune

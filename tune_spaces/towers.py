@@ -1,6 +1,7 @@
 """Which part of CLIP should MMCoA train: both towers, one, layer norms and biases, or the last visual block?
 
-Images and prompts are attacked whatever trains. Use `--protocol multimodal`, which attacks images, prompts and both.
+Images and prompts are attacked whatever trains. `benchmarks/study.py` sets images of the fine-tuning classes apart from the suite. Use
+`--protocol study`, which attacks images, prompts and both, and `--seed 1` for a second seed.
 """
 
 from ray import tune

@@ -1,0 +1,110 @@
+"""What MMCoA's study varies, inside and outside the distribution that trains: training-set size, which tower, eps and words.
+
+    python pipelines/sweep.py few_shot --protocol study             # and towers, and strength; each again with --seed 1
+    python benchmarks/study.py                                      # tables and figures, from those runs
+
+In distribution: the fine-tuning set's own test split, other images of the 288 classes that train. Out of distribution: the suite's twelve
+sets. Each clean, with images attacked within eps 2, with one word of every prompt rewritten (`clip_knn`), and with both (Co-Attack). Means
+over the seeds, 95 % intervals over images. The figures are written to --to.
+"""
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tables import finished
+
+from robustclip import cluster, metrics, protocols, spaces, storage, trends
+from robustclip import model as models
+from robustclip.cli import say_on_terminal
+from robustclip.contrasts import contrast
+from robustclip.data.world import FINE_TUNING
+from robustclip.errors import main
+from robustclip.evaluation import evaluate
+from robustclip.metrics import Column, Estimate, Outcomes
+from robustclip.protocols import Protocol
+from robustclip.spaces import Space
+from robustclip.trials import Trial
+
+FOLDER = Path(__file__).resolve().parent.parent / "tune_spaces"
+SPACES = ("few_shot", "towers", "strength")
+MODES = ("image", "text", "joint")  # of the protocol's attacks
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a trial samples, and the checkpoints of its seeds."""
+
+    sample: Mapping[str, Any]
+    runs: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        return Trial(self.sample, "").label
+
+
+def samples_of(space: Space, seeds: Sequence[int], out: str) -> list[Sample]:
+    """Return the trials of a grid with their finished runs; raises UserError naming the command that is missing."""
+    grids = {path: space.grid(path) for path in space.space}
+    first, found = spaces.first_config(space), []
+    for values in itertools.product(*grids.values()):
+        sample = dict(zip(grids, values, strict=True))
+        config = spaces.trial_config(space, first, sample)
+        again = [finished(replace(config, seed=seed), out, f"python pipelines/sweep.py {space.name} --seed {seed}") for seed in seeds]
+        found.append(Sample(sample, again))
+    return found
+
+
+def accuracies(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, dict[str, Outcomes]]:
+    """Return mode -> model -> what became of every image, each attack by itself; clean is part of each."""
+    resolved, (eps,) = protocols.resolve(protocol, out), protocol.eps
+    table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
+    attacks = dict(zip(MODES, protocol.attacks, strict=True))
+    return {mode: metrics.alone(table, [attack.name], eps, resolved.skips) for mode, attack in attacks.items()}
+
+
+def estimates(found: Mapping[str, Mapping[str, Outcomes]], runs: Sequence[str], eps: float) -> dict[str, Estimate]:
+    """Return mode -> accuracy over all seeds of a trial."""
+    columns: dict[str, tuple[str, Column]] = {"clean": (MODES[0], metrics.CLEAN)} | {mode: (mode, eps) for mode in MODES}
+    names = [models.display_name(run) for run in runs]
+    return {mode: contrast({"all": (1.0, [found[of][name] for name in names])}, column) for mode, (of, column) in columns.items()}
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spaces", nargs="*", default=list(SPACES), help=f"of {', '.join(SPACES)} (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--images", type=int, default=300, help="of the fine-tuning set's test split (default: %(default)s)")
+    parser.add_argument("--to", default=".", help="folder of the figures")
+    parser.add_argument("--out", default="outputs")
+    args = parser.parse_args()
+    say_on_terminal()
+    out, protocol = storage.resolve(args.out), protocols.named("study")
+    loaded = [spaces.load_space(FOLDER / f"{name}.py") for name in args.spaces]
+    trials = {space.name: samples_of(space, args.seeds, out) for space in loaded}
+    cluster.connect()
+    baseline = [spaces.first_config(loaded[0]).model]
+    names = list(dict.fromkeys([*baseline, *(run for each in trials.values() for sample in each for run in sample.runs)]))
+    inside = replace(protocol, sets=(FINE_TUNING,), real=(), n=args.images)
+    split = {name: accuracies(names, each, out) for name, each in (("in", inside), ("out of", protocol))}
+    (eps,) = protocol.eps
+    for space in loaded:
+        print(f"\n{space.question.splitlines()[0]}")
+        for name, found in split.items():
+            rows = {"CLIP": estimates(found, baseline, eps)} | {s.label: estimates(found, s.runs, eps) for s in trials[space.name]}
+            print(f"\n| {name} distribution | {' | '.join(rows['CLIP'])} |\n|{'---|' * (len(MODES) + 2)}")
+            for label, each in rows.items():
+                print(f"| {label} | {' | '.join(f'{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]' for e in each.values())} |")
+            assert space.axis is not None
+            of_mode = {mode: {s.label: rows[s.label][mode] for s in trials[space.name]} for mode in rows["CLIP"]}
+            lines = trends.lines(space.axis, {s.label: s.sample for s in trials[space.name]}, of_mode)
+            figure = Path(args.to) / f"study-{space.name}-{name.split()[0]}.png"
+            figure.write_bytes(trends.trend(space.axis, lines, rows["CLIP"], None))
+            print(f"figure {figure}")
+
+
+if __name__ == "__main__":
+    main(run)
