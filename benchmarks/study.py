@@ -53,7 +53,10 @@ def samples_of(space: Space, seeds: Sequence[int], out: str) -> list[Sample]:
     for values in itertools.product(*grids.values()):
         sample = dict(zip(grids, values, strict=True))
         config = spaces.trial_config(space, first, sample)
-        again = [finished(replace(config, seed=seed), out, f"python pipelines/sweep.py {space.name} --seed {seed}") for seed in seeds]
+        again = [
+            finished(replace(config, seed=seed), out, f"python pipelines/sweep.py {space.name} --protocol study --seed {seed}")
+            for seed in seeds
+        ]
         found.append(Sample(sample, again))
     return found
 
