@@ -53,10 +53,8 @@ def samples_of(space: Space, seeds: Sequence[int], out: str) -> list[Sample]:
     for values in itertools.product(*grids.values()):
         sample = dict(zip(grids, values, strict=True))
         config = spaces.trial_config(space, first, sample)
-        again = [
-            finished(replace(config, seed=seed), out, f"python pipelines/sweep.py {space.name} --protocol study --seed {seed}")
-            for seed in seeds
-        ]
+        command = f"python pipelines/sweep.py {space.name} --protocol study"
+        again = [finished(replace(config, seed=seed), out, f"{command} --seed {seed}") for seed in seeds]
         found.append(Sample(sample, again))
     return found
 
