@@ -8,26 +8,29 @@ tower with LEAF's texts. Columns: every attack alone, images within eps 2; promp
 (`clip_knn`) or with one character (`char`), by themselves and with the image attacked beside them, towards them (Co-Attack), and guiding
 them (SGA-like); a random word and any word at all (HotFlip) as bounds. No number here is BERT-Attack's. Then paired contrasts of methods.
 
-Measured 2026-11-28, hash fb1ac610c83c57cc, 720 images a run, percent, mean of two seeds (TeCoA: the first); seeds differ by 3 points and
-less. The rows of CLIP and of FARE + LEAF were not finished: not measured.
+Measured 2026-11-28, hash fb1ac610c83c57cc, 720 images a run, percent, mean of two seeds, which differ by 4 points and less:
 
                                      one word (clip_knn)           one character          random    any
                   clean  image   text   both Co-Att    SGA   text   both Co-Att    SGA   word   word
+    CLIP           85.6   26.1   14.2   13.2    7.2    5.8    2.9    5.4    1.5    2.8   11.5    1.4
     contrastive    67.5   20.8   11.9   13.3    7.4    6.9    3.9    5.8    1.9    1.3   10.6    2.6
-    TeCoA          60.0   34.6   12.9   12.4   10.8    8.6    4.2    5.1    2.9    3.5    7.5    1.8
+    TeCoA          59.2   34.7   12.4   12.0   10.3    8.8    4.0    5.5    3.0    3.1    7.5    1.7
     FARE           57.0   35.7   10.9   11.4    8.3    8.7    3.6    4.1    2.7    2.9    8.6    1.4
     MMCoA          60.8   31.9   17.4   15.0   14.4    8.2    4.3    4.2    2.9    1.6    8.1    2.6
     text alone     59.0   20.3   15.0   13.1   10.3   10.1    3.3    5.3    1.9    1.8    8.8    3.1
     image alone    61.9   34.2   11.4   11.7    9.0    7.3    3.7    4.4    2.4    1.9    8.1    1.4
     LEAF           60.6   18.1   10.1   10.0    5.4    3.4   10.1    8.5    8.1    2.3    8.5    2.6
+    FARE + LEAF    46.4   26.7    6.8    6.8    4.4    3.7    9.5    8.5    8.0    3.3    6.3    1.7
 
-Chance is 10.7 on these sets. What shows, paired [95 % interval]: MMCoA holds more than TeCoA under one word alone, +4.4 [1.7, 7.0], and
-under Co-Attack, +3.5 [1.0, 6.2]; more than FARE by 6.5 [3.9, 8.9] and 6.1 [3.7, 8.3]; each half adds to the other there: prompts to images
-6.0 [3.5, 8.4], images to prompts 2.4 [0.3, 4.5]. What does not: that training prompts helps against attacked images (-2.2 [-5.0,
-0.5]; FARE holds 3.8 [0.2, 7.3] more); any gain when the attacks guide each other (SGA-like), by a character (which MMCoA never met in
-training), or by HotFlip's words, which leave nothing of any model. LEAF's texts hold twice what the others hold of one character alone.
-Every number with a rewritten prompt is within 8 points of chance or below it: on classes that did not train, nobody is robust to one.
-`both`: the image attacked under clean prompts, beside the rewritten ones.
+Chance is 10.7 on these sets; `both` is the image attacked under clean prompts beside the rewritten ones. What shows, paired [95 % interval]:
+MMCoA holds more than TeCoA under one word alone, +4.9 [2.2, 7.4], and under Co-Attack, +4.0 [1.6, 6.5]; more than FARE by 6.5 [3.9, 8.9] and
+6.1 [3.7, 8.3], than CLIP by 3.2 [0.6, 6.0] and 7.2 [5.0, 9.4]; each half adds to the other there: prompts to images 6.0 [3.5, 8.4], images
+to prompts 2.4 [0.3, 4.5]. LEAF's texts bring FARE 5.9 [4.2, 7.6] points under one character and cost it 10.6 clean and 9.0 under attacked
+images: the rate of demo-leaf was not tuned. What does not show: that clean data helps (-18.1 clean, -5.3 under attacked images); that
+prompts that train help against attacked images (-2.2 [-5.0, 0.5]; FARE holds 3.8 [0.2, 7.3] more); a gain over TeCoA where the attacks guide
+each other (SGA-like) or by a character, which MMCoA never met in training; anything under HotFlip's words, which leave nothing. Many
+contrasts were looked at and none was corrected for it. Every number with a rewritten prompt is within 8 points of chance or below it: on
+classes that did not train, nobody is robust to one.
 """
 
 import argparse
