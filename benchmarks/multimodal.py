@@ -22,15 +22,15 @@ Measured 2026-11-28, hash fb1ac610c83c57cc, 720 images a run, percent, mean of t
     LEAF           60.6   18.1   10.1   10.0    5.4    3.4   10.1    8.5    8.1    2.3    8.5    2.6
     FARE + LEAF    46.4   26.7    6.8    6.8    4.4    3.7    9.5    8.5    8.0    3.3    6.3    1.7
 
-Chance is 10.7 on these sets; `both` is the image attacked under clean prompts beside the rewritten ones. What shows, paired [95 % interval]:
-MMCoA holds more than TeCoA under one word alone, +4.9 [2.2, 7.4], and under Co-Attack, +4.0 [1.6, 6.5]; more than FARE by 6.5 [3.9, 8.9] and
-6.1 [3.7, 8.3], than CLIP by 3.2 [0.6, 6.0] and 7.2 [5.0, 9.4]; each half adds to the other there: prompts to images 6.0 [3.5, 8.4], images
-to prompts 2.4 [0.3, 4.5]. LEAF's texts bring FARE 5.9 [4.2, 7.6] points under one character and cost it 10.6 clean and 9.0 under attacked
-images: the rate of demo-leaf was not tuned. What does not show: that clean data helps (-18.1 clean, -5.3 under attacked images); that
-prompts that train help against attacked images (-2.2 [-5.0, 0.5]; FARE holds 3.8 [0.2, 7.3] more); a gain over TeCoA where the attacks guide
-each other (SGA-like) or by a character, which MMCoA never met in training; anything under HotFlip's words, which leave nothing. Many
-contrasts were looked at and none was corrected for it. Every number with a rewritten prompt is within 8 points of chance or below it: on
-classes that did not train, nobody is robust to one.
+Chance is 10.7 on these sets; `both` is the image attacked under clean prompts beside the rewritten ones. What shows, paired [95 %
+interval]: MMCoA holds more than TeCoA under one word alone, +4.9 [2.2, 7.4], and under Co-Attack, +4.0 [1.6, 6.5]; more than FARE by 6.5
+[3.9, 8.9] and 6.1 [3.7, 8.3], than CLIP by 3.2 [0.6, 6.0] and 7.2 [5.0, 9.4]; each half adds to the other there: prompts to images 6.0
+[3.5, 8.4], images to prompts 2.4 [0.3, 4.5]. LEAF's texts bring FARE 5.9 [4.2, 7.6] points under one character and cost it 10.6 clean and
+9.0 under attacked images: the rate of demo-leaf was not tuned. What does not show: that clean data helps (-18.1 clean, -5.3 under attacked
+images); that prompts that train help against attacked images (-2.2 [-5.0, 0.5]; FARE holds 3.8 [0.2, 7.3] more); a gain over TeCoA where
+the attacks guide each other (SGA-like) or by a character, which MMCoA never met in training; anything under HotFlip's words, which leave
+nothing. Many contrasts were looked at and none was corrected for it. Every number with a rewritten prompt is within 8 points of chance or
+below it: on classes that did not train, nobody is robust to one.
 """
 
 import argparse
