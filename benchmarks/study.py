@@ -11,9 +11,8 @@ over the seeds, 95 % intervals over images. The figures are written to --to.
 import argparse
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tables import finished
 
@@ -27,6 +26,7 @@ from robustclip.evaluation import evaluate
 from robustclip.metrics import Column, Estimate, Outcomes
 from robustclip.protocols import Protocol
 from robustclip.spaces import Space
+from robustclip.sweep_report import order
 from robustclip.trials import Trial
 
 FOLDER = Path(__file__).resolve().parent.parent / "tune_spaces"
@@ -34,28 +34,18 @@ SPACES = ("few_shot", "towers", "strength")
 MODES = ("image", "text", "joint")  # of the protocol's attacks
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a trial samples, and the checkpoints of its seeds."""
-
-    sample: Mapping[str, Any]
-    runs: Sequence[str]
-
-    @property
-    def label(self) -> str:
-        return Trial(self.sample, "").label
+Runs = list[tuple[Trial, list[str]]]  # trials of a space, each with the checkpoints of its seeds
 
 
-def samples_of(space: Space, seeds: Sequence[int], out: str) -> list[Sample]:
-    """Return the trials of a grid with their finished runs; raises UserError naming the command that is missing."""
+def runs_of(space: Space, seeds: Sequence[int], out: str) -> Runs:
+    """Return the trials of a grid with their finished runs, as tables have them; raises UserError naming the command that is missing."""
     grids = {path: space.grid(path) for path in space.space}
-    first, found = spaces.first_config(space), []
-    for values in itertools.product(*grids.values()):
-        sample = dict(zip(grids, values, strict=True))
-        config = spaces.trial_config(space, first, sample)
-        command = f"python pipelines/sweep.py {space.name} --protocol study"
-        again = [finished(replace(config, seed=seed), out, f"{command} --seed {seed}") for seed in seeds]
-        found.append(Sample(sample, again))
+    first, command = spaces.first_config(space), f"python pipelines/sweep.py {space.name} --protocol study"
+    trials = [Trial(dict(zip(grids, values, strict=True)), "") for values in itertools.product(*grids.values())]
+    found = []
+    for trial in sorted(trials, key=lambda trial: order(space, trial)):
+        config = spaces.trial_config(space, first, trial.sample)
+        found.append((trial, [finished(replace(config, seed=seed), out, f"{command} --seed {seed}") for seed in seeds]))
     return found
 
 
@@ -85,23 +75,26 @@ def run() -> None:
     say_on_terminal()
     out, protocol = storage.resolve(args.out), protocols.named("study")
     loaded = [spaces.load_space(FOLDER / f"{name}.py") for name in args.spaces]
-    trials = {space.name: samples_of(space, args.seeds, out) for space in loaded}
+    trials = {space.name: runs_of(space, args.seeds, out) for space in loaded}
     cluster.connect()
     baseline = [spaces.first_config(loaded[0]).model]
-    names = list(dict.fromkeys([*baseline, *(run for each in trials.values() for sample in each for run in sample.runs)]))
+    names = list(dict.fromkeys([*baseline, *(run for each in trials.values() for _, runs in each for run in runs)]))
     inside = replace(protocol, sets=(FINE_TUNING,), real=(), n=args.images)
     split = {name: accuracies(names, each, out) for name, each in (("in", inside), ("out of", protocol))}
     (eps,) = protocol.eps
     for space in loaded:
         print(f"\n{space.question.splitlines()[0]}")
         for name, found in split.items():
-            rows = {"CLIP": estimates(found, baseline, eps)} | {s.label: estimates(found, s.runs, eps) for s in trials[space.name]}
+            rows = {"CLIP": estimates(found, baseline, eps)} | {
+                trial.label: estimates(found, runs, eps) for trial, runs in trials[space.name]
+            }
             print(f"\n| {name} distribution | {' | '.join(rows['CLIP'])} |\n|{'---|' * (len(MODES) + 2)}")
             for label, each in rows.items():
                 print(f"| {label} | {' | '.join(f'{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]' for e in each.values())} |")
             assert space.axis is not None
-            of_mode = {mode: {s.label: rows[s.label][mode] for s in trials[space.name]} for mode in rows["CLIP"]}
-            lines = trends.lines(space.axis, {s.label: s.sample for s in trials[space.name]}, of_mode)
+            samples = {trial.label: trial.sample for trial, _ in trials[space.name]}
+            of_mode = {mode: {label: rows[label][mode] for label in samples} for mode in rows["CLIP"]}
+            lines = trends.lines(space.axis, samples, of_mode)
             figure = Path(args.to) / f"study-{space.name}-{name.split()[0]}.png"
             figure.write_bytes(trends.trend(space.axis, lines, rows["CLIP"], None))
             print(f"figure {figure}")

@@ -37,7 +37,7 @@ DEEP: dict[str, Any] = {"trainable": TokenPrompt(tokens=8, deep=True), "optim": 
 
 FASTER = replace(DEMO.optim, lr=3e-3)
 # Both towers for MMCoA and its baselines, and one template as published: every step encodes the prompts of all classes anew. Those of the
-# batch's classes are rewritten at every step; a character, for which a prompt has a hundred candidates, is put into all of them every 50.
+# batch's classes are rewritten at every step; a character, for which a prompt has about a hundred candidates, into all of them every 50.
 ONE: dict[str, Any] = {"templates": ("a photo of a {}.",)}
 BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=1e-3)} | ONE
 WORDS = MMCoA()

@@ -10,6 +10,7 @@ from robustclip import spaces, trends
 from robustclip.config import Config, flatten, from_json, key, override, to_json
 from robustclip.errors import UserError
 from robustclip.spaces import Space
+from robustclip.sweep_report import order
 from robustclip.trials import Trial
 
 FOLDER = Path(__file__).parent.parent / "tune_spaces"
@@ -93,10 +94,26 @@ def test_prompts_of_the_design_space_are_as_large_as_it_says() -> None:
 
 
 def test_the_smallest_training_set_is_longer_than_its_warm_up() -> None:
+    for space in (SPACES["train_size"], SPACES["few_shot"]):
+        for sample in combinations(space):
+            config = spaces.trial_config(space, spaces.first_config(space), sample)
+            if config.data.per_class is not None:
+                assert config.optim.warmup < config.data.per_class * 288 // config.optim.batch * config.optim.epochs
+
+
+def test_the_runs_of_tecoa_in_both_spaces_of_sizes_are_the_same() -> None:
+    keys = []
+    for space in (SPACES["train_size"], SPACES["few_shot"]):
+        samples = [sample for sample in combinations(space) if sample["recipe"] == "demo"]
+        keys.append({key(spaces.trial_config(space, spaces.first_config(space), sample)) for sample in samples})
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 5
+
+
+def test_in_a_table_all_images_stand_behind_the_numbers() -> None:
     space = SPACES["train_size"]
-    for sample in combinations(space):
-        config = spaces.trial_config(space, spaces.first_config(space), sample)
-        assert config.optim.warmup < (config.data.per_class or 64) * 288 // config.optim.batch * config.optim.epochs
+    trials = sorted((Trial(sample, "") for sample in combinations(space)), key=lambda trial: order(space, trial))
+    assert [trial.sample["data.per_class"] for trial in trials[::2]] == [1, 4, 16, 64, None]
 
 
 def test_what_is_sampled_can_train_on_the_embedded_model() -> None:

@@ -164,6 +164,18 @@ def test_a_label_change_is_left_out_and_counted(tiny_model):
     assert kept.collisions == free.collisions == 1.0
 
 
+def test_some_classes_are_rewritten_as_among_all_of_them(tiny_model):
+    """Each against the names of the others: what may not be written depends on which class it is."""
+    names = ("red", "green", "blue", "grey")
+    classifier = tiny_model.classifier(names, ("a {}",))
+    table = Table("t.json", "0", {f"a {name}": {1: [other for other in names if other != name]} for name in names})
+    for attack in (TextAttack(table), with_collisions(TextAttack(table))):
+        clean, now, collided = attack.rewrite(classifier, range(4))
+        for classes in ([2, 3], [3, 1], [0]):
+            some = attack.rewrite(classifier, classes)
+            assert some == tuple([each[c] for c in classes] for each in (clean, now, collided))
+
+
 def test_a_table_is_its_file(tmp_path, tiny_model):
     path = tmp_path / "words.json"
     path.write_text(json.dumps({"a red": [[1, ["blue", "tent"]]], "a cloud": []}))

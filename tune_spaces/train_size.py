@@ -1,6 +1,6 @@
 """How many labelled images per class does robustness take, for the whole tower and for prompt tokens?
 
-1, 4, 16 and 64 of each of the 288 classes, and all of 27,000, which are 93 on average: the rarest class has 66 that are not held out. The
+1, 4, 16 and 64 of each of the 288 classes, and all of 27,000, which are 93 on average: the rarest class has 69 that are not held out. The
 paper has 1, 5, 50 and all of ImageNet. As in the paper every size trains for as many epochs, three, so fewer images are fewer steps too: 27
 at 1 per class, 2,505 at all. The warm-up is shorter than the smallest run.
 """
