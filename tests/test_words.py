@@ -1,10 +1,12 @@
 """Prompts as words and characters: places, budgets, and which rewritings are really a label change."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustclip.attacks.text.words import STOP_WORDS, OtherNames, Prompt, distance, prompts_of
+from robustclip.attacks.text.words import STOP_WORDS, OtherNames, Prompt, distance, plain, prompts_of, within
 
 ICE = Prompt("a photo of a ", "great ice-cream", ", sweet.")
 
@@ -91,6 +93,22 @@ def test_two_classes_of_one_name_do_not_forbid_each_other():
     others = OtherNames(names)
     assert not others.collide(0, prompt, prompt)
     assert others.collide(0, prompt, prompt.with_word(1, "heron"))
+
+
+def test_asking_by_index_is_asking_every_name():
+    dice = random.Random(0)
+    words = ["red", "reds", "blue", "fox", "cat", "big", "!"]
+    for _ in range(300):
+        names = [" ".join(dice.choices(words, k=dice.randint(1, 3))) for _ in range(6)]
+        own, prompt = 0, prompts_of(names, ["a big {}."])[0]
+        rewritten = prompt.with_word(dice.choice(prompt.places("any word") or [0]), " ".join(dice.choices(words, k=dice.randint(1, 2))))
+        before, after, name = plain(prompt.text), plain(rewritten.text), plain(rewritten.name)
+        kept = max(i for i in range(min(len(before), len(after)) + 1) if before[:i] == after[:i])
+        tail = max(i for i in range(min(len(before), len(after)) - kept + 1) if before[len(before) - i :] == after[len(after) - i :])
+        new = after[kept : len(after) - tail]
+        others = [plain(other) for other in names if plain(other) != plain(names[own])]
+        expected = any(within(new, other) or within(other, new) or other == name for other in others)
+        assert OtherNames(names).collide(own, prompt, rewritten) is expected, (names, rewritten)
 
 
 def test_stop_words_are_words():

@@ -115,6 +115,11 @@ class OtherNames:
 
     def __init__(self, class_names: Sequence[str]):
         self.names = [plain(name) for name in class_names]
+        self.having: dict[str, set[tuple[str, ...]]] = {}  # word -> names: a search asks for thousands of candidates among all names
+        for words in self.names:
+            for word in words:
+                self.having.setdefault(word, set()).add(words)
+        self.known = frozenset(self.names)
 
     def collide(self, own: int, clean: Prompt, rewritten: Prompt) -> bool:
         """Return whether the words that a rewriting brought into the prompt of class `own` collide with another class's name."""
@@ -125,5 +130,7 @@ class OtherNames:
         last = next((i for i in range(left) if before[-1 - i] != after[-1 - i]), left)
         new = after[first : len(after) - last]
         name = plain(rewritten.name)
-        others = [words for i, words in enumerate(self.names) if i != own and words != self.names[own]]
-        return any(within(new, words) or within(words, new) or words == name for words in others)
+        if name in self.known and name != self.names[own]:
+            return True
+        near = {words for word in new for words in self.having.get(word, ())} - {self.names[own]}
+        return any(within(new, words) or within(words, new) for words in near)
