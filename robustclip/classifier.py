@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -141,13 +142,19 @@ class ZeroShotClassifier(nn.Module):
 
     def text_features(self, texts: list[str]) -> Tensor:
         """Return what the text tower says of texts, not normalised [N,D]."""
-        tokens = self.tokenizer(texts).to(next(self.clip.parameters()).device)
+        tokens = torch.stack([token_ids(self.tokenizer, text) for text in texts]).to(next(self.clip.parameters()).device)
         with in_texts(self.clip, self.prompt.text_layers() if self.prompt is not None else []):
             return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Return unit text features [N,D] of texts."""
         return F.normalize(self.text_features(texts), dim=-1)
+
+
+@lru_cache(maxsize=1 << 16)  # 40 MB of 77 tokens: training encodes the same prompts, and much the same rewritings, at every step
+def token_ids(tokenizer: Callable[[list[str]], Tensor], text: str) -> Tensor:
+    """Return the token ids [L] of a text."""
+    return tokenizer([text])[0]
 
 
 @contextmanager
