@@ -15,9 +15,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from robustclip import cluster, protocols, report, storage
+import pyarrow as pa
+from tables import cell, verdict
+
+from robustclip import cluster, metrics, protocols, report, storage
 from robustclip import model as models
 from robustclip.adapted import written
+from robustclip.attacks.levels import GREY, Aimed
 from robustclip.cli import say_on_terminal
 from robustclip.config import Config, override
 from robustclip.data import world
@@ -28,7 +32,7 @@ from robustclip.evaluation import evaluate
 from robustclip.model import Model, save
 from robustclip.moments_job import Images, statistics
 from robustclip.pretraining import Pretraining, pretrain
-from robustclip.protocols import Protocol
+from robustclip.protocols import Protocol, Resolved
 from robustclip.recipes import named
 from robustclip.training import fit, prepare
 
@@ -101,17 +105,22 @@ class Bench:
         titles = {models.display_name(name): title for title, name in rows.items()}
         built = report.from_records(table, resolved.describe(), list(titles), titles)
         page = built.write(storage.join(self.out, "reports", resolved.hash))
-        return f"{built.markdown()}\nreport {page}\n{survives(built)}"
+        return f"{built.markdown()}\nreport {page}\n{survives(table, resolved, rows)}"
 
 
-def survives(built: report.Report) -> str:
-    """Return, for every model that adapts, what its grey-box numbers become once the attacker adapts too."""
-    said = []
-    for model in built.outcomes:
-        means = {rung.title: sum(each.flags(rung.eps).mean() for each in rung.outcomes[model].values()) for rung in built.levels}
-        grey = min(value for title, value in means.items() if "grey" in title) / len(built.classes)
-        aware = min(value for title, value in means.items() if "grey" not in title) / len(built.classes)
-        said.append(f"{built.name(model)}: grey-box {100 * grey:.1f}, adaptive {100 * aware:.1f}")
+def survives(table: pa.Table, resolved: Resolved, rows: dict[str, str]) -> str:
+    """Return, for every row, what its grey-box attackers leave, what all of them together do, and how far that is above plain CLIP."""
+    attacks, (eps,) = resolved.protocol.attacks, resolved.protocol.eps
+    grey = [attack.name for attack in attacks if isinstance(attack, Aimed) and attack.level in GREY]
+    seen = {"grey": metrics.alone(table, grey, eps, resolved.skips)}
+    seen["all"] = metrics.alone(table, [attack.name for attack in attacks], eps, resolved.skips)
+    classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
+    plain = [seen["all"][models.display_name(rows["CLIP"])]]
+    said = ["| model | grey-box attackers leave | all attackers leave | above plain CLIP under all |", "|---|---|---|---|"]
+    for title, name in rows.items():
+        under = {who: [each[models.display_name(name)]] for who, each in seen.items()}
+        above = verdict({"this": (1.0, under["all"]), "plain CLIP": (-1.0, plain)}, eps)
+        said.append(f"| {title} | {cell(under['grey'], eps, classes)} | {cell(under['all'], eps, classes)} | {above} |")
     return "\n".join(said)
 
 

@@ -28,6 +28,7 @@ class Adaptive(nn.Module):
         self.start = base if start is None else start
         self.through = False
         self.undefended: Callable[[], nn.Module] | None = None
+        self.transfers: Callable[..., Any] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:

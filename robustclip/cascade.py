@@ -60,7 +60,7 @@ def run_cascade(
             started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
             example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
             attacked = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
-            seconds = (time.perf_counter() - started) / len(survivors)
+            seconds = (time.perf_counter() - started + example.spent) / len(survivors)
             for place, i in enumerate(survivors.tolist()):
                 facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
                 rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))

@@ -76,6 +76,7 @@ class ZeroShotClassifier(nn.Module):
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
         self.undefended: Callable[[], nn.Module] | None = None
+        self.transfers: Callable[..., Any] | None = None
         self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
 
     def embed_prompts(self) -> Tensor:

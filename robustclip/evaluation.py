@@ -17,9 +17,11 @@ import pyarrow as pa
 from robustclip import model as models
 from robustclip import records, storage
 from robustclip.cluster import use_threads
+from robustclip.config import key
 from robustclip.errors import UserError
 from robustclip.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.rewritings import Kept
+from robustclip.transfers import Transfers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +100,7 @@ class Worker:
 
 
 def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
-    """Return the attack rows of a cell; what text attacks make of its prompts is kept under `out` (None: nowhere) for other cells."""
+    """Return the attack rows of a cell; what is made of prompts, and of images by grey-box attacks, is kept under `out` for other cells."""
     from robustclip.cascade import run_cascade
 
     card = resolved.sets[cell.dataset].card
@@ -107,7 +109,24 @@ def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None
     classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows)
     if out is not None:
         classifier.rewritten = Kept(out, resolved.hash, {"model_sha256": cell.model_sha256, "dataset": cell.dataset})
+        if resolved.protocol.oblivious:
+            classifier.transfers = transfers_of(model, classifier, resolved.sets[cell.dataset], images.device.type, out)
     return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+
+
+def transfers_of(model: models.Model, classifier: Any, test_set: TestSet, device: str, out: str) -> Transfers | None:
+    """Return where grey-box attacks on what a classifier stands on keep their images, None for an ensemble: it stands on several."""
+    from robustclip.classifier import ZeroShotClassifier
+
+    if not isinstance(getattr(classifier, "base", classifier), ZeroShotClassifier):
+        return None
+    seen = {"A0": _static(models.origin(model)), "A1": _static(model)}
+    return Transfers(storage.join(out, "transfers"), seen, (test_set.prompts_hash, PRECISION, library_versions(), device))
+
+
+def _static(model: models.Model) -> str:
+    """Return what names the classifiers of a model before they adapt: its tensors, its architecture and its kind of prompt."""
+    return key(model.sha256, model.open_clip_config, model.card.get("trainable"))
 
 
 def on_device(

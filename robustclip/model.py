@@ -96,11 +96,16 @@ class Model:
         return replace(self, clip=copy.deepcopy(self.clip), prompt=copy.deepcopy(self.prompt), readout=copy.deepcopy(self.readout))
 
 
-def undefended(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> nn.Module:
-    """Return the classifier of the model that all fine-tuning of this one began with, itself where there was none, adapting to nothing."""
+def origin(model: Model) -> Model:
+    """Return the model that all fine-tuning of this one began with, itself where there was none."""
     while base := model.card.get("base"):
         model = load(base["name"])
-    classifier: Any = model.classifier(class_names, templates)
+    return model
+
+
+def undefended(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> nn.Module:
+    """Return the classifier of the model that all fine-tuning of this one began with, adapting to nothing."""
+    classifier: Any = origin(model).classifier(class_names, templates)
     return getattr(classifier, "base", classifier)
 
 

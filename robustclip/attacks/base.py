@@ -36,13 +36,15 @@ class Trace:
 class Example:
     """What an attack returns: images [B,3,H,W] in [0,1], the class texts if it rewrote them, and its trace if it kept one.
 
-    `label_known`: each image is scored with only the text of its own class rewritten, which tells the attacker its label.
+    `label_known`: each image is scored with only the text of its own class rewritten, which tells the attacker its label. `spent` are the
+    seconds that it took before, where it was only read again.
     """
 
     images: Tensor
     class_texts: tuple[str, ...] | None = None
     trace: Trace | None = None
     label_known: bool = False
+    spent: float = 0.0
 
 
 class Attack(Protocol):

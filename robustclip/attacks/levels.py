@@ -81,10 +81,19 @@ class Aimed:
             return classifier.base if self.level == "A1" else classifier.start
         return classifier.end_to_end() if self.level == "A4" else classifier
 
+    def _static(self, classifier: nn.Module, target: nn.Module) -> Level | None:
+        """Return the level whose target, the same for several defences, a grey level sees: A2 sees A1's unless it starts elsewhere."""
+        if self.level == "A0":
+            return "A0"
+        return "A1" if target is getattr(classifier, "base", classifier) else None
+
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
         target = self.target(classifier)
+        transfers = getattr(classifier, "transfers", None)
+        if transfers is not None and self.level in GREY and (seen := self._static(classifier, target)):
+            return transfers(seen, self.attack, target, images, labels, ids, ball, seed, micro_batch)
         if self.level != "A5" or not isinstance(self.attack, PGD):
             return self.attack(target, images, labels, ids, ball, seed, micro_batch)
         start = random_start(ball, images, ids, seed, f"eot-{self.draws}-{self.attack.name}") if ball.radius else None
