@@ -49,7 +49,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures, tmp_path):
     plain = make_model(seed=seed)
