@@ -96,7 +96,7 @@ def run() -> None:
             of_mode = {mode: {label: rows[label][mode] for label in samples} for mode in rows["CLIP"]}
             lines = trends.lines(space.axis, samples, of_mode)
             figure = Path(args.to) / f"study-{space.name}-{name.split()[0]}.png"
-            figure.write_bytes(trends.trend(space.axis, lines, rows["CLIP"], None))
+            figure.write_bytes(trends.trend(space.axis, lines, rows["CLIP"], None, f"{name} distribution"))
             print(f"figure {figure}")
 
 

@@ -62,12 +62,15 @@ def lines(axis: Axis, samples: Mapping[str, Mapping[str, Any]], means: Mapping[s
     return found
 
 
-def trend(axis: Axis, found: Sequence[Line], undefended: Mapping[str, Estimate], published: Published | None) -> bytes:
+Undefended = Mapping[str, Estimate]
+
+
+def trend(axis: Axis, found: Sequence[Line], undefended: Undefended, published: Published | None, title: str = "measured here") -> bytes:
     """Return the figure as PNG."""
-    return png(draw(axis, found, undefended, published))
+    return png(draw(axis, found, undefended, published, title))
 
 
-def draw(axis: Axis, found: Sequence[Line], undefended: Mapping[str, Estimate], published: Published | None) -> Any:
+def draw(axis: Axis, found: Sequence[Line], undefended: Undefended, published: Published | None, title: str = "measured here") -> Any:
     """Return the figure: a colour per accuracy, a marker and dash per curve, dotted the undefended model; beside it what was published."""
     colours = {column: COLOURS[i % len(COLOURS)] for i, column in enumerate(undefended)}
     curves, joined = [*dict.fromkeys(line.curve for line in found)], axis.scale != "categorical"
@@ -78,7 +81,7 @@ def draw(axis: Axis, found: Sequence[Line], undefended: Mapping[str, Estimate], 
     values = [x for line in found for x in line.x]
     figure = blank_figure(3.6 + (1.0 if _crowded(values) else 0.0) + legend_height(labels))
     panels = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
-    places = _dress(panels[0], axis.label, "measured here", values, axis.scale)
+    places = _dress(panels[0], axis.label, title, values, axis.scale)
     panels[0].set_ylabel("accuracy (%)", fontsize=9)
     for column, estimate in undefended.items():
         panels[0].axhline(100 * estimate.mean, color=colours[column], linewidth=0.9, linestyle=DOTS, zorder=1)
