@@ -128,6 +128,21 @@ def test_the_metrics_read_the_cascade_as_the_worst_case(task):
         assert outcomes["toy"].flags(eps).mean() == pytest.approx(np.mean([expected[eps, id_] for id_ in task[3]]))
 
 
+@pytest.mark.parametrize(("off", "accuracy"), [(1, 0.0), (0, 1.0)])
+def test_mmcoa_item_9_a_model_that_is_always_wrong_has_accuracy_0_on_a_part(task, off, accuracy):
+    """Whatever the size of the set that the part is of: published code divides by another count than it adds up."""
+    classifier, x, _, ids = task
+    with torch.no_grad():
+        y = (classifier(x).argmax(1) + off) % 4
+    chosen = protocol(eps=(1e-6,))
+    rows = run_cascade(classifier, x[:10], y[:10], ids[:10], chosen)
+    shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
+    (outcomes,) = metrics.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
+    for column in (metrics.CLEAN, *chosen.eps):
+        found = metrics.macro(outcomes, column, {"toy": 4})
+        assert (found.mean, found.n) == (accuracy, 10)
+
+
 def test_rows_say_what_happened(task):
     classifier, x, y, ids = task
     rows = run_cascade(*task, protocol())

@@ -40,7 +40,7 @@ def source(said=None, **settings):
     return MaskedWords("stub", "0", Stub(said), **settings)
 
 
-def test_item_6_every_word_has_its_own_row_and_the_published_code_the_one_before():
+def test_mmcoa_item_6_every_word_has_its_own_row_and_the_published_code_the_one_before():
     (prompt,) = prompts_of(["red fox"], ["a photo of a {}."])  # rows: [CLS] a photo of a red fox
     places = {prompt.words[i]: i for i in prompt.places("any word")}
     assert {word: source().candidates(prompt, place) for word, place in places.items()} == {
@@ -71,7 +71,7 @@ def test_pieces_special_tokens_stop_words_and_the_word_itself_are_no_candidates(
     assert source(said, k=5).candidates(prompt, 1) == ["blue"]
 
 
-def test_item_5_a_table_is_the_language_model_that_wrote_it(tiny_model, tmp_path):
+def test_mmcoa_item_5_a_table_is_the_language_model_that_wrote_it(tiny_model, tmp_path):
     said = {"red": ["blue", "tent"], "fox": ["dog", "bear", "tree"], "papi": ["but", "moth"], "##llon": ["##ter"], "photo": ["picture"]}
     lm, prompts = source(said), prompts_of(NAMES, TEMPLATES)
     path = tmp_path / "words.json"

@@ -36,7 +36,7 @@ def shared_texts(pairs):
     return pairs._replace(texts=pairs.texts[first].detach().requires_grad_(), rewritten=pairs.rewritten[first].detach().requires_grad_())
 
 
-def test_item_1_without_attacks_it_is_twice_clips_own_loss():
+def test_mmcoa_item_1_without_attacks_it_is_twice_clips_own_loss():
     pairs = pairs_of()
     plain = pairs._replace(attacked=pairs.images, rewritten=pairs.texts)
     total = sum(MMCoA().pair_loss(plain).values())
@@ -44,7 +44,7 @@ def test_item_1_without_attacks_it_is_twice_clips_own_loss():
     assert torch.allclose(CleanContrastive().pair_loss(plain)["contrastive"], contrastive_loss(pairs.images, pairs.texts, pairs.scale))
 
 
-def test_item_1_a_weight_of_0_leaves_its_side_out():
+def test_mmcoa_item_1_a_weight_of_0_leaves_its_side_out():
     pairs = pairs_of()
     sum(MMCoA(lambda_txt=0.0).pair_loss(pairs).values()).backward()
     assert pairs.rewritten.grad is None
@@ -56,7 +56,7 @@ def test_item_1_a_weight_of_0_leaves_its_side_out():
     assert pairs.texts.grad is None
 
 
-def test_item_1_two_pairs_by_hand():
+def test_mmcoa_item_1_two_pairs_by_hand():
     """Images (1,0), (0,1); texts (0.6,0.8), (1,0); scale 2: logits 1.2, 2 / 1.6, 0."""
     a, b = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
     pairs = Pairs(a, a, b, b, torch.tensor([0, 1]), torch.tensor(2.0))
@@ -75,12 +75,12 @@ def gradients(loss, pairs):
     return torch.autograd.grad(loss, [pairs.images, pairs.texts], retain_graph=True)
 
 
-def test_item_2_class_lse_is_diag_where_all_classes_differ():
+def test_mmcoa_item_2_class_lse_is_diag_where_all_classes_differ():
     pairs = pairs_of()
     assert torch.allclose(*(both_ways(pairs.images, pairs.texts, pairs, targets) for targets in ("diag", "class_lse")))
 
 
-def test_item_2_with_duplicates_uniform_targets_are_diag_and_class_lse_differs_by_a_constant():
+def test_mmcoa_item_2_with_duplicates_uniform_targets_are_diag_and_class_lse_differs_by_a_constant():
     pairs = shared_texts(pairs_of(labels=LABELS))
     same = (LABELS[:, None] == LABELS).double()
     logits = pairs.scale * pairs.images @ pairs.texts.T
@@ -118,7 +118,7 @@ LEAKY = MMCoA(text=RANDOM, targets="class_lse", leak_attack_grads=True)
 
 
 @pytest.mark.parametrize("defense", [MMCoA(text=RANDOM), LEAKY, CleanContrastive()])
-def test_item_3_micro_batches_and_workers_give_the_gradient_of_the_whole_batch(defense, make_model, pictures):
+def test_mmcoa_item_3_micro_batches_and_workers_give_the_gradient_of_the_whole_batch(defense, make_model, pictures):
     """One micro-batch of 16, four of 4, and two workers with two of 4 each: same loss, same step."""
     batch = batch_of(pictures)
     trainable = Towers(logit_scale="trainable")
@@ -200,13 +200,13 @@ def test_the_cached_gradient_is_that_of_one_graph(tiny_model, pictures):
         torch.testing.assert_close(torch.zeros_like(p) if p.grad is None else p.grad, torch.zeros_like(p) if g is None else g)
 
 
-def test_item_4_the_attacks_leave_no_gradient(tiny_model, pictures):
+def test_mmcoa_item_4_the_attacks_leave_no_gradient(tiny_model, pictures):
     learner = learner_of(tiny_model, run(MMCoA(text=RANDOM)))
     learner.accumulate(*batch_of(pictures))
     assert all(p.grad is None for p in learner.model.clip.parameters())
 
 
-def test_item_4_the_leak_is_the_attacks_loss_at_its_iterates(tiny_model, pictures):
+def test_mmcoa_item_4_the_leak_is_the_attacks_loss_at_its_iterates(tiny_model, pictures):
     """Sum over k of grad CE(x + delta_k, y), both towers, recomputed in one graph."""
     pixels_, labels, ids = batch_of(pictures)
     found = []

@@ -93,7 +93,7 @@ def test_separate_is_the_image_attack_and_the_text_attack(cell):
     assert example.class_texts == HOTFLIP(classifier).texts
 
 
-def test_separate_without_budgets_is_clean(cell):
+def test_mmcoa_item_9_separate_without_budgets_is_clean(cell):
     classifier, x, labels, ids = cell
     example = Separate(NOTHING, PGD(5))(classifier, x, labels, ids, Ball("Linf", 0.0), 0, 8)
     assert torch.equal(example.images, x)
@@ -101,7 +101,7 @@ def test_separate_without_budgets_is_clean(cell):
 
 
 @pytest.mark.parametrize("attack", [CoAttack(HOTFLIP, 5), GuidedCoAttack(HOTFLIP, 3)], ids=lambda attack: attack.name)
-def test_a_joint_attack_at_eps_0_leaves_the_images_alone(attack, cell):
+def test_mmcoa_item_9_a_joint_attack_at_eps_0_leaves_the_images_alone(attack, cell):
     classifier, x, labels, ids = cell
     example = attack(classifier, x, labels, ids, Ball("Linf", 0.0), 0, 8)
     assert torch.equal(example.images, x)
@@ -111,7 +111,7 @@ def test_a_joint_attack_at_eps_0_leaves_the_images_alone(attack, cell):
         assert torch.equal(scored(classifier, example, labels), scored(classifier, text, labels))
 
 
-def test_co_attack_starts_on_both_sides_and_raises_its_objective(cell):
+def test_mmcoa_item_10_co_attack_starts_on_both_sides_and_raises_its_objective(cell):
     classifier, x, labels, ids = cell
     # A step of no size: these are the starts, of images too far from 0 and 1 to be clipped.
     example = CoAttack(HOTFLIP, steps=1, alpha=0.0)(classifier, 0.3 + 0.4 * x, labels, ids, BALL, 0, 8)

@@ -75,7 +75,7 @@ def test_subsets_are_nested_disjoint_from_validation_and_the_same_for_any_readin
         assert set(index.id[mine]) == set(other.id[theirs])
 
 
-def test_per_class_is_exact_balanced_and_nested():
+def test_mmcoa_item_11_per_class_is_exact_balanced_and_nested():
     index = index_of(90)
     one, five = (select(index, per_class=k, held_out=10)[0] for k in (1, 5))
     assert np.bincount(index.label[one]).tolist() == [1, 1, 1]
@@ -108,7 +108,7 @@ def test_a_class_without_images_is_named():
         select(short, per_class=1)
 
 
-def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
+def test_mmcoa_item_11_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
     index = index_of(100)
     plan, again = plan_of(index), plan_of(index)
     later = flat(plan, 1)  # asked in another order than the plan's own

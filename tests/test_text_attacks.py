@@ -39,7 +39,7 @@ def changed_words(clean, now):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_attack_keeps_its_budget_and_never_helps(name, classifier):
+def test_mmcoa_item_5_an_attack_keeps_its_budget_and_never_helps(name, classifier):
     attack = TEXTS[name]
     found = attack(classifier)
     assert found.clean == tuple(prompt.text for prompt in prompts_of(WORDY, TEMPLATES))
@@ -51,7 +51,7 @@ def test_an_attack_keeps_its_budget_and_never_helps(name, classifier):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_same_prompts_whatever_else_is_attacked(name, classifier, tiny_model):
+def test_mmcoa_item_5_the_same_prompts_whatever_else_is_attacked(name, classifier, tiny_model):
     """Deterministic, and a class's prompt does not depend on the other classes but for their names, nor on the order."""
     attack = with_collisions(TEXTS[name])
     whole = attack(classifier)
@@ -60,7 +60,7 @@ def test_the_same_prompts_whatever_else_is_attacked(name, classifier, tiny_model
     assert dict(zip(turned.clean, turned.texts)) == dict(zip(whole.clean, whole.texts))
 
 
-def test_exhaustive_is_at_least_greedy_and_two_words_at_least_one(classifier):
+def test_mmcoa_item_5_exhaustive_is_at_least_greedy_and_two_words_at_least_one(classifier):
     for source in (Neighbours(), HotFlip(), RandomWords(5)):
         values = [
             scores_of(classifier, TextAttack(source, TextBudget(words=words), order=order)(classifier))
@@ -71,7 +71,7 @@ def test_exhaustive_is_at_least_greedy_and_two_words_at_least_one(classifier):
         assert float(values[2].sum()) > float(values[1].sum())
 
 
-def test_hotflip_beats_the_control(classifier):
+def test_mmcoa_item_8_hotflip_beats_the_control(classifier):
     """The gradient finds worse words than chance does, on average over the prompts."""
     control, found = (scores_of(classifier, TEXTS[name](classifier)).mean() for name in ("random", "hotflip"))
     assert found > control
@@ -100,7 +100,7 @@ def test_stop_words_stay_and_do_not_come(classifier):
                 assert before == after or not {before, after} & STOP_WORDS
 
 
-def test_the_gradient_at_the_clean_prompt_is_zero_and_in_a_masked_one_it_is_not(classifier):
+def test_mmcoa_item_8_the_gradient_at_the_clean_prompt_is_zero_and_in_a_masked_one_it_is_not(classifier):
     """At the clean prompt 1 - cos has its minimum: HotFlip must start elsewhere."""
     prompts = prompts_of(WORDY, TEMPLATES[:1])
     clean = encode(classifier, [prompt.text for prompt in prompts])
@@ -131,7 +131,7 @@ def test_the_gradient_is_that_of_the_embedding_in_the_place(classifier):
     assert score(start + step) - score(start - step) == pytest.approx(2 * float(g @ step), rel=0.05)
 
 
-def test_kl_of_softmaxed_unit_features_ranks_as_1_minus_cosine():
+def test_mmcoa_item_7_kl_of_softmaxed_unit_features_ranks_as_1_minus_cosine():
     """BERT-Attack's own score, KL(softmax a || softmax b), orders candidates as the cosine does."""
     g = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(200, 512, generator=g, dtype=torch.float64), dim=1)
