@@ -106,22 +106,20 @@ def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None
     card = resolved.sets[cell.dataset].card
     for shard in shards_of(resolved.sets[cell.dataset], cell):
         check_bytes(storage.join(card.folder, shard["file"]), shard["sha256"])
-    classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows)
+    classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows, out)
     if out is not None:
         classifier.rewritten = Kept(out, resolved.hash, {"model_sha256": cell.model_sha256, "dataset": cell.dataset})
-        if resolved.protocol.oblivious:
-            classifier.transfers = transfers_of(model, classifier, resolved.sets[cell.dataset], images.device.type, out)
     return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
 
 
-def transfers_of(model: models.Model, classifier: Any, test_set: TestSet, device: str, out: str) -> Transfers | None:
-    """Return where grey-box attacks on what a classifier stands on keep their images, None for an ensemble: it stands on several."""
+def transfers_of(model: models.Model, plain: models.Model, classifier: Any, prompts_hash: str, device: str, out: str) -> Transfers | None:
+    """Return where grey-box attacks on `plain` CLIP and on what a classifier stands on keep their images; None for several towers."""
     from robustclip.classifier import ZeroShotClassifier
 
     if not isinstance(getattr(classifier, "base", classifier), ZeroShotClassifier):
         return None
-    seen = {"A0": _static(models.origin(model)), "A1": _static(model)}
-    return Transfers(storage.join(out, "transfers"), seen, (test_set.prompts_hash, PRECISION, library_versions(), device))
+    seen = {"A0": _static(plain), "A1": _static(model)}
+    return Transfers(storage.join(out, "transfers"), seen, (prompts_hash, PRECISION, library_versions(), device))
 
 
 def _static(model: models.Model) -> str:
@@ -130,7 +128,7 @@ def _static(model: models.Model) -> str:
 
 
 def on_device(
-    model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray
+    model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray, out: str | None = None
 ) -> "tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]":
     """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
     from robustclip.classifier import Guides
@@ -141,7 +139,10 @@ def on_device(
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
     if resolved.protocol.oblivious:
-        classifier.undefended = cache(lambda: models.undefended(model, card.class_names, card.templates).to(images.device))
+        plain = models.origin(model)
+        classifier.undefended = cache(lambda: models.undefended(plain, card.class_names, card.templates).to(images.device))
+        if out is not None:
+            classifier.transfers = transfers_of(model, plain, classifier, resolved.sets[dataset].prompts_hash, images.device.type, out)
     return classifier, images, labels, ids
 
 

@@ -143,6 +143,16 @@ def test_mmcoa_item_9_a_model_that_is_always_wrong_has_accuracy_0_on_a_part(task
         assert (found.mean, found.n) == (accuracy, 10)
 
 
+def test_what_an_attack_took_before_counts(task):
+    @dataclass(frozen=True)
+    class Kept(Noise):
+        def __call__(self, *met):
+            return replace(super().__call__(*met), spent=4000.0)
+
+    rows = run_cascade(*task, protocol(attacks=(Kept(),), eps=(0.5,)))
+    assert all(100 < row["seconds"] < 200 for row in rows if row["attack"] != "clean"), "4,000 s over the 35 images that are right"
+
+
 def test_rows_say_what_happened(task):
     classifier, x, y, ids = task
     rows = run_cascade(*task, protocol())

@@ -40,11 +40,11 @@ def asked(tiny_model, pictures, tmp_path):
     base = tiny_model.classifier(NAMES, TEMPLATES)
     Counted.calls.clear()
 
-    def ask(level="A1", attack=None, ball=BALL, seed=0, start=None, a1="one", images=images, labels=labels, ids=ids):
+    def ask(level="A1", attack=None, ball=BALL, seed=0, start=None, a1="one", about=(), images=images, labels=labels, ids=ids, batch=4):
         defence = Adaptive(base, start)
         defence.undefended = lambda: base
-        defence.transfers = Transfers(str(tmp_path), {"A0": "plain", "A1": a1}, ("prompts",))
-        return Aimed(level, attack or Counted(3))(defence, images, labels, ids, ball, seed, 4)
+        defence.transfers = Transfers(str(tmp_path), {"A0": "plain", "A1": a1}, about)
+        return Aimed(level, attack or Counted(3))(defence, images, labels, ids, ball, seed, batch)
 
     return ask
 
@@ -80,6 +80,8 @@ def test_whatever_changes_is_asked_anew(asked, pictures):
         {"attack": Counted(4)},
         {"images": images.flip(-1)},
         {"labels": labels.roll(1)},
+        {"about": ("other prompts",)},
+        {"batch": 3},
         {"ids": [f"{id_}'" for id_ in ids]},
     ]
     for calls, change in enumerate([{}, *changes, {}, *changes], 1):
@@ -114,7 +116,6 @@ def test_records_are_the_same_and_every_plain_model_is_attacked_once(tmp_path: P
 
 def test_another_architecture_is_another_model(tiny_model, tmp_path: Path) -> None:
     """Heads, for one, are in no tensor."""
-    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",)), str(tmp_path))
     config = {**tiny_model.open_clip_config, "model_cfg": {**tiny_model.open_clip_config["model_cfg"], "quick_gelu": True}}
     seen = []
     for model in (
@@ -123,5 +124,5 @@ def test_another_architecture_is_another_model(tiny_model, tmp_path: Path) -> No
         replace(tiny_model, card={**tiny_model.card, "trainable": "x"}),
     ):
         classifier = model.classifier(NAMES, TEMPLATES)
-        seen.append(evaluation.transfers_of(model, classifier, resolved.sets["shapes"], "cpu", str(tmp_path)).models["A1"])
+        seen.append(evaluation.transfers_of(model, model, classifier, "prompts", "cpu", str(tmp_path)).models["A1"])
     assert len(set(seen)) == 3
