@@ -4,8 +4,9 @@
 
 CHECKPOINT wears learned tokens (pipelines/train.py demo-advvlp), FILE are its statistics (pipelines/moments.py). Four streams of the same
 images, in the same order: clean; every image attacked at level A2; clean images behind images attacked at A2; clean images behind images
-that PGD through the adaptation chose to harm exactly them (A7). In the last two only the clean images count. The paper's curve (TAPT,
-arXiv:2411.13136, Table 3, PGD at eps 1, ImageNet): 49.92 at a reset after every image, 51.62 after 32, 0.48 without any.
+that PGD through the adaptation chose to harm exactly them (A7). In the last two only the clean images count. An interval is worth its
+worst stream: that one chooses. The paper's curve (TAPT, arXiv:2411.13136, Table 3, PGD at eps 1, ImageNet): 49.92 at a reset after every
+image, 51.62 after 32, 0.48 without any.
 """
 
 import argparse
@@ -68,11 +69,15 @@ def main() -> None:
     images, labels, ids = images_of(model, resolved, args.set, each.rows)
     tuner = tuner_of(model.classifier(each.card.class_names, each.card.templates), args.moments, args.lr)
     print(f"{len(ids)} images of {args.set}, eps {args.eps:g}, lr {args.lr:g}; right in percent")
-    print(f"{'reset after':>12s} {'clean':>7s} {'attacked':>9s} {'clean behind attacked':>22s} {'clean behind poison (A7)':>25s}")
+    print(f"{'reset after':>12s} {'clean':>7s} {'attacked':>9s} {'clean behind them':>18s} {'clean behind poison (A7)':>25s} {'worst':>6s}")
+    worst: dict[int | None, float] = {}
     for reset in INTERVALS:
         shares = right(tuner, reset, images, labels, ids, Ball("Linf", args.eps))
         clean, attacked, behind, poisoned = (100 * share for share in shares)
-        print(f"{reset or 'never':>12} {clean:7.1f} {attacked:9.1f} {behind:22.1f} {poisoned:25.1f}", flush=True)
+        worst[reset] = 100 * min(shares)
+        print(f"{reset or 'never':>12} {clean:7.1f} {attacked:9.1f} {behind:18.1f} {poisoned:25.1f} {worst[reset]:6.1f}", flush=True)
+    best = max(INTERVALS, key=lambda reset: worst[reset])  # the first of equals: the shortest
+    print(f"best by its worst stream: {f'a reset after {best}' if best else 'never a reset'}, {worst[best]:.1f} %")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python benchmarks/test_time.py [--out outputs] [--n 50] [--few 10] [--second]
 
 Static rows: the embedded CLIP and the prompts of the demo recipes advvp, advvpt, advvlp, advmaple, advtp, apt (on the TeCoA model of the
-demo recipe) and fap. Test-time rows, 16 views each: the ensemble of views, TPT, R-TPT and TTC on CLIP, PromptAlign on clean MaPLe prompts,
-TAPT-V, -VLI and -VLJ on adversarial ones, aligned with statistics through these and through clean ones. Everything that is missing is
-trained; the same command goes on where it stopped. `--second` adds TAPT-VLI on a smaller ViT, which is pre-trained for it.
+demo recipe) and fap, all trained at the eps that attacks, as in the papers. Test-time rows, 16 views each: the ensemble of views, TPT,
+R-TPT and TTC on CLIP, PromptAlign on clean MaPLe prompts, TAPT-V, -VLI and -VLJ on adversarial ones, aligned with statistics through these
+and through clean ones. Everything that is missing is trained; the same command goes on where it stopped. `--second` adds TAPT-VLI on a
+smaller ViT, which is pre-trained for it.
 
 Protocol `ladder` (PGD-100 and DI at A0 to A2, PGD-20 at A3) meets --n images of each of four sets, `ladder-whole` (AutoAttack at A0 to A2,
 A4, A5, A6 as well) --few of each; there the worst case of every image is of all levels.
@@ -40,6 +41,7 @@ CLIP = "tiny-vit8"
 VIEWS = {"views": 16, "keep": 0.25}
 STATIC = ("demo-advvp", "demo-advvpt", "demo-advvlp", "demo-advmaple", "demo-advtp", "demo-fap")
 TUNED = {"TAPT-V": "demo-advvpt", "TAPT-VLI": "demo-advvlp", "TAPT-VLJ": "demo-advmaple"}
+EPS = 2.0  # in 1/255, of training too; the protocols' own
 SMALLER = {"width": 96, "layers": 2}  # of the second visual tower; the first has 128 and 3
 
 
@@ -52,6 +54,7 @@ class Bench:
 
     def trained(self, config: Config) -> str:
         """Return the checkpoint of a config, training it if need be."""
+        config = override(config, {"threat.image.eps": EPS, "validation.eps": EPS})
         return fit(prepare(config, self.out), cluster.divide(1, 1))["checkpoint"]
 
     def moments(self, checkpoint: str, config: Config) -> str:
@@ -99,7 +102,7 @@ class Bench:
 
     def attacked(self, rows: dict[str, str], protocol: Protocol) -> str:
         """Return the tables of a protocol as Markdown, and write its page."""
-        resolved = protocols.resolve(protocol, self.out)
+        resolved = protocols.resolve(replace(protocol, eps=(EPS,)), self.out)
         names = list(rows.values())
         table = evaluate(names, resolved, self.out, actors=self.actors, on_progress=lambda progress: print(progress, flush=True))
         titles = {models.display_name(name): title for title, name in rows.items()}
