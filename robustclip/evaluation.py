@@ -36,16 +36,18 @@ LATE = 5.0  # times as long as the slowest finished cell: then an idle worker co
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an evaluation is: cells done, computed now and in all, and the seconds since it started."""
+    """How far an evaluation is: of the `total` cells it must compute those done, the seconds that took, and the cells found finished."""
 
     done: int
-    computed: int
     total: int
     seconds: float
+    found: int
 
     def __str__(self) -> str:
-        left = self.seconds / max(self.computed, 1) * (self.total - self.done)
-        return f"evaluated {self.done}/{self.total} cells ({self.computed} now, {self.seconds:.0f} s, about {left:.0f} s left)"
+        said = f"evaluated {self.done}/{self.total} cells"
+        if self.done:
+            return f"{said} ({self.seconds:.0f} s, about {self.seconds / self.done * (self.total - self.done):.0f} s left)"
+        return f"{said}; {self.found} were found finished" if self.found else said
 
 
 @dataclass
@@ -234,9 +236,15 @@ def evaluate(
     folder = storage.join(out, "records")
     wanted = {name: resolved.cells(models.display_name(name), models.identity(name)) for name in names}
     name_of = {cell.key: name for name, cells in wanted.items() for cell in cells}
-    missing = [cell for cells in wanted.values() for cell in cells if not storage.exists(records.path(folder, cell.key))]
+    distinct = {cell.key: cell for cells in wanted.values() for cell in cells}  # a model may have been named twice
+    missing = [cell for cell in distinct.values() if not storage.exists(records.path(folder, cell.key))]
     if missing:
-        _compute_missing(missing, name_of, resolved, out, actors=actors, cpus=cpus, gpus=gpus, on_progress=on_progress)
+        found, started = len(distinct) - len(missing), time.monotonic()
+
+        def say(done: int) -> None:
+            on_progress(Progress(done, len(missing), time.monotonic() - started, found))
+
+        _compute_missing(missing, name_of, resolved, out, actors=actors, cpus=cpus, gpus=gpus, say=say)
     return pa.concat_tables([_read(folder, cell) for cells in wanted.values() for cell in cells])
 
 
@@ -259,14 +267,16 @@ def _compute_missing(
     actors: int,
     cpus: float,
     gpus: float,
-    on_progress: Callable[[Progress], None],
+    say: Callable[[int], None],
 ) -> None:
     import ray
+
+    say(0)
 
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="DEFAULT")(Worker)
     workers = [actor.remote(resolved, out, max(1, int(cpus)), git_commit()) for _ in range(min(actors, len(cells)))]
-    queue, started, computed, slowest = Queue(list(cells)), time.monotonic(), 0, 0.0
+    queue, computed, slowest = Queue(list(cells)), 0, 0.0
     idle = list(workers)
     running: dict[Any, Running] = {}
     while queue.todo or running:
@@ -286,7 +296,7 @@ def _compute_missing(
             except ray.exceptions.RayError as error:
                 if not others:
                     queue.again(each.cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
-            on_progress(Progress(computed, computed, len(cells), time.monotonic() - started))
+            say(computed)
         if idle and not queue.todo and (cell := late(running.values(), slowest, time.monotonic())):
             queue.todo.append(cell)
     for worker in workers:
