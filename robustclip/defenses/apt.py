@@ -25,6 +25,7 @@ class APT(Defense):
     the context that climbs with the images ("perturbed"): after each of their steps one of plain SGD, `context_lr` times the gradient of
     the micro-batch's mean loss. The student's own context never moves in an attack. The paper's code gives `context_lr` no default; ours
     is the rate of its training. A perturbed context is shared by a micro-batch, which is then part of the method.
+    The paper's class-specific contexts are left out: they know no class but those that trained them.
     """
 
     attack_prompt: Literal["onfly", "constant", "perturbed"] = "onfly"
