@@ -14,6 +14,7 @@ A4, A5, A6 as well) --few of each; there the worst case of every image is of all
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ from robustclip.moments_job import Images, statistics
 from robustclip.pretraining import Pretraining, pretrain
 from robustclip.protocols import Protocol, Resolved
 from robustclip.recipes import named
-from robustclip.training import fit, prepare
+from robustclip.training import Job, fit, prepare
 
 CLIP = "tiny-vit8"
 VIEWS = {"views": 16, "keep": 0.25}
@@ -52,10 +53,19 @@ class Bench:
     out: str
     actors: int
 
-    def trained(self, config: Config) -> str:
-        """Return the checkpoint of a config, training it if need be."""
-        config = override(config, {"threat.image.eps": EPS, "validation.eps": EPS})
-        return fit(prepare(config, self.out), cluster.divide(1, 1))["checkpoint"]
+    def trained(self, *configs: Config) -> list[str]:
+        """Return the checkpoints of configs, training those that are missing, as many at once as fit."""
+        jobs = [prepare(override(config, {"threat.image.eps": EPS, "validation.eps": EPS}), self.out) for config in configs]
+        at_once = cluster.fitting_trials(len(jobs), 1)
+        share = cluster.divide(at_once, 1)
+
+        def checkpoint(job: Job) -> str:
+            found = fit(job, share)["checkpoint"]
+            print(f"trained {found}", flush=True)
+            return found
+
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(checkpoint, jobs))
 
     def moments(self, checkpoint: str, config: Config) -> str:
         """Return the file of a checkpoint's statistics over its own training images, made if need be."""
@@ -69,22 +79,21 @@ class Bench:
         """Return the name of TAPT on a recipe's prompts, aligned with theirs and with clean ones."""
         adversarial = override(named(recipe).config, {"model": model})
         clean = override(adversarial, {"defense": CleanCE()})
-        start, other = self.trained(adversarial), self.trained(clean)
+        start, other = self.trained(adversarial, clean)
         files = {"adversarial": self.moments(start, adversarial), "clean": self.moments(other, clean)}
         return written(TAPT(**VIEWS, lr=named(recipe).config.optim.lr / 10, **files), start)
 
     def rows(self) -> dict[str, str]:
         """Return what every row of the table is called -> the model's name."""
-        found = {"CLIP": CLIP}
-        for recipe in STATIC:
-            found[recipe.removeprefix("demo-")] = self.trained(named(recipe).config)
-        robust = self.trained(named("demo").config)
-        found |= {"TeCoA": robust, "apt on TeCoA": self.trained(override(named("demo-apt").config, {"model": robust}))}
-        maple = override(named("demo-advmaple").config, {"defense": CleanCE()})
-        clean = self.trained(maple)
+        clean = {recipe: override(named(recipe).config, {"defense": CleanCE()}) for recipe in TUNED.values()}
+        robust, *static = self.trained(*(named(recipe).config for recipe in ("demo", *STATIC)), *clean.values())
+        found = {"CLIP": CLIP} | {recipe.removeprefix("demo-"): checkpoint for recipe, checkpoint in zip(STATIC, static)}
+        (apt,) = self.trained(override(named("demo-apt").config, {"model": robust}))
+        found |= {"TeCoA": robust, "apt on TeCoA": apt}
         plain: dict[str, TestTime] = {"views": ViewEnsemble(**VIEWS), "TPT": TPT(**VIEWS), "R-TPT": RTPT(**VIEWS), "TTC": TTC()}
         found |= {title: written(settings, CLIP) for title, settings in plain.items()}
-        found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(clean, maple)), clean)
+        (maple,) = self.trained(clean["demo-advmaple"])
+        found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(maple, clean["demo-advmaple"])), maple)
         return found | {title: self.tapt(recipe) for title, recipe in TUNED.items()}
 
     def second(self) -> dict[str, str]:
@@ -97,8 +106,9 @@ class Bench:
             recipe = replace(Pretraining(), steps=1500, pairs=60_000)
             clip = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), lambda step, loss, model: None)
             save(Model("smaller-vit", clip.eval(), model.tokenizer, config, {}), folder, tokenizer=model.card["tokenizer"])
-        prompts = self.trained(override(named("demo-advvlp").config, {"model": folder}))
-        return {"smaller CLIP": folder, "smaller advvlp": prompts, "smaller TAPT-VLI": self.tapt("demo-advvlp", folder)}
+        tapt = self.tapt("demo-advvlp", folder)  # trains clean prompts beside the adversarial ones
+        (prompts,) = self.trained(override(named("demo-advvlp").config, {"model": folder}))
+        return {"smaller CLIP": folder, "smaller advvlp": prompts, "smaller TAPT-VLI": tapt}
 
     def attacked(self, rows: dict[str, str], protocol: Protocol) -> str:
         """Return the tables of a protocol as Markdown, and write its page."""
