@@ -56,7 +56,7 @@ def runs_of(space: Space, seeds: Sequence[int], out: str) -> Runs:
 def accuracies(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, dict[str, Outcomes]]:
     """Return mode -> model -> what became of every image, each attack by itself; clean is part of each."""
     resolved, (eps,) = protocols.resolve(protocol, out), protocol.eps
-    table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
+    table = evaluate(names, resolved, out, actors=int(cluster.total()[0]), on_progress=lambda progress: print(progress, flush=True))
     attacks = dict(zip(MODES, protocol.attacks, strict=True))
     return {mode: metrics.alone(table, [attack.name], eps, resolved.skips) for mode, attack in attacks.items()}
 
