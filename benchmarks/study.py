@@ -99,8 +99,8 @@ def run() -> None:
             samples = {trial.label: trial.sample for trial, _ in trials[space.name]}
             of_mode = {mode: {label: rows[label][mode] for label in samples} for mode in rows["CLIP"]}
             lines = trends.lines(space.axis, samples, of_mode)
-            figure = Path(args.to) / f"study-{space.name}-{name.split()[0]}.png"
-            figure.write_bytes(trends.trend(space.axis, lines, rows["CLIP"], None, f"{name} distribution"))
+            figure = storage.join(args.to, f"study-{space.name}-{name.split()[0]}.png")
+            storage.write_bytes(figure, trends.trend(space.axis, lines, rows["CLIP"], None, f"{name} distribution"))
             print(f"figure {figure}")
 
 
