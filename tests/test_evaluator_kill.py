@@ -23,7 +23,7 @@ from robustclip.model import Model
 ROOT = Path(__file__).resolve().parent.parent
 ACTORS, KILLS, LONGEST = 2, 10, 1.0  # LONGEST: seconds from a run's first new cell to its kill
 SETTINGS = ("--protocol", "smoke", "--sets", *SUITE, "--n", "12", "--attacks", "pgd-10", "apgd-ce-20", "--actors", str(ACTORS))
-PROGRESS = re.compile(rb"evaluated (\d+)/(\d+) cells \((\d+) now")
+PROGRESS = re.compile(rb"evaluated (\d+)/(\d+) cells \(")  # once one is done
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Run:
 
     def reported(self) -> list[tuple[int, int]]:
         """Return (computed now, missing when it started) of every line of progress."""
-        return [(int(computed), int(missing)) for _, missing, computed in PROGRESS.findall(self.said)]
+        return [(int(computed), int(missing)) for computed, missing in PROGRESS.findall(self.said)]
 
     def listen(self, timeout: float | None = None) -> bool:
         """Wait for output, `timeout` seconds at most; return whether there was any."""
