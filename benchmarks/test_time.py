@@ -104,7 +104,12 @@ class Bench:
             config = dict(model.open_clip_config)
             config["model_cfg"] = config["model_cfg"] | {"vision_cfg": config["model_cfg"]["vision_cfg"] | SMALLER}
             recipe = replace(Pretraining(), steps=1500, pairs=60_000)
-            clip = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), lambda step, loss, model: None)
+
+            def say(step: int, loss: float, clip: object) -> None:
+                if step % 100 == 0:
+                    print(f"the smaller ViT: step {step} of {recipe.steps}, loss {loss:.2f}", flush=True)
+
+            clip = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), say)
             save(Model("smaller-vit", clip.eval(), model.tokenizer, config, {}), folder, tokenizer=model.card["tokenizer"])
         tapt = self.tapt("demo-advvlp", folder)  # trains clean prompts beside the adversarial ones
         (prompts,) = self.trained(override(named("demo-advvlp").config, {"model": folder}))
