@@ -10,6 +10,9 @@ smaller ViT, which is pre-trained for it.
 
 Protocol `ladder` (PGD-100 and DI at A0 to A2, PGD-20 at A3) meets --n images of each of four sets, `ladder-whole` (AutoAttack at A0 to A2,
 A4, A5, A6 as well) --few of each; there the worst case of every image is of all levels.
+
+Measured 2026-11-28, protocol hash 92e3b4faf8f7a23c, 7 minutes on two cores once everything was trained: the first table and what it says
+are in docs/answers.md. The second is not measured yet.
 """
 
 import argparse
@@ -127,16 +130,16 @@ class Bench:
 
 
 def survives(table: pa.Table, resolved: Resolved, rows: dict[str, str]) -> str:
-    """Return, for every row, what its grey-box attackers leave, what all of them together do, and how far that is above plain CLIP."""
+    """Return, for every row, what its grey-box attackers leave, what all of them together do, and how far that is above its plain CLIP."""
     attacks, (eps,) = resolved.protocol.attacks, resolved.protocol.eps
     grey = [attack.name for attack in attacks if isinstance(attack, Aimed) and attack.level in GREY]
     seen = {"grey": metrics.alone(table, grey, eps, resolved.skips)}
     seen["all"] = metrics.alone(table, [attack.name for attack in attacks], eps, resolved.skips)
     classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
-    plain = [seen["all"][models.display_name(rows["CLIP"])]]
     said = ["| model | grey-box attackers leave | all attackers leave | above plain CLIP under all |", "|---|---|---|---|"]
     for title, name in rows.items():
         under = {who: [each[models.display_name(name)]] for who, each in seen.items()}
+        plain = [seen["all"][models.display_name(rows["smaller CLIP" if title.startswith("smaller") else "CLIP"])]]
         above = verdict({"this": (1.0, under["all"]), "plain CLIP": (-1.0, plain)}, eps)
         said.append(f"| {title} | {cell(under['grey'], eps, classes)} | {cell(under['all'], eps, classes)} | {above} |")
     return "\n".join(said)
