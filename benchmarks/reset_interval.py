@@ -3,10 +3,15 @@
     python benchmarks/reset_interval.py CHECKPOINT [--moments FILE] [--set tools] [--images 60] [--eps 2] [--lr 1e-3]
 
 CHECKPOINT wears learned tokens (pipelines/train.py demo-advvlp), FILE are its statistics (pipelines/moments.py). Four streams of the same
-images, in the same order: clean; every image attacked at level A2; clean images behind images attacked at A2; clean images behind images
-that PGD through the adaptation chose to harm exactly them (A7). In the last two only the clean images count. An interval is worth its
-worst stream: that one chooses. The paper's curve (TAPT, arXiv:2411.13136, Table 3, PGD at eps 1, ImageNet): 49.92 at a reset after every
-image, 51.62 after 32, 0.48 without any.
+images, in the same order: clean; every image attacked at level A3, as by one who sees it meet a fresh prompt; clean images behind such
+ones; clean images behind images that PGD through the adaptation chose to harm exactly them (A7). In the last two only the clean images
+count. An interval is worth its worst stream: that one chooses. The paper's curve (TAPT, arXiv:2411.13136, Table 3, PGD at eps 1,
+ImageNet): 49.92 at a reset after every image, 51.62 after 32, 0.48 without any.
+
+Measured 2026-11-28 on the prompts of demo-advvlp trained at eps 2, --lr 1e-2, 60 images of tools (clean / attacked / behind / A7): a reset
+after every image 83 / 40 / 90 / 90, after 2: 78 / 40 / 77 / 67, 8: 72 / 38 / 70 / 57, 32: 53 / 33 / 53 / 40, never: 35 / 28 / 37 / 40. Two
+images under one prompt are enough for the first to harm the second by 10 points more than an attack that is not meant for it. At --lr 1e-3
+60 images move a prompt too little to show any of it.
 """
 
 import argparse
@@ -36,9 +41,10 @@ def tuner_of(base: ZeroShotClassifier, moments: str | None, lr: float) -> Prompt
     return (TAPT(**views, adversarial=moments, gamma=1.0) if moments else TPT(**views)).classifier(base, 0)  # type: ignore[arg-type]
 
 
-def right(tuner: PromptTuner, reset: int | None, images: Tensor, labels: Tensor, ids: list[str], ball: Ball) -> list[float]:
+def right(
+    tuner: PromptTuner, reset: int | None, images: Tensor, attacked: Tensor, labels: Tensor, ids: list[str], ball: Ball
+) -> list[float]:
     """Return the shares of right images of the four streams."""
-    attacked = Aimed("A2", PGD(STEPS))(tuner, images, labels, ids, ball, 0, 20).images
     behind = torch.arange(len(ids)) % 2 == 1
 
     def harmful(stream: Stream, i: int, image: Tensor) -> Tensor:
@@ -71,11 +77,13 @@ def main() -> None:
     print(f"{len(ids)} images of {args.set}, eps {args.eps:g}, lr {args.lr:g}; right in percent")
     print(f"{'reset after':>12s} {'clean':>7s} {'attacked':>9s} {'clean behind them':>18s} {'clean behind poison (A7)':>25s} {'worst':>6s}")
     worst: dict[int | None, float] = {}
+    ball = Ball("Linf", args.eps)
+    attacked = Aimed("A3", PGD(STEPS))(tuner, images, labels, ids, ball, 0, 20).images
     for reset in INTERVALS:
-        shares = right(tuner, reset, images, labels, ids, Ball("Linf", args.eps))
-        clean, attacked, behind, poisoned = (100 * share for share in shares)
+        shares = right(tuner, reset, images, attacked, labels, ids, ball)
+        clean, fooled, behind, poisoned = (100 * share for share in shares)
         worst[reset] = 100 * min(shares)
-        print(f"{reset or 'never':>12} {clean:7.1f} {attacked:9.1f} {behind:18.1f} {poisoned:25.1f} {worst[reset]:6.1f}", flush=True)
+        print(f"{reset or 'never':>12} {clean:7.1f} {fooled:9.1f} {behind:18.1f} {poisoned:25.1f} {worst[reset]:6.1f}", flush=True)
     best = max(INTERVALS, key=lambda reset: worst[reset])  # the first of equals: the shortest
     print(f"best by its worst stream: {f'a reset after {best}' if best else 'never a reset'}, {worst[best]:.1f} %")
 
