@@ -5,13 +5,18 @@
 CHECKPOINT wears learned tokens (pipelines/train.py demo-advvlp), FILE are its statistics (pipelines/moments.py). Four streams of the same
 images, in the same order: clean; every image attacked at level A3, as by one who sees it meet a fresh prompt; clean images behind such
 ones; clean images behind images that PGD through the adaptation chose to harm exactly them (A7). In the last two only the clean images
-count. An interval is worth its worst stream: that one chooses. The paper's curve (TAPT, arXiv:2411.13136, Table 3, PGD at eps 1,
-ImageNet): 49.92 at a reset after every image, 51.62 after 32, 0.48 without any.
+count, half of all. An interval is worth its worst stream. The paper's curve (TAPT, arXiv:2411.13136, Table 3, PGD at eps 1, ImageNet):
+49.92 at a reset after every image, 51.62 after 32, 0.48 without any.
 
-Measured 2026-11-28 on the prompts of demo-advvlp trained at eps 2, --lr 1e-2, 60 images of tools (clean / attacked / behind / A7): a reset
-after every image 83 / 40 / 90 / 90, after 2: 78 / 40 / 77 / 67, 8: 72 / 38 / 70 / 57, 32: 53 / 33 / 53 / 40, never: 35 / 28 / 37 / 40. Two
-images under one prompt are enough for the first to harm the second by 10 points more than an attack that is not meant for it. At --lr 1e-3
-60 images move a prompt too little to show any of it.
+Measured 2026-11-28 on the prompts of demo-advvlp trained at eps 2, with its statistics, --lr 1e-2, 60 images of tools, right in percent:
+    reset after                 1     2     4     8    16    32  never
+    clean                    83.3  78.3  76.7  71.7  60.0  53.3   35.0
+    attacked                 40.0  40.0  40.0  38.3  41.7  33.3   28.3
+    clean behind attacked    90.0  76.7  76.7  70.0  60.0  53.3   36.7
+    clean behind poison      90.0  66.7  60.0  56.7  50.0  40.0   40.0
+Most of the fall is the tuning's own: clean images alone spoil a prompt that is not put back. From 2 to 32 images, poison meant for the next
+image costs 10 to 17 points more than an attack that is not (of 30 images, each 3.3 points). No interval's worst stream is better than that
+of 1 by more than one image. At --lr 1e-3, with attacks made at A2, 60 images moved the prompt too little to show any of this.
 """
 
 import argparse
@@ -76,16 +81,12 @@ def main() -> None:
     tuner = tuner_of(model.classifier(each.card.class_names, each.card.templates), args.moments, args.lr)
     print(f"{len(ids)} images of {args.set}, eps {args.eps:g}, lr {args.lr:g}; right in percent")
     print(f"{'reset after':>12s} {'clean':>7s} {'attacked':>9s} {'clean behind them':>18s} {'clean behind poison (A7)':>25s} {'worst':>6s}")
-    worst: dict[int | None, float] = {}
     ball = Ball("Linf", args.eps)
     attacked = Aimed("A3", PGD(STEPS))(tuner, images, labels, ids, ball, 0, 20).images
     for reset in INTERVALS:
         shares = right(tuner, reset, images, attacked, labels, ids, ball)
         clean, fooled, behind, poisoned = (100 * share for share in shares)
-        worst[reset] = 100 * min(shares)
-        print(f"{reset or 'never':>12} {clean:7.1f} {fooled:9.1f} {behind:18.1f} {poisoned:25.1f} {worst[reset]:6.1f}", flush=True)
-    best = max(INTERVALS, key=lambda reset: worst[reset])  # the first of equals: the shortest
-    print(f"best by its worst stream: {f'a reset after {best}' if best else 'never a reset'}, {worst[best]:.1f} %")
+        print(f"{reset or 'never':>12} {clean:7.1f} {fooled:9.1f} {behind:18.1f} {poisoned:25.1f} {100 * min(shares):6.1f}", flush=True)
 
 
 if __name__ == "__main__":

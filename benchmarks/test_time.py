@@ -64,7 +64,7 @@ class Bench:
 
         def checkpoint(job: Job) -> str:
             found = fit(job, share)["checkpoint"]
-            print(f"trained {found}", flush=True)
+            print(f"checkpoint {found}", flush=True)
             return found
 
         with ThreadPoolExecutor(at_once) as pool:
@@ -89,13 +89,13 @@ class Bench:
     def rows(self) -> dict[str, str]:
         """Return what every row of the table is called -> the model's name."""
         clean = {recipe: override(named(recipe).config, {"defense": CleanCE()}) for recipe in TUNED.values()}
-        robust, *static = self.trained(*(named(recipe).config for recipe in ("demo", *STATIC)), *clean.values())
-        found = {"CLIP": CLIP} | {recipe.removeprefix("demo-"): checkpoint for recipe, checkpoint in zip(STATIC, static)}
+        robust, *others = self.trained(*(named(recipe).config for recipe in ("demo", *STATIC)), *clean.values())
+        static, maple = others[: len(STATIC)], dict(zip(clean, others[len(STATIC) :], strict=True))["demo-advmaple"]
+        found = {"CLIP": CLIP} | {recipe.removeprefix("demo-"): checkpoint for recipe, checkpoint in zip(STATIC, static, strict=True)}
         (apt,) = self.trained(override(named("demo-apt").config, {"model": robust}))
         found |= {"TeCoA": robust, "apt on TeCoA": apt}
         plain: dict[str, TestTime] = {"views": ViewEnsemble(**VIEWS), "TPT": TPT(**VIEWS), "R-TPT": RTPT(**VIEWS), "TTC": TTC()}
         found |= {title: written(settings, CLIP) for title, settings in plain.items()}
-        (maple,) = self.trained(clean["demo-advmaple"])
         found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(maple, clean["demo-advmaple"])), maple)
         return found | {title: self.tapt(recipe) for title, recipe in TUNED.items()}
 
