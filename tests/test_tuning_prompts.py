@@ -9,12 +9,13 @@ from conftest import NAMES
 from toys import ids_of
 
 from robustclip.attacks.pgd import logits_of
+from robustclip.crops import crops
 from robustclip.defenses.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, ViewEnsemble
 from robustclip.defenses.test_time import tapt as tapt_module
 from robustclip.defenses.test_time.moments import Moments, Targets, block_inputs
 from robustclip.defenses.test_time.rtpt import reliability
 from robustclip.defenses.test_time.tapt import alignment
-from robustclip.defenses.test_time.tuning import entropy, entropy_of_mean, most_confident, with_crops
+from robustclip.defenses.test_time.tuning import entropy, entropy_of_mean, most_confident
 from robustclip.errors import UserError
 from robustclip.trainables import JointTokens
 
@@ -110,7 +111,8 @@ def test_the_step_is_that_of_torch(prompted, pictures, design, steps):
     got = logits_of(defence, images, ids_of(2), 2)
     targets = Targets.read(path)
     for i, id_ in enumerate(ids_of(2)):
-        views = with_crops(images[i : i + 1], defence.of([id_]).keys, FEW["views"])[0]
+        own = images[i : i + 1]
+        views = torch.cat([own, crops(own, defence.of([id_]).keys, FEW["views"] - 1)[0]])
         worn = classifier.wearing(classifier.prompt)
         start = {name: p.clone() for name, p in classifier.prompt.state_dict().items()}
         parameters = list(worn.prompt.parameters())
@@ -177,12 +179,15 @@ def defences(prompted):
         "promptalign": PromptAlign(**FEW, clean=path).classifier(classifier, 0),
         "tpt": TPT(**FEW, lr=0.05).classifier(plain, 0),
         "rtpt": RTPT(**FEW, lr=0.05).classifier(plain, 0),
+        "rtpt, augmix": RTPT(**FEW, lr=0.05, augment="augmix").classifier(plain, 0),
         "views": ViewEnsemble(**FEW).classifier(plain, 0),
         "ttc": TTC(threshold=10.0).classifier(plain, 0),
     }
 
 
-@pytest.mark.parametrize("name", ["tapt", "tapt, two steps", "tapt-v", "tapt-vlj", "promptalign", "tpt", "rtpt", "views", "ttc"])
+@pytest.mark.parametrize(
+    "name", ["tapt", "tapt, two steps", "tapt-v", "tapt-vlj", "promptalign", "tpt", "rtpt", "rtpt, augmix", "views", "ttc"]
+)
 def test_tapt_item_6_eight_together_are_eight_alone(prompted, pictures, name):
     defence, images, ids = defences(prompted)[name], pictures(8)[0], ids_of(8)
     together = logits_of(defence, images, ids, 8)

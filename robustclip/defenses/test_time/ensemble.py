@@ -10,7 +10,7 @@ from torch import Tensor
 from robustclip.adaptive import Adaptive
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.crops import Key
-from robustclip.defenses.test_time.tuning import Tuning, most_confident, with_crops
+from robustclip.defenses.test_time.tuning import Tuning, most_confident
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Views(Adaptive):
 
     def answer(self, images: Tensor, keys: Sequence[Key], adapted: None) -> Tensor:
         """Return the log of the mean prediction [B,K]."""
-        views = with_crops(images, keys, self.settings.views)
+        views = self.settings.views_of(images, keys)
         logits = self.base(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         kept = most_confident(logits.detach(), self.settings.kept)
         log_p = F.log_softmax(logits, -1).gather(1, kept[..., None].expand(-1, -1, logits.shape[-1]))

@@ -19,6 +19,7 @@ class RTPT(Tuning):
 
     L = mean over the kept views of H(p_v). Answer: sum_v w_v logits_v, w = softmax(score / `temperature`), score_v the mean of the
     `neighbours` largest cosines of view v with the other views, by image features, which the tuning of texts leaves alone.
+    The paper's views are crops on ImageNet, `augment` = "augmix" on every other set.
     """
 
     lr: float = 5e-3

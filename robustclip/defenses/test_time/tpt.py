@@ -16,8 +16,8 @@ TEMPLATE, WORDS = "a photo of a {}.", 4
 class TPT(Tuning):
     """The words "a photo of a" are tuned so that the confident views of an image agree (arXiv:2209.07511, Eqs. 2-4).
 
-    L = H(mean of p over the kept views). A model whose texts wear learned tokens already starts from those. The paper's AugMix on
-    fine-grained sets is left out: our views are crops on every set.
+    L = H(mean of p over the kept views). A model whose texts wear learned tokens already starts from those. The paper's views are crops on
+    ImageNet and its shifts, `augment` = "augmix" on fine-grained sets.
     """
 
     lr: float = 5e-3

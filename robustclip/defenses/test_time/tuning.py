@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.adaptive import Adaptive
+from robustclip.augmix import augmix
 from robustclip.classifier import TEXT_BATCH, ZeroShotClassifier
 from robustclip.crops import Key, crops
 from robustclip.errors import UserError
@@ -24,11 +25,12 @@ BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 class Tuning:
     """What methods that tune prompts on views have in common.
 
-    `views` of each image, itself and random crops; the share `keep` of lowest entropy counts; `steps` of AdamW at `lr`, its state fresh for
-    every image. Raises UserError for a share that keeps less than one view.
+    `views` of each image, itself and random crops, to which `augment` may add AugMix; the share `keep` of lowest entropy counts; `steps` of
+    AdamW at `lr`, its state fresh for every image. Raises UserError for a share that keeps less than one view.
     """
 
     views: int = 64
+    augment: Literal["crops", "augmix"] = "crops"
     keep: float = 0.1
     steps: int = 1
     lr: float = 5e-4
@@ -42,6 +44,13 @@ class Tuning:
     def kept(self) -> int:
         """The number of views that count: 6 of 64, as int(64 * 0.1)."""
         return int(self.views * self.keep)
+
+    def views_of(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
+        """Return images [S,3,H,W] as the first of their views [S,V,3,H,W], the others drawn from their keys."""
+        if self.views == 1:
+            return images[:, None]
+        others = crops(images, keys, self.views - 1)
+        return torch.cat([images[:, None], augmix(others, keys) if self.augment == "augmix" else others], 1)
 
 
 class Seen(NamedTuple):
@@ -78,8 +87,8 @@ class PromptTuner(Adaptive):
         self.length = int((ids != 0).sum(1).max())
 
     def views(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
-        """Return the views [S,V,3,H,W] of images: themselves first, then crops."""
-        return with_crops(images, keys, self.settings.views)
+        """Return the views [S,V,3,H,W] of images: themselves first."""
+        return self.settings.views_of(images, keys)
 
     def adapt(self, images: Tensor, keys: Sequence[Key], through: bool) -> Adapted:
         """Return the tuned prompt of every image."""
@@ -170,11 +179,6 @@ class PromptTuner(Adaptive):
         features = F.normalize(self.start.features(images, layers), dim=-1)
         classes = adapted.classes if adapted.classes.dim() == 3 else adapted.classes.expand(len(images), -1, -1)
         return self.start.against(features[:, None], classes)[:, 0]
-
-
-def with_crops(images: Tensor, keys: Sequence[Key], views: int) -> Tensor:
-    """Return images as the first of `views` views [S,V,3,H,W], the others random resized crops of theirs."""
-    return torch.cat([images[:, None], crops(images, keys, views - 1)], 1) if views > 1 else images[:, None]
 
 
 def most_confident(logits: Tensor, kept: int) -> Tensor:
