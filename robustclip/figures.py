@@ -24,6 +24,8 @@ IMAGES = 6  # in one row of the grid: wider and the names below do not fit
 CAPTIONS = {
     "clean_against_robust": "Clean against robust accuracy, means over the sets with 95 % Wilson intervals; "
     "the line joins the ranked models that no other beats in both.",
+    "attacker_levels": "What attackers of every level leave, at the largest ε: in grey those that never saw the defence adapt. The bar is "
+    "the worst case per image of all levels, with its 95 % Wilson interval.",
     "adversarial_grid": "Images, what the attack added, and what it made of them, with the predicted class below; a changed one in colour.",
     "training": "How the trials trained: loss and held-out accuracy against the step.",
     "trend": "Accuracies against what was varied, means over the sets with 95 % Wilson intervals; dotted: the undefended model. "
@@ -142,8 +144,19 @@ def grid(figure: Any, n: int, xlabel: str, ylabel: str = "") -> list[Any]:
 
 
 def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    names = [textwrap.shorten(label, 60, placeholder="…") for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(labels), fontsize=8.5, frameon=False)
+    figure.legend(
+        handles,
+        [short(label, 60) for label in labels],
+        loc="outside lower center",
+        ncols=_legend_columns(labels),
+        fontsize=8.5,
+        frameon=False,
+    )
+
+
+def short(name: str, width: int) -> str:
+    """Return a name of at most `width` characters; textwrap.shorten leaves nothing of a long one without spaces."""
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -200,6 +213,33 @@ def security_curve(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
     axes.margins(x=0.03)
     draw_whole(handles)
     legend(figure, handles, list(curves))
+    return png(figure)
+
+
+def levels(
+    clean: Mapping[str, Estimate], rungs: Mapping[str, Mapping[str, Estimate]], worst: Mapping[str, Estimate], grey: set[str]
+) -> bytes:
+    """Return what attackers of every level leave of models as PNG: a row a model, a mark a level, those of `grey` in grey."""
+    titles = ["clean", *rungs, "worst of all"]
+    figure = blank_figure(0.9 + 0.24 * len(clean) + legend_height(titles))
+    (axes,) = grid(figure, 1, "accuracy (%)")
+    rows = np.arange(len(clean))[::-1]
+    shared = {"linestyle": "none", "clip_on": False}
+
+    def marks(means: Mapping[str, Estimate], style: Mapping[str, Any]) -> Any:
+        return axes.plot([100 * means[name].mean for name in clean], rows, **shared, **style)[0]
+
+    hollow = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 6.5}
+    handles = [marks(clean, {"marker": "o", **hollow})]
+    for i, (title, means) in enumerate(rungs.items()):
+        style = _style(i)
+        handles.append(marks(means, style | {"color": GREY, "alpha": 0.75} if title in grey else style))
+    values = [worst[name] for name in clean]
+    bar = {"color": "black", "marker": "|", "markersize": 10, "markeredgewidth": 2, "elinewidth": 1.1}
+    handles.append(axes.errorbar([100 * value.mean for value in values], rows, xerr=bars(values), linestyle="none", **bar))
+    axes.set(xlim=(0, 100), ylim=(-0.7, len(clean) - 0.3), yticks=rows)
+    axes.set_yticklabels([short(name, 40) for name in clean])
+    legend(figure, handles, titles)
     return png(figure)
 
 

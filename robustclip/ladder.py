@@ -21,6 +21,11 @@ class Rung:
     clean_ms: Mapping[str, float]
     attack_ms: Mapping[str, float]
 
+    @property
+    def grey(self) -> bool:
+        """Whether its attackers never saw a defence adapt."""
+        return "grey-box" in self.title
+
 
 def of(table: pa.Table, protocol: Mapping[str, Any], skips: Mapping[str, Sequence[str]]) -> list[Rung]:
     """Return the rungs of a protocol whose attacks are aimed at levels, lowest first, none for any other protocol."""

@@ -229,7 +229,16 @@ class Report:
         clean, robust = means[CLEAN], {e: means[e] for e in self.eps}
         security = {name: {0.0: clean[name], **{e: robust[e][name] for e in self.eps}} for name in clean}
         ranked = [self.name(model) for model in self.outcomes if model not in self.unranked]
-        return {"clean_against_robust": figures.curve(clean, robust, ranked), "security_curve": figures.security_curve(security)}
+        drawn = {"clean_against_robust": figures.curve(clean, robust, ranked), "security_curve": figures.security_curve(security)}
+        if self.levels:
+            rungs = {rung.title: rung for rung in self.levels if rung.eps == self.eps[-1]}
+            left = {
+                title: {self.name(model): metrics.macro(each, rung.eps, self.classes) for model, each in rung.outcomes.items()}
+                for title, rung in rungs.items()
+            }
+            grey = {title for title, rung in rungs.items() if rung.grey}
+            drawn["attacker_levels"] = figures.levels(clean, left, robust[self.eps[-1]], grey)
+        return drawn
 
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """Return one page that needs no other file, no script and no network; pictures are PNGs by name."""

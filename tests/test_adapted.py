@@ -2,13 +2,14 @@
 
 import shutil
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import NAMES
 from toys import ids_of
 
-from robustclip import adapted, evaluation, model, probing, protocols, report
+from robustclip import adapted, evaluation, figures, model, probing, protocols, report
 from robustclip.adaptive import Adaptive
 from robustclip.attacks import PGD, Square
 from robustclip.attacks.levels import Aimed
@@ -95,6 +96,13 @@ def test_what_adapts_is_not_fine_tuned():
         VisualTower().install(model.load(f"tpt[{SMALL}]:tiny-vit8"), 0, NAMES)
 
 
+def drawn_levels(built):
+    """Return what the figure of attacker levels is given, after it was drawn."""
+    with patch.object(figures, "levels", wraps=figures.levels) as draw:
+        assert built.figures()["attacker_levels"].startswith(b"\x89PNG")
+    return draw.call_args.args
+
+
 def test_a_ladder_through_the_evaluator(ray_session, tmp_path):
     out, name = str(tmp_path), f"tpt[{SMALL}]:tiny-vit8"
     protocol = replace(
@@ -116,6 +124,10 @@ def test_a_ladder_through_the_evaluator(ray_session, tmp_path):
     assert all(
         worst[i] <= min(rung.outcomes[each]["shapes"].flags(2.0).mean() for rung in built.levels) for i, each in enumerate(built.outcomes)
     )
+    clean, levels, worst, grey = drawn_levels(built)
+    assert grey == {rung.title for rung in built.levels[:2]}, "what never saw the defence adapt is drawn in grey"
+    for name_ in clean:
+        assert worst[name_].mean <= min(each[name_].mean for each in levels.values()) <= clean[name_].mean
     # The same records for another order of models, one worker and other batches of cells.
     again = evaluation.evaluate([name], resolved, str(tmp_path / "again"), actors=1)
     columns = ["image_id", "attack", "prediction", "linf", "loss_best"]

@@ -234,6 +234,11 @@ def test_tables_survive_the_signs_of_their_languages() -> None:
     assert "<td>81.5 <small>[79.2, 83.6]</small></td>" in sheet.html()
 
 
+def test_a_long_name_keeps_its_beginning() -> None:
+    assert figures.short("tapt", 4) == "tapt"
+    assert figures.short("tapt[views=16,keep=0.25]-run-8235fbead305e702", 12) == "tapt[views=…"
+
+
 def test_figures_are_deterministic() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     grid = figures.adversarial_grid(images, images, [("a", "b")] * 3)
