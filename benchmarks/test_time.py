@@ -11,8 +11,8 @@ smaller ViT, which is pre-trained for it.
 Protocol `ladder` (PGD-100 and DI at A0 to A2, PGD-20 at A3) meets --n images of each of four sets, `ladder-whole` (AutoAttack at A0 to A2,
 A4, A5, A6 as well) --few of each; there the worst case of every image is of all levels.
 
-Measured 2026-11-28 on two cores, protocol hashes 92e3b4faf8f7a23c and f8adb57032b54c00, 76 minutes in all: 15 to train, 6 for the smaller ViT,
-7 for `ladder`, 46 for `ladder-whole`. Both tables and what they say are in docs/answers.md.
+Measured 2026-11-28 on two cores, protocol hashes 92e3b4faf8f7a23c and f8adb57032b54c00, 76 minutes in all: 15 to train, 8 for the smaller
+ViT, 7 for `ladder`, 46 for `ladder-whole`. Both tables and what they say are in docs/answers.md.
 """
 
 import argparse
