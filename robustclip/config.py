@@ -201,8 +201,14 @@ def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
             return tuple(from_json(kinds[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         if origin is None and isinstance(choice, type) and isinstance(value, choice) and not (choice is int and isinstance(value, bool)):
             return value
-    names = " or ".join(str(choice) if typing.get_origin(choice) else choice.__name__ for choice in choices)
-    raise UserError(f"recipe key {path!r} takes {names}, not {value!r}")
+    raise UserError(f"recipe key {path!r} takes {' or '.join(map(_said, choices))}, not {value!r}")
+
+
+def _said(choice: Any) -> str:
+    """Return an annotation as a reader knows it: the values of a Literal, the name of a class."""
+    if typing.get_origin(choice) is Literal:
+        return " or ".join(map(repr, typing.get_args(choice)))
+    return str(choice) if typing.get_origin(choice) else choice.__name__
 
 
 def value_of(word: str) -> Any:

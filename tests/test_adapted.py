@@ -76,6 +76,7 @@ def test_what_the_identity_is_of(prompted, make_model, pictures, tmp_path):
         ("tpt[views]:tiny-vit8", "settings are written"),
         ("tpt[view=4]:tiny-vit8", "unknown recipe key 'view': did you mean 'views'"),
         ("tpt[views=many]:tiny-vit8", "takes int"),
+        ("tpt[augment=blur]:tiny-vit8", "takes 'crops' or 'augmix', not 'blur'"),
         ("tapt[adversarial=none.safetensors]:tiny-vit8", "there is no file none.safetensors"),
     ],
 )
