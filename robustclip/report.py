@@ -227,9 +227,11 @@ class Report:
         """Return name -> PNG of the figures that records alone can give."""
         means = {c: {self.name(model): self.mean(model, c) for model in self.outcomes} for c in self.columns}
         clean, robust = means[CLEAN], {e: means[e] for e in self.eps}
-        security = {name: {0.0: clean[name], **{e: robust[e][name] for e in self.eps}} for name in clean}
         ranked = [self.name(model) for model in self.outcomes if model not in self.unranked]
-        drawn = {"clean_against_robust": figures.curve(clean, robust, ranked), "security_curve": figures.security_curve(security)}
+        drawn = {"clean_against_robust": figures.curve(clean, robust, ranked)}
+        if len(self.eps) > 1:  # of one radius it would say no more
+            security = {name: {0.0: clean[name], **{e: robust[e][name] for e in self.eps}} for name in clean}
+            drawn["security_curve"] = figures.security_curve(security)
         if self.levels:
             rungs = {rung.title: rung for rung in self.levels if rung.eps == self.eps[-1]}
             left = {

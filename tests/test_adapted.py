@@ -100,7 +100,9 @@ def test_what_adapts_is_not_fine_tuned():
 def drawn_levels(built):
     """Return what the figure of attacker levels is given, after it was drawn."""
     with patch.object(figures, "levels", wraps=figures.levels) as draw:
-        assert built.figures()["attacker_levels"].startswith(b"\x89PNG")
+        drawn = built.figures()
+    assert set(drawn) == {"clean_against_robust", "attacker_levels"}, "no curve over a single radius"
+    assert drawn["attacker_levels"].startswith(b"\x89PNG")
     return draw.call_args.args
 
 
