@@ -74,7 +74,8 @@ class AdaptiveModel(Model):
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Adaptive:  # type: ignore[override]
         """Return the adapting classifier over `class_names`; raises UserError where the defence does not fit the model."""
-        return self.defence.classifier(super().classifier(class_names, templates), seed=0).eval()
+        made = self.defence.classifier(super().classifier(class_names, templates), seed=0)
+        return (made.told(lambda: models.origin(self).classifier(class_names, templates)) if self.card.get("base") else made).eval()
 
     def copy(self) -> "AdaptiveModel":
         """Return a model with weights of its own."""

@@ -35,6 +35,10 @@ class Adaptive(nn.Module):
         """The class names in label order."""
         return self.base.class_names
 
+    def told(self, original: Callable[[], ZeroShotClassifier]) -> "Adaptive":
+        """Return this defence once it knows the CLIP that all fine-tuning of its model began with; most do not need it."""
+        return self
+
     def adapt(self, images: Tensor, keys: Sequence[Key], through: bool) -> Any:
         """Return what changes for images [B,3,H,W]: tensors whose first dimension is theirs, with a graph to the images if `through`."""
         raise NotImplementedError

@@ -186,6 +186,28 @@ def test_plain_clip_is_where_fine_tuning_began(tiny_model, make_model, pictures,
         assert torch.equal(found(images), plain(images))
 
 
+def test_ttc_asks_the_original_clip_how_stable_an_image_is(make_model, pictures, tmp_path):
+    base, tuned = str(tmp_path / "base"), str(tmp_path / "tuned")
+    save(make_model("vit", seed=1), base)
+    save(make_model("vit"), tuned, base={"name": base, "sha256": model.identity(base)})
+    images, keys = pictures(8)[0], [(0, "test time", 0, id_) for id_ in ids_of(8)]
+    plain, own = (model.load(f"ttc:{name}").classifier(NAMES, ("{}",)) for name in (base, tuned))
+    noise = model.load(f"ttc[threshold=0]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
+
+    def share(defence):
+        """Return how far the noise moves each image, as a share, in the eyes of the model below a defence."""
+        seen = defence.base.features(images)
+        return (defence.base.features(images + noise) - seen).norm(dim=1) / seen.norm(dim=1)
+
+    by_plain, by_own = share(plain), share(own)
+    threshold = float((by_plain.median() + by_own.median()) / 2)
+    stable = by_plain < threshold
+    assert not torch.equal(stable, by_own < threshold), "the two disagree"
+    moved = model.load(f"ttc[threshold={threshold}]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
+    assert torch.equal((moved == noise).flatten(1).all(1), ~stable)
+    assert plain.judge is plain.base
+
+
 def test_a_fresh_draw_is_another_throw(tiny_classifier, pictures):
     defence = TPT(views=4, keep=0.5).classifier(tiny_classifier, 0)
     images = pictures(3)[0]

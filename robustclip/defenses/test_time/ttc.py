@@ -1,6 +1,6 @@
 """TTC: Xing, Zhao, Sebe, "CLIP is Strong Enough to Fight Back: Test-time Counterattacks towards [...] Robustness of CLIP", CVPR 2025."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ class TTC:
 
     d_0 ~ U(-`eps`, `eps`)/255; d_{i+1} = clip(d_i + `alpha`/255 sign grad |f(x + d_i) - f(x)|^2), `steps` times, raw features;
     answer at x + sum_i w_i d_i, w_i ~ exp(`beta` i), where |f(x + d_0) - f(x)| / |f(x)| < `threshold`, at x + d_0 elsewhere: there the
-    image is not suspiciously stable. That share is asked of the model itself (published: of the original CLIP, where towers were tuned).
+    image is not suspiciously stable. As published, that share is asked of the original CLIP where the model was fine-tuned from one.
     """
 
     eps: float = 4.0
@@ -40,6 +40,12 @@ class Counterattack(Adaptive):
     def __init__(self, base: ZeroShotClassifier, settings: TTC, seed: int = 0):
         super().__init__(base, seed=seed)
         self.settings = settings
+        self.judge = base
+
+    def told(self, original: Callable[[], ZeroShotClassifier]) -> "Counterattack":
+        """Return this defence, which asks the original CLIP how stable an image is."""
+        self.judge = original()
+        return self
 
     def adapt(self, images: Tensor, keys: Sequence[Key], through: bool) -> Tensor:
         """Return by how much each image is moved [B,3,H,W]."""
@@ -47,8 +53,9 @@ class Counterattack(Adaptive):
         noise = torch.stack([2 * torch.rand(images.shape[1:], generator=generator(*key)) - 1 for key in keys]).to(images)
         clean = self.base.features(images)
         deltas = [(images + radius * noise).clamp(0, 1) - images]
-        apart = self.base.features(images + deltas[0]) - clean
-        stable = apart.norm(dim=1) / clean.norm(dim=1) < settings.threshold
+        judged = clean if self.judge is self.base else self.judge.features(images)
+        apart = self.judge.features(images + deltas[0]) - judged
+        stable = apart.norm(dim=1) / judged.norm(dim=1) < settings.threshold
         for _ in range(settings.steps):
             delta = deltas[-1] if through else deltas[-1].detach().requires_grad_()
             away = (self.base.features(images + delta) - (clean if through else clean.detach())).square().sum()
