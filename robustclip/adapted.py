@@ -45,9 +45,16 @@ class AtTestTime:
         """Return the settings with the hashes of files in place of where they lie."""
         return {**to_json(self.settings), **self.files()}
 
+    def _judge(self) -> list[str]:
+        """Return the hash of the CLIP that a defence asks beside its own, where it does and there is another."""
+        path = storage.join(self.inner, "config.json")
+        base = storage.read_json(path).get("base") if self.kind == "ttc" and storage.exists(path) else None
+        return [base["sha256"]] if base else []
+
     def identity(self) -> str:
-        """Return the hash of the settings, of the files they name and of what the inner model is told by."""
-        return hashlib.sha256(json.dumps([self.kind, self._said(), models.identity(self.inner)], sort_keys=True).encode()).hexdigest()
+        """Return the hash of the settings, of the files they name and of what the inner model, and one it asks, are told by."""
+        parts = [self.kind, self._said(), models.identity(self.inner), *self._judge()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def display_name(self) -> str:
         """Return e.g. tpt[views=16]-tiny-vit8: what is not the default, of files the first digits of their hashes."""

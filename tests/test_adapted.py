@@ -206,6 +206,12 @@ def test_ttc_asks_the_original_clip_how_stable_an_image_is(make_model, pictures,
     moved = model.load(f"ttc[threshold={threshold}]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
     assert torch.equal((moved == noise).flatten(1).all(1), ~stable)
     assert plain.judge is plain.base
+    names = (f"ttc:{tuned}", f"tpt[{SMALL}]:{tuned}")
+    before = [model.identity(name) for name in names]
+    save(make_model("vit"), tuned, base={"name": base, "sha256": "another"})
+    assert [model.identity(name) == old for name, old in zip(names, before, strict=True)] == [False, True], (
+        "whom it asks is part of what it is"
+    )
 
 
 def test_a_fresh_draw_is_another_throw(tiny_classifier, pictures):
