@@ -274,8 +274,9 @@ def _compute_missing(
     say(0)
 
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="DEFAULT")(Worker)
-    workers = [actor.remote(resolved, out, max(1, int(cpus)), git_commit()) for _ in range(min(actors, len(cells)))]
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
+    arguments = resolved, out, max(1, int(cpus)), git_commit()
+    workers = [actor.remote(*arguments) for _ in range(min(actors, len(cells)))]
     queue, computed, slowest = Queue(list(cells)), 0, 0.0
     idle = list(workers)
     running: dict[Any, Running] = {}
@@ -287,15 +288,19 @@ def _compute_missing(
         for ref in ready:
             each = running.pop(ref)
             others = [other for other, twin in running.items() if twin.cell.key == each.cell.key]
-            idle.append(each.worker)
+            worker = each.worker
             try:
                 ray.get(ref)
                 computed, slowest = computed + 1, max(slowest, time.monotonic() - each.since)
                 for other in others:
                     ray.kill(running.pop(other).worker)
             except ray.exceptions.RayError as error:
+                if isinstance(error, ray.exceptions.RayActorError):
+                    # A new one: while Ray restarts an actor every call to it fails at once, which would use up its cells' attempts.
+                    workers.append(worker := actor.remote(*arguments))
                 if not others:
                     queue.again(each.cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
+            idle.append(worker)
             say(computed)
         if idle and not queue.todo and (cell := late(running.values(), slowest, time.monotonic())):
             queue.todo.append(cell)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +153,23 @@ def test_a_worker_that_hangs_holds_nobody_up(
         shared = evaluation.provenance(cell, resolved) | {"threads": 1}
         here += [shared | row for row in evaluation.compute(models.load(tiny_checkpoint), cell, resolved)]
     assert records.content_sha256(table) == records.content_sha256(records.table(here))
+
+
+def test_a_worker_that_dies_costs_its_cell_one_attempt(
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
+) -> None:
+    """The only one is killed in the middle of a cell: another takes its place, and the cell is not given up while there is none."""
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        while not killed.wait(0.001):
+            for pid in workers_at_work()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.set()
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
+    assert killed.is_set()
+    thread.join()
+    assert {row["dataset"] for row in table.to_pylist()} == {"shapes", "digits"}
