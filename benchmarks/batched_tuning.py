@@ -7,7 +7,7 @@ the published code: every view goes through the tower with a gradient, texts of 
 after the step. "Batched" is what robustclip does: views are chosen without a gradient, the graph holds the kept ones, texts are cut to
 their length, and those of the first step are encoded once for all images. Both give the same logits, which is printed too.
 
-A thousand whole contexts do not fit 24 GB with their graph: from --again classes on, "one at a time" computes its texts twice, and how long
+A thousand whole contexts do not fit 24 GB with their graph: from MANY classes on, "one at a time" computes its texts twice, and how long
 they took the second time is printed, to be taken off.
 
 Measured 2026-11-28 on two cores and nothing else (--samples 4 --alone 1, 22 minutes), milliseconds per image:
@@ -42,6 +42,7 @@ from robustclip.trainables import JointTokens
 
 UNTRAINED = "open_clip:ViT-B-16-quickgelu/"  # no tag: open_clip leaves the weights random
 TEMPLATE = "a photo of a {}."
+MANY = 500  # classes
 Result = TypeVar("Result")
 
 
@@ -127,7 +128,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="images of a batch")
     parser.add_argument("--alone", type=int, default=2, help="images timed one at a time")
     parser.add_argument("--views", type=int, default=64)
-    parser.add_argument("--again", type=int, default=500, help="classes from which texts are computed twice (default: %(default)s)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{device}, {torch.get_num_threads()} threads, {args.views} views, batches of {args.samples}")
@@ -141,7 +141,7 @@ def main() -> None:
                 p.requires_grad_(False)
             defence = defence_of(model, classes, args.views).to(device)
             images = torch.rand(args.samples, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-            again = classes >= args.again and design != "visual"  # texts that do not learn have no graph
+            again = classes >= MANY and design != "visual"  # texts that do not learn have no graph
             (few, texts), slow = timed(lambda: one_at_a_time(defence, images[: args.alone], again))  # noqa: B023
             all_, fast = timed(lambda: batched(defence, images))  # noqa: B023
             slow, fast = 1000 * slow / args.alone, 1000 * fast / args.samples
