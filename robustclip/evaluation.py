@@ -276,9 +276,8 @@ def _compute_missing(
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
     arguments = resolved, out, max(1, int(cpus)), git_commit()
-    workers = [actor.remote(*arguments) for _ in range(min(actors, len(cells)))]
+    idle = [actor.remote(*arguments) for _ in range(min(actors, len(cells)))]
     queue, computed, slowest = Queue(list(cells)), 0, 0.0
-    idle = list(workers)
     running: dict[Any, Running] = {}
     while queue.todo or running:
         while idle and queue.todo:
@@ -297,14 +296,15 @@ def _compute_missing(
             except ray.exceptions.RayError as error:
                 if isinstance(error, ray.exceptions.RayActorError):
                     # A new one: while Ray restarts an actor every call to it fails at once, which would use up its cells' attempts.
-                    workers.append(worker := actor.remote(*arguments))
+                    ray.kill(worker)  # one that is only out of reach holds its CPUs
+                    worker = actor.remote(*arguments)
                 if not others:
                     queue.again(each.cell, " ".join(str(getattr(error, "cause", None) or error).split())[-300:])
             idle.append(worker)
             say(computed)
         if idle and not queue.todo and (cell := late(running.values(), slowest, time.monotonic())):
             queue.todo.append(cell)
-    for worker in workers:
+    for worker in idle:
         ray.kill(worker)
     if queue.failed:
         reasons = "; ".join(queue.failed.values())
