@@ -10,7 +10,7 @@ their length, and those of the first step are encoded once for all images. Both 
 A thousand whole contexts do not fit 24 GB with their graph: from MANY classes on, "one at a time" computes its texts twice, and how long
 they took the second time is printed, to be taken off.
 
-Measured 2026-11-28 on two cores and nothing else (--samples 4 --alone 1, 22 minutes), milliseconds per image:
+Measured 2026-11-28 on two cores and nothing else (--samples 4 --alone 1), milliseconds per image:
     design       classes    alone   batched   ratio   largest difference of the logits, as a share of the largest
     visual            10   45,308    20,656    2.19   5.0e-07
     visual           100   56,448    20,198    2.79   1.0e-06
