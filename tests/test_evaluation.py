@@ -33,7 +33,9 @@ def test_two_actors_write_what_one_process_computes(
 ) -> None:
     seen: list[evaluation.Progress] = []
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=seen.append)
-    assert [(each.done, each.total, each.found) for each in seen] == [(0, 2, 0), (1, 2, 0), (2, 2, 0)]
+    # Whether each cell is told by itself depends on when they finish: the first and the last word are sure, and no step back.
+    assert [(each.done, each.total, each.found) for each in (seen[0], seen[-1])] == [(0, 2, 0), (2, 2, 0)]
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
     here: list[dict] = []
     for cell in cells_of(resolved, tiny_checkpoint):
         shared = evaluation.provenance(cell, resolved) | {"threads": 1}

@@ -29,6 +29,7 @@ def run(config: Config, out: str, tracker: Tracker) -> tuple[tuning.Outcome, str
     return outcome, publish(SPACE, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())
 
 
+@pytest.mark.timeout(1800)  # five minutes on a slow machine
 def test_a_sweep_runs_fails_honestly_and_continues(ray_session: None, tmp_path: Path, config: Config) -> None:
     """Three trials, one impossible (a negative eps): the others finish, its reason is kept, a second run adds nothing."""
     out = str(tmp_path)
