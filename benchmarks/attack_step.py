@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 
-from robustclip import model as models
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient
-from robustclip.classifier import ZeroShotClassifier
 from robustclip.data import world
+from robustclip.models import model as models
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 def as_it_is(classifier: ZeroShotClassifier, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -31,14 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robustclip import model as models
-from robustclip.adaptive import Adaptive
-from robustclip.classifier import TEXT_BATCH, ZeroShotClassifier
-from robustclip.defenses.test_time import TAPT
-from robustclip.defenses.test_time.moments import Targets
-from robustclip.defenses.test_time.tapt import alignment
-from robustclip.defenses.test_time.tuning import PromptTuner, Seen, entropy_of_mean, most_confident
-from robustclip.trainables import JointTokens
+from robustclip.models import model as models
+from robustclip.models.adaptive import Adaptive
+from robustclip.models.classifier import TEXT_BATCH, ZeroShotClassifier
+from robustclip.test_time import TAPT
+from robustclip.test_time.moments import Targets
+from robustclip.test_time.tapt import alignment
+from robustclip.test_time.tuning import PromptTuner, Seen, entropy_of_mean, most_confident
+from robustclip.training.trainables import JointTokens
 
 UNTRAINED = "open_clip:ViT-B-16-quickgelu/"  # no tag: open_clip leaves the weights random
 TEMPLATE = "a photo of a {}."

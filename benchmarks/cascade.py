@@ -33,14 +33,15 @@ from parity import original
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from robustclip import metrics, records
-from robustclip import model as models
 from robustclip.attacks import APGD, APGDT, FABT, PGD, Square
 from robustclip.attacks.ensembles import ENSEMBLES
-from robustclip.cascade import predict, run_cascade
-from robustclip.classifier import ZeroShotClassifier
 from robustclip.data import world
-from robustclip.protocols import CELL_IMAGES, DEMO, Protocol
+from robustclip.evaluation.cascade import predict, run_cascade
+from robustclip.evaluation.protocols import CELL_IMAGES, DEMO, Protocol
+from robustclip.models import model as models
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.records import metrics
+from robustclip.records import rows as records
 
 RENDER_SEED = 11
 PAIR = replace(DEMO, attacks=(PGD(10), APGD(20)))

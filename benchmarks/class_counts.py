@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustclip import model as models
-from robustclip import storage
 from robustclip.attacks.modes import TEXTS, with_collisions
 from robustclip.attacks.text.search import TextAttack
+from robustclip.base import storage
+from robustclip.base.seeds import generator
 from robustclip.data import world
-from robustclip.figures import COLOURS, blank_figure, plain, png
-from robustclip.seeds import generator
+from robustclip.models import model as models
+from robustclip.results.figures import COLOURS, blank_figure, plain, png
 
 SET, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200, 276), 4, 11
 

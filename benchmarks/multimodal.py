@@ -37,14 +37,17 @@ import argparse
 
 from tables import cell, finished, verdict
 
-from robustclip import cluster, metrics, protocols, storage
-from robustclip import model as models
-from robustclip.cli import say_on_terminal
-from robustclip.config import override
-from robustclip.errors import main
-from robustclip.evaluation import evaluate
-from robustclip.metrics import Outcomes
-from robustclip.recipes import named
+from robustclip.base import storage
+from robustclip.base.errors import main
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.models import model as models
+from robustclip.records import metrics
+from robustclip.records.metrics import Outcomes
+from robustclip.runtime import cluster
+from robustclip.runtime.cli import say_on_terminal
+from robustclip.training.config import override
+from robustclip.training.recipes import named
 
 COMMAND = "python pipelines/sweep.py multimodal --protocol multimodal"
 BASELINE, CONTRASTIVE, TECOA, FARE, MMCOA = "CLIP", "contrastive", "TeCoA", "FARE", "MMCoA"

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 import torch
 
-from robustclip import model as models
-from robustclip.learner import Learner
-from robustclip.recipes import PUBLISHED
+from robustclip.models import model as models
+from robustclip.training.learner import Learner
+from robustclip.training.recipes import PUBLISHED
 
 UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen", "ostrich")

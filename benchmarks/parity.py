@@ -27,16 +27,16 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from robustclip import model as models
 from robustclip.attacks import APGD, APGDT, FABT, Attack, Square
 from robustclip.attacks.pgd import logits_of
 from robustclip.attacks.square import BLOCK, FIRST, HALVINGS, P_INIT, SCHEDULE, SIGNS, signs
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.seeds import generator
+from robustclip.base.threat import Ball
 from robustclip.data import world
-from robustclip.learner import Learner
-from robustclip.recipes import DEMO
-from robustclip.seeds import generator
-from robustclip.threat import Ball
+from robustclip.models import model as models
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.training.learner import Learner
+from robustclip.training.recipes import DEMO
 
 BATCH = 50
 EPS, SQUARE_EPS = 2.0, 6.0  # in 1/255; robust accuracies lie between 25 and 60 %, which takes a larger ball for a search without gradients

@@ -29,21 +29,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from robustclip import metrics, records, storage
-from robustclip.cascade import run_cascade
-from robustclip.config import Config
-from robustclip.contrasts import contrast
+from robustclip.base import storage
+from robustclip.base.seeds import generator
 from robustclip.data.datasets import ensure_set
 from robustclip.data.reading import read_images, stratified
 from robustclip.data.shards import Index, scan
 from robustclip.defenses import FARE, AnyDefense, LinearAT, TeCoA
-from robustclip.learner import Learner, to_images
-from robustclip.metrics import Outcomes, Survival
-from robustclip.model import Model, embedded, load
-from robustclip.pretraining import Pretraining, pretrain
-from robustclip.protocols import DEMO
-from robustclip.recipes import DEMO as RECIPE
-from robustclip.seeds import generator
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.protocols import DEMO
+from robustclip.models.model import Model, embedded, load
+from robustclip.records import metrics
+from robustclip.records import rows as records
+from robustclip.records.contrasts import contrast
+from robustclip.records.metrics import Outcomes, Survival
+from robustclip.training.config import Config
+from robustclip.training.learner import Learner, to_images
+from robustclip.training.pretraining import Pretraining, pretrain
+from robustclip.training.recipes import DEMO as RECIPE
 
 SIZE = 32
 TEMPLATES = ("a photo of a {}.", "a blurry photo of a {}.", "a small {}.", "a picture of one {}.", "a cropped photo of the {}.", "{}")

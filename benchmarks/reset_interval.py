@@ -25,16 +25,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustclip import model as models
-from robustclip import protocols, storage
 from robustclip.attacks import PGD
 from robustclip.attacks.levels import Aimed
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.defenses.test_time import TAPT, TPT
-from robustclip.defenses.test_time.stream import Stream, run
-from robustclip.defenses.test_time.tuning import PromptTuner
-from robustclip.evaluation import images_of
-from robustclip.threat import Ball
+from robustclip.base import storage
+from robustclip.base.threat import Ball
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import images_of
+from robustclip.models import model as models
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.test_time import TAPT, TPT
+from robustclip.test_time.stream import Stream, run
+from robustclip.test_time.tuning import PromptTuner
 
 INTERVALS: tuple[int | None, ...] = (1, 2, 4, 8, 16, 32, None)
 STEPS = 10  # of PGD

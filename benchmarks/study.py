@@ -20,18 +20,22 @@ from pathlib import Path
 
 from tables import finished
 
-from robustclip import cluster, metrics, protocols, spaces, storage, trends
-from robustclip import model as models
-from robustclip.cli import say_on_terminal
-from robustclip.contrasts import contrast
+from robustclip.base import storage
+from robustclip.base.errors import main
 from robustclip.data.world import FINE_TUNING
-from robustclip.errors import main
-from robustclip.evaluation import evaluate
-from robustclip.metrics import Column, Estimate, Outcomes
-from robustclip.protocols import Protocol
-from robustclip.spaces import Space
-from robustclip.sweep_report import order
-from robustclip.trials import Trial
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.protocols import Protocol
+from robustclip.models import model as models
+from robustclip.records import metrics
+from robustclip.records.contrasts import contrast
+from robustclip.records.metrics import Column, Estimate, Outcomes
+from robustclip.runtime import cluster
+from robustclip.runtime.cli import say_on_terminal
+from robustclip.sweeps import spaces, trends
+from robustclip.sweeps.report import order
+from robustclip.sweeps.spaces import Space
+from robustclip.sweeps.trials import Trial
 
 FOLDER = Path(__file__).resolve().parent.parent / "tune_spaces"
 SPACES = ("few_shot", "towers", "strength")

@@ -3,12 +3,13 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from robustclip import metrics, storage
-from robustclip.config import Config
-from robustclip.contrasts import Term, contrast
-from robustclip.errors import UserError
-from robustclip.metrics import Column, Outcomes
-from robustclip.training import prepare
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.records import metrics
+from robustclip.records.contrasts import Term, contrast
+from robustclip.records.metrics import Column, Outcomes
+from robustclip.training.config import Config
+from robustclip.training.run import prepare
 
 
 def finished(config: Config, out: str, command: str) -> str:

@@ -23,23 +23,27 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from tables import cell, verdict
 
-from robustclip import cluster, metrics, protocols, report, storage
-from robustclip import model as models
-from robustclip.adapted import written
 from robustclip.attacks.levels import GREY, Aimed
-from robustclip.cli import say_on_terminal
-from robustclip.config import Config, override
+from robustclip.base import storage
+from robustclip.base.errors import main
 from robustclip.data import world
 from robustclip.defenses import CleanCE
-from robustclip.defenses.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
-from robustclip.errors import main
-from robustclip.evaluation import evaluate
-from robustclip.model import Model, save
-from robustclip.moments_job import Images, statistics
-from robustclip.pretraining import Pretraining, pretrain
-from robustclip.protocols import Protocol, Resolved
-from robustclip.recipes import named
-from robustclip.training import Job, fit, prepare
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.protocols import Protocol, Resolved
+from robustclip.models import model as models
+from robustclip.models.model import Model, save
+from robustclip.records import metrics
+from robustclip.results import report
+from robustclip.runtime import cluster
+from robustclip.runtime.cli import say_on_terminal
+from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
+from robustclip.test_time.defended import written
+from robustclip.training.config import Config, override
+from robustclip.training.pretraining import Pretraining, pretrain
+from robustclip.training.recipes import named
+from robustclip.training.run import Job, fit, prepare
+from robustclip.training.statistics import Images, statistics
 
 CLIP = "tiny-vit8"
 VIEWS = {"views": 16, "keep": 0.25}

@@ -38,17 +38,20 @@ from dataclasses import replace
 import numpy as np
 from tables import cell, finished, verdict
 
-from robustclip import cluster, metrics, protocols, storage
-from robustclip import model as models
 from robustclip.attacks.ensembles import ENSEMBLES
-from robustclip.cli import say_on_terminal
-from robustclip.config import override
-from robustclip.errors import main
-from robustclip.evaluation import evaluate
-from robustclip.metrics import Outcomes
-from robustclip.protocols import Protocol
-from robustclip.recipes import named
-from robustclip.training import fit, prepare
+from robustclip.base import storage
+from robustclip.base.errors import main
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.protocols import Protocol
+from robustclip.models import model as models
+from robustclip.records import metrics
+from robustclip.records.metrics import Outcomes
+from robustclip.runtime import cluster
+from robustclip.runtime.cli import say_on_terminal
+from robustclip.training.config import override
+from robustclip.training.recipes import named
+from robustclip.training.run import fit, prepare
 
 TOWER = ("demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo", "demo-pseudo")
 PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoadv", "demo-deep", "demo-deep-pseudo")

@@ -26,11 +26,11 @@ from collections.abc import Sequence
 
 import torch
 
-from robustclip import model as models
 from robustclip.attacks.modes import TEXTS
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.data import world
+from robustclip.models import model as models
 
 SET, IMAGES, RENDER_SEED = "things", 4, 11
 UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random

@@ -14,20 +14,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip import cli, cluster, errors, model, protocols, report
 from robustclip.attacks import ATTACKS, Attack
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.attacks.modes import MODES, by_table
 from robustclip.attacks.text.sources import Table
-from robustclip.config import key
-from robustclip.defenses.test_time import TEST_TIME
-from robustclip.errors import UserError
-from robustclip.evaluation import evaluate
-from robustclip.findings import Finding, summary
-from robustclip.probing import check
-from robustclip.results import cost, set_metrics
-from robustclip.rewritings import read_all
-from robustclip.tracking import Tracker, how_to_open
+from robustclip.base import errors
+from robustclip.base.errors import UserError
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.probing import check
+from robustclip.evaluation.rewritings import read_all
+from robustclip.models import model
+from robustclip.records.findings import Finding, summary
+from robustclip.records.summary import cost, set_metrics
+from robustclip.results import report
+from robustclip.runtime import cli, cluster
+from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.test_time import TEST_TIME
+from robustclip.training.config import key
 
 BASELINE = "tiny-vit8"
 MODEL = (

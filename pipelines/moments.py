@@ -7,9 +7,10 @@ then:    python pipelines/evaluate.py "tapt[adversarial=moments.safetensors,gamm
 import argparse
 from typing import get_args
 
-from robustclip import cli, cluster, errors, storage
-from robustclip.defenses.test_time.moments import Crop
-from robustclip.moments_job import Images, statistics
+from robustclip.base import errors, storage
+from robustclip.runtime import cli, cluster
+from robustclip.test_time.moments import Crop
+from robustclip.training.statistics import Images, statistics
 
 
 def run() -> None:

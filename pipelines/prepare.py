@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from robustclip import errors, storage
+from robustclip.base import errors, storage
 from robustclip.data.datasets import DatasetCard, ensure_set, whole
 from robustclip.data.preparation import SKIPPED, TEMPLATES, prepare
 from robustclip.data.world import FINE_TUNING

@@ -3,7 +3,7 @@
 tiny-vit8 (seed 0, two threads): 120,000 pairs, 4,200 steps of 256, 1013 s on two busy cores; mean clean zero-shot accuracy of the fp16
 weights over the suite's 12 sets, 100 images of each, 85.1 % [83.0, 87.0], the real digits 40.0 % (pipelines/evaluate.py tiny-vit8).
 
-Example: python pipelines/pretrain.py tiny-vit8 --to robustclip/embedded/tiny-vit8
+Example: python pipelines/pretrain.py tiny-vit8 --to robustclip/models/embedded/tiny-vit8
 """
 
 import argparse
@@ -14,19 +14,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from robustclip import cli, errors, storage
+from robustclip.base import errors, storage
 from robustclip.data import world
-from robustclip.pretraining import Pretraining, card, pretrain
+from robustclip.runtime import cli
+from robustclip.training.pretraining import Pretraining, card, pretrain
 
 log = logging.getLogger("robustclip.pretrain")
-EMBEDDED = Path(__file__).parents[1] / "robustclip" / "embedded"
+EMBEDDED = Path(__file__).parents[1] / "robustclip" / "models" / "embedded"
 EVERY = 100  # steps between two lines of progress
 
 
 def run() -> None:
     names = sorted(path.parent.name for path in EMBEDDED.glob("*/open_clip_config.json"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=names, help="the architecture in robustclip/embedded/NAME/open_clip_config.json")
+    parser.add_argument("name", choices=names, help="the architecture in robustclip/models/embedded/NAME/open_clip_config.json")
     parser.add_argument("--to", required=True, help="folder or URI for model.safetensors, open_clip_config.json and config.json")
     parser.add_argument("--threads", type=int, default=2, help="other numbers give slightly other weights (default: %(default)s)")
     args = parser.parse_args()

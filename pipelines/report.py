@@ -8,8 +8,11 @@ import argparse
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip import errors, findings, records, report, storage
-from robustclip.rewritings import read_all
+from robustclip.base import errors, storage
+from robustclip.evaluation.rewritings import read_all
+from robustclip.records import findings
+from robustclip.records import rows as records
+from robustclip.results import report
 
 
 def arguments() -> argparse.Namespace:
@@ -51,7 +54,7 @@ def _name(model: str) -> str:
     )
     if not is_folder and ":" not in model:
         return model
-    from robustclip.model import display_name  # brings torch, which names alone do not need
+    from robustclip.models.model import display_name  # brings torch, which names alone do not need
 
     return display_name(storage.resolve(model) if is_folder else model)
 

@@ -8,11 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from robustclip import cli, errors, protocols
-from robustclip.spaces import RECIPE, first_config, load_space
-from robustclip.sweep_report import publish
-from robustclip.tracking import Tracker
-from robustclip.tuning import sweep
+from robustclip.base import errors
+from robustclip.evaluation import protocols
+from robustclip.runtime import cli
+from robustclip.runtime.tracking import Tracker
+from robustclip.sweeps.report import publish
+from robustclip.sweeps.spaces import RECIPE, first_config, load_space
+from robustclip.sweeps.tuning import sweep
 
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
 

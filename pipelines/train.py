@@ -7,12 +7,13 @@ import argparse
 import logging
 from typing import Any
 
-from robustclip import cli, cluster, errors
 from robustclip.attacks.text.sources import Table
-from robustclip.config import Config, flatten, override
-from robustclip.recipes import RECIPES, named
-from robustclip.tracking import Tracker, how_to_open
-from robustclip.training import fit, forget, prepare, relay
+from robustclip.base import errors
+from robustclip.runtime import cli, cluster
+from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.training.config import Config, flatten, override
+from robustclip.training.recipes import RECIPES, named
+from robustclip.training.run import fit, forget, prepare, relay
 
 log = logging.getLogger("robustclip.train")
 

@@ -6,9 +6,11 @@ then:    python pipelines/evaluate.py MODEL --protocol multimodal --table words.
 
 import argparse
 
-from robustclip import cli, errors, protocols, storage
 from robustclip.attacks.text.masked import MaskedWords, table_of
 from robustclip.attacks.text.words import prompts_of
+from robustclip.base import errors, storage
+from robustclip.evaluation import protocols
+from robustclip.runtime import cli
 
 
 def run() -> None:

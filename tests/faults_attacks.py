@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from probes import PROTOCOL, changed
 from toys import Wavy, ids_of, middle
 
-from robustclip import config
 from robustclip.attacks import APGD, PGD, Example, Scored, apgd
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import pgd, random_start
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
+from robustclip.training import config
 
 STD = 0.27
 

@@ -8,9 +8,9 @@ from open_clip.transformer import QuickGELU
 from probes import NAMES, TEMPLATES, changed
 from torch import nn
 
-from robustclip import model as models
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.trainables import LinearHead, TokenPrompt
+from robustclip.models import model as models
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.training.trainables import LinearHead, TokenPrompt
 
 
 class Before(nn.Module):

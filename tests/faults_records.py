@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from probes import changed, make_set
 
-from robustclip import cascade, metrics, records
-from robustclip.model import Model
-from robustclip.protocols import Resolved, TestSet
+from robustclip.evaluation import cascade
+from robustclip.evaluation.protocols import Resolved, TestSet
+from robustclip.models.model import Model
+from robustclip.records import metrics
+from robustclip.records import rows as records
 
 
 def column(table, name, values):

@@ -8,7 +8,7 @@ from probes import changed
 from robustclip.attacks.multimodal import Text
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
-from robustclip.threat import TextBudget
+from robustclip.base.threat import TextBudget
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from torch import nn
 
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
-from robustclip.config import Config, InnerAttack, Optim, Validation
+from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles
-from robustclip.learner import Learner
-from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import (
+from robustclip.training.config import Config, InnerAttack, Optim, Validation
+from robustclip.training.learner import Learner
+from robustclip.training.trainables import (
     FramedTokens,
     JointTokens,
     LastBlocks,

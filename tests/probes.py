@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from robustclip import protocols, records
 from robustclip.attacks import APGD, PGD, Example
 from robustclip.attacks.pgd import move
-from robustclip.cascade import run_cascade
-from robustclip.checks import Subject
+from robustclip.base.seeds import generator
 from robustclip.data.datasets import DatasetCard
 from robustclip.data.reading import stratified
 from robustclip.data.shards import Index
-from robustclip.protocols import Protocol, Resolved
-from robustclip.seeds import generator
+from robustclip.evaluation import protocols
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.checks import Subject
+from robustclip.evaluation.protocols import Protocol, Resolved
+from robustclip.records import rows as records
 
 NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 16
 PROTOCOL = Protocol("probe", ("pictures",), (PGD(10), APGD(10)), (2.0, 6.0), n=N, micro_batch=8)

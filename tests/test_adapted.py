@@ -9,16 +9,20 @@ import torch
 from conftest import NAMES
 from toys import ids_of
 
-from robustclip import adapted, evaluation, figures, model, probing, protocols, report
-from robustclip.adaptive import Adaptive
 from robustclip.attacks import PGD, Square
 from robustclip.attacks.levels import Aimed
-from robustclip.checks import run_checks
-from robustclip.defenses.test_time import TEST_TIME, TPT
-from robustclip.defenses.test_time.moments import Moments, Targets, block_inputs
-from robustclip.errors import UserError
-from robustclip.model import save
-from robustclip.trainables import JointTokens, VisualTower
+from robustclip.base.errors import UserError
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import probing, protocols
+from robustclip.evaluation.checks import run_checks
+from robustclip.models import model
+from robustclip.models.adaptive import Adaptive
+from robustclip.models.model import save
+from robustclip.results import figures, report
+from robustclip.test_time import TEST_TIME, TPT
+from robustclip.test_time import defended as adapted
+from robustclip.test_time.moments import Moments, Targets, block_inputs
+from robustclip.training.trainables import JointTokens, VisualTower
 
 SMALL = "views=4,keep=0.5"
 LADDER = (Aimed("A0", PGD(2)), Aimed("A2", PGD(2)), Aimed("A3", PGD(3)), Aimed("A5", PGD(2), draws=2), Aimed("A6", Square(3)))
@@ -146,7 +150,7 @@ def test_checks_look_at_a_defence_that_adapts(tmp_path):
         loaded = model.load(name)
         rows = evaluation.compute(loaded, resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
         shared = evaluation.provenance(resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
-        from robustclip import records
+        from robustclip.records import rows as records
 
         found[name] = records.table([shared | row for row in rows])
     import pyarrow as pa
@@ -160,7 +164,7 @@ def test_checks_look_at_a_defence_that_adapts(tmp_path):
 
 
 def test_a_reset_that_loses_the_prompt_trips_the_guard(prompted, tmp_path):
-    from robustclip.checks.state import prompts_of_the_checkpoint
+    from robustclip.evaluation.checks.state import prompts_of_the_checkpoint
 
     folder, path = prompted
     verdicts = []

@@ -8,7 +8,7 @@ from toys import all_of, middle, scored_by
 
 from robustclip.attacks import APGD, Library, Scored
 from robustclip.attacks.apgd import StepSize, apgd
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 

@@ -6,8 +6,8 @@ from toys import Linear, Wavy, ids_of, middle
 
 from robustclip.attacks import APGD, APGDT
 from robustclip.attacks.apgd import closest_wrong
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
 
 
 def test_the_closest_wrong_classes_come_in_order():

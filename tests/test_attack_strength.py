@@ -9,7 +9,7 @@ from robustclip.attacks import APGD, PGD
 from robustclip.attacks.apgd import apgd
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import pgd, pgd_best, random_start
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
 
 
 def on_linear(name, classifier, x, y, ball):

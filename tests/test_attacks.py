@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library, Noise
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import random_start
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.models.classifier import ZeroShotClassifier
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6

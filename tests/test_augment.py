@@ -6,11 +6,11 @@ import pytest
 import torch
 from parts import config, learner_of, pixels, step
 
-from robustclip.config import Config, override
-from robustclip.crops import crops
+from robustclip.base.errors import UserError
 from robustclip.defenses import FARE, CleanContrastive, TeCoA
-from robustclip.errors import UserError
-from robustclip.trainables import Towers
+from robustclip.training.config import Config, override
+from robustclip.training.trainables import Towers
+from robustclip.views.crops import crops
 
 
 def augmenting(model, seed=0, augment="crop and flip", defense=None, **settings):

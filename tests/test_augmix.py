@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from robustclip import augmix as module
-from robustclip.augmix import CHANGES, NONE, augmix, changed, draws
+from robustclip.views import augmix as module
+from robustclip.views.augmix import CHANGES, NONE, augmix, changed, draws
 
 KEYS = [(0, "views", f"image/{i}") for i in range(4)]
 SIDE = 32

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from robustclip import errors
+from robustclip.base import errors
 from robustclip.data.datasets import ensure_set
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"

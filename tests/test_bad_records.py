@@ -14,14 +14,18 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from robustclip import evaluation, protocols, records, report, storage
-from robustclip import model as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
-from robustclip.cascade import run_cascade
-from robustclip.errors import UserError
-from robustclip.protocols import Protocol
-from robustclip.records import NO_CLASS
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import protocols
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.protocols import Protocol
+from robustclip.models import model as models
+from robustclip.records import rows as records
+from robustclip.records.rows import NO_CLASS
+from robustclip.results import report
 
 NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 6
 BAD = 2  # the image that the poisoned things below are about

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from toys import Linear, ids_of, middle
 
-from robustclip import cascade, metrics, records
 from robustclip.attacks import APGD, APGDT, PGD, Example, Noise
 from robustclip.attacks.classes import reductions
-from robustclip.cascade import predict, run_cascade
-from robustclip.errors import UserError
-from robustclip.protocols import Protocol
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.evaluation import cascade
+from robustclip.evaluation.cascade import predict, run_cascade
+from robustclip.evaluation.protocols import Protocol
+from robustclip.records import metrics
+from robustclip.records import rows as records
 
 NAMES, TEMPLATES, N = ["red", "green", "blue", "grey"], ["a photo of a {}."], 40
 ATTACKS = (PGD(1, alpha=1.0, random_start=False), PGD(5), APGD(5))

@@ -9,16 +9,18 @@ import torch
 from probes import NAMES, PROTOCOL, changed, healthy
 from torch import nn
 
-from robustclip import evaluation, protocols, records
-from robustclip import model as models
 from robustclip.attacks import ATTACKS, FABT, PGD
 from robustclip.attacks.classes import for_classes
-from robustclip.checks import CHECKS, Subject, run_check, run_checks
-from robustclip.checks.ball import FULL
 from robustclip.data.reading import read_images
-from robustclip.findings import rankable
-from robustclip.learner import to_images
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import protocols
+from robustclip.evaluation.checks import CHECKS, Subject, run_check, run_checks
+from robustclip.evaluation.checks.ball import FULL
+from robustclip.models import model as models
+from robustclip.records import rows as records
+from robustclip.records.findings import rankable
+from robustclip.training.learner import to_images
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 QUICK = replace(PROTOCOL, eps=(6.0,))
 

@@ -7,7 +7,7 @@ import faults_text
 import pytest
 from probes import NAMES, TEMPLATES, changed, healthy
 
-from robustclip.checks import CHECKS, run_check, run_checks
+from robustclip.evaluation.checks import CHECKS, run_check, run_checks
 
 FAULTS = sorted(
     [*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS, *faults_text.FAULTS],

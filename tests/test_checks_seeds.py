@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from robustclip import evaluation, probing, protocols, records
-from robustclip import model as models
-from robustclip.checks import CHECKS, run_checks
-from robustclip.config import Config, override, to_json
 from robustclip.data.plan import read_unit
-from robustclip.findings import failed, reasons
-from robustclip.learner import Learner
-from robustclip.recipes import RECIPES
-from robustclip.training import prepare
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import probing, protocols
+from robustclip.evaluation.checks import CHECKS, run_checks
+from robustclip.models import model as models
+from robustclip.records import rows as records
+from robustclip.records.findings import failed, reasons
+from robustclip.training.config import Config, override, to_json
+from robustclip.training.learner import Learner
+from robustclip.training.recipes import RECIPES
+from robustclip.training.run import prepare
 
 BASE, SEEDS = "tiny-vit8", range(5)
 RECIPE_OF = {"TeCoA": "demo", "prompted": "demo-tokens"}

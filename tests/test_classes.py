@@ -7,8 +7,8 @@ import pytest
 
 from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.attacks.classes import for_classes, reductions
-from robustclip.errors import UserError
-from robustclip.protocols import named
+from robustclip.base.errors import UserError
+from robustclip.evaluation.protocols import named
 
 
 @dataclass(frozen=True)

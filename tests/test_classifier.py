@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustclip import model as models
-from robustclip.classifier import Preprocess, ZeroShotClassifier, check_prompts
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.models import model as models
+from robustclip.models.classifier import Preprocess, ZeroShotClassifier, check_prompts
 
 
 class Pixels(torch.nn.Module):
@@ -97,7 +97,7 @@ def test_many_texts_are_embedded_in_parts(tiny_classifier, monkeypatch):
     texts = [f"text {i}" for i in range(7)]
     with torch.no_grad():
         whole = tiny_classifier.embed_texts(texts)
-        monkeypatch.setattr("robustclip.classifier.TEXT_BATCH", 3)
+        monkeypatch.setattr("robustclip.models.classifier.TEXT_BATCH", 3)
         torch.testing.assert_close(tiny_classifier.embed_texts(texts), whole)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from robustclip import cluster
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.runtime import cluster
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ import pytest
 import torch
 from probes import NAMES, PROTOCOL, TEMPLATES, healthy
 
-from robustclip import evaluation, protocols, storage
-from robustclip import model as models
-from robustclip.checks import CHECKS, run_checks
-from robustclip.errors import UserError
-from robustclip.findings import rankable
-from robustclip.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import protocols
+from robustclip.evaluation.checks import CHECKS, run_checks
+from robustclip.models import model as models
+from robustclip.records.findings import rankable
+from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
 
 EVALUATE = Path(__file__).resolve().parent.parent / "pipelines" / "evaluate.py"
 QUICK = replace(PROTOCOL, eps=(6.0,))

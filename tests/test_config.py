@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustclip import cli
-from robustclip import config as configs
-from robustclip.config import Config, Optim, flatten, from_json, key, override, to_json
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import FARE, TRADES, Mix, TeCoA
-from robustclip.errors import UserError
-from robustclip.recipes import RECIPES
-from robustclip.threat import Ball, ThreatModel
-from robustclip.trainables import PixelPrompt, TokenPrompt, VisualTower
+from robustclip.runtime import cli
+from robustclip.training import config as configs
+from robustclip.training.config import Config, Optim, flatten, from_json, key, override, to_json
+from robustclip.training.recipes import RECIPES
+from robustclip.training.trainables import PixelPrompt, TokenPrompt, VisualTower
 
 LEAVES = {path: value for path, value in flatten(Config(templates=("{}",))).items() if path not in ("defense", "trainable")}
 NODES = {"data", "threat", "threat.image", "attack", "optim", "validation"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from robustclip.attacks import ATTACKS
-from robustclip.config import from_json, key, to_json
 from robustclip.defenses import DEFENSES, PAIRED
-from robustclip.protocols import PROTOCOLS
-from robustclip.recipes import RECIPES
-from robustclip.trainables import TRAINABLES
+from robustclip.evaluation.protocols import PROTOCOLS
+from robustclip.training.config import from_json, key, to_json
+from robustclip.training.recipes import RECIPES
+from robustclip.training.trainables import TRAINABLES
 
 PARTS = [*ATTACKS.values(), *(kind() for kind in (*DEFENSES, *PAIRED, *TRAINABLES)), *PROTOCOLS.values(), *RECIPES.values()]
 SOURCES = sorted((Path(__file__).parents[1] / "robustclip").rglob("*.py"))

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from parts import TEMPLATES, Given, config, learned, learner_of, pixels, roles_of, step
 
 from robustclip.attacks.base import Example
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
 from robustclip.defenses import Batch, CleanCE, CoAdv, ImgCoAdv, LinearAT, Roles
 from robustclip.defenses.codes import Codes
-from robustclip.errors import UserError
-from robustclip.seeds import generator
 
 HALF, FIFTH = 0.3132617, 0.7981389  # ln(1 + e^-1), ln(1 + e^0.2)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from robustclip.contrasts import contrast
-from robustclip.errors import UserError
-from robustclip.metrics import Survival, paired_difference
+from robustclip.base.errors import UserError
+from robustclip.records.contrasts import contrast
+from robustclip.records.metrics import Survival, paired_difference
 
 
 def run(*flags, ids=None):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustclip.crops import AREA, RATIO, boxes, crops
+from robustclip.views.crops import AREA, RATIO, boxes, crops
 
 KEYS = [(0, "views", f"image/{i}") for i in range(4)]
 

@@ -10,8 +10,8 @@ from toys import ids_of
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD
+from robustclip.base.threat import Ball
 from robustclip.defenses import DEFENSES, FARE, Batch, HalfTeCoA, PseudoTeCoA, Roles, TeCoA
-from robustclip.threat import Ball
 
 UNLABELLED = ("PseudoTeCoA", "ImgCoAdv", "FARE")  # the defences that never look at a label
 

@@ -11,12 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robustclip import evaluation, protocols, records, report, storage
-from robustclip import model as models
-from robustclip.errors import UserError
-from robustclip.metrics import CLEAN_ATTACKED
-from robustclip.results import cost, set_metrics
-from robustclip.rules import SetRule
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import protocols
+from robustclip.evaluation.rules import SetRule
+from robustclip.models import model as models
+from robustclip.records import rows as records
+from robustclip.records.metrics import CLEAN_ATTACKED
+from robustclip.records.summary import cost, set_metrics
+from robustclip.results import report
 
 
 @pytest.fixture

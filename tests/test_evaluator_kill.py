@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from robustclip import model as models
-from robustclip import records
 from robustclip.data.world import SUITE
-from robustclip.model import Model
+from robustclip.models import model as models
+from robustclip.models.model import Model
+from robustclip.records import rows as records
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTORS, KILLS, LONGEST = 2, 10, 1.0  # LONGEST: seconds from a run's first new cell to its kill

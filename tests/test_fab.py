@@ -10,8 +10,8 @@ from toys import Linear, Wavy, ids_of, middle
 
 from robustclip.attacks import FABT
 from robustclip.attacks.fab import to_hyperplane
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 BALLS = [Ball("Linf", 8.0), Ball("L2", 60.0)]

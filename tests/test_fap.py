@@ -10,11 +10,11 @@ from parts import Given, config, learned, learner_of, pixels, roles_of, step
 from toys import ids_of
 
 from robustclip.attacks.base import Example
+from robustclip.base.errors import UserError
 from robustclip.defenses import FAP, Batch, CleanCE, Roles
 from robustclip.defenses.fap import read
 from robustclip.defenses.guided import divergence
-from robustclip.errors import UserError
-from robustclip.trainables import JointTokens, LinearHead
+from robustclip.training.trainables import JointTokens, LinearHead
 
 FAPS = JointTokens("visual to text", 2, 1)
 

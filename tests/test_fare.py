@@ -10,21 +10,21 @@ from parts import Given, config, learned, learner_of, pixels, roles_of, step
 from torch import nn
 from toys import Linear, Wavy, ids_of, middle
 
-from robustclip import model as models
 from robustclip.attacks import APGD, APGDT
 from robustclip.attacks.base import Example, Scored
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import gradient, move, pgd, random_start
-from robustclip.cascade import run_cascade
-from robustclip.config import InnerAttack, Optim
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
 from robustclip.defenses import FARE, Batch, Roles
-from robustclip.errors import UserError
-from robustclip.learner import lr_at
-from robustclip.pairing import World
-from robustclip.presets import PRESETS
-from robustclip.protocols import Protocol
-from robustclip.recipes import RECIPES
-from robustclip.threat import Ball
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.presets import PRESETS
+from robustclip.evaluation.protocols import Protocol
+from robustclip.models import model as models
+from robustclip.training.config import InnerAttack, Optim
+from robustclip.training.learner import lr_at
+from robustclip.training.pairing import World
+from robustclip.training.recipes import RECIPES
 
 
 class Tower(nn.Module):

@@ -8,12 +8,14 @@ import pytest
 from probes import changed, healthy
 from scipy.stats import binomtest
 
-from robustclip import checks, findings, storage
 from robustclip.attacks import APGD, PGD, Library
-from robustclip.checks import CHECKS, run_check
-from robustclip.checks.base import by_chance
-from robustclip.checks.strength import LADDER, below
-from robustclip.findings import GREY_BOX, Finding, as_json, rankable, summary
+from robustclip.base import storage
+from robustclip.evaluation import checks
+from robustclip.evaluation.checks import CHECKS, run_check
+from robustclip.evaluation.checks.base import by_chance
+from robustclip.evaluation.checks.strength import LADDER, below
+from robustclip.records import findings
+from robustclip.records.findings import GREY_BOX, Finding, as_json, rankable, summary
 
 FINDINGS = [
     Finding("1", "nothing at eps 0", "hard", True, "nothing moved"),

@@ -8,9 +8,9 @@ from parts import Given, config, learned, learner_of, pixels, roles_of, step
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import gradient
+from robustclip.base.errors import UserError
 from robustclip.defenses import FARE, PMGAFT, TRADES, Batch, CleanCE, CoAdv, ImgCoAdv, LinearAT, Mix, PseudoTeCoA, Roles, TeCoA
 from robustclip.defenses.guided import divergence
-from robustclip.errors import UserError
 
 SURE, EVEN = [log(3), 0.0], [0.0, 0.0]  # p = (3/4, 1/4) and (1/2, 1/2)
 CE = -log(3 / 4)

@@ -7,9 +7,9 @@ from parts import config, learned, learner_of, pixels, roles_of, step
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.losses import cross_entropy
-from robustclip.config import Config, override
+from robustclip.base.errors import UserError
 from robustclip.defenses import Batch, HalfTeCoA, TeCoA
-from robustclip.errors import UserError
+from robustclip.training.config import Config, override
 
 
 @pytest.mark.parametrize("n", [8, 7])

@@ -11,12 +11,12 @@ from open_clip.transformer import text_global_pool
 from parts import config, learner_of, pixels, step
 from torch import nn
 
+from robustclip.base.errors import UserError
 from robustclip.defenses import FARE, MMCoA, TeCoA
-from robustclip.errors import UserError
-from robustclip.insertion import cut, in_images, in_texts
-from robustclip.joint import JointPrompt
-from robustclip.model import build, load, save
-from robustclip.trainables import FramedTokens, JointTokens
+from robustclip.models.insertion import cut, in_images, in_texts
+from robustclip.models.joint import JointPrompt
+from robustclip.models.model import build, load, save
+from robustclip.training.trainables import FramedTokens, JointTokens
 
 DESIGNS = ("visual", "text", "independent", "text to visual", "visual to text")
 TEMPLATE = "a photo of a {}."

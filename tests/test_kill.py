@@ -10,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from robustclip import cluster, storage, training
-from robustclip.config import Config, override
-from robustclip.recipes import RECIPES
+from robustclip.base import storage
+from robustclip.runtime import cluster
+from robustclip.training import run as training
+from robustclip.training.config import Config, override
+from robustclip.training.recipes import RECIPES
 
 KILL_AFTER = (2, 4)  # steps: the first checkpoints at or after which a worker dies; none is the end of an epoch
 

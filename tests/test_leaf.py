@@ -6,14 +6,14 @@ import pytest
 import torch
 from parts import NAMES, TEMPLATES, config, learner_of, pixels, step
 
-from robustclip import model as models
 from robustclip.attacks.base import Example
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
-from robustclip.config import Config, from_json, to_json
+from robustclip.base.errors import UserError
 from robustclip.defenses import FARE, LEAF, Batch, Roles
-from robustclip.errors import UserError
-from robustclip.trainables import LinearHead, TokenPrompt, Towers, VisualTower
+from robustclip.models import model as models
+from robustclip.training.config import Config, from_json, to_json
+from robustclip.training.trainables import LinearHead, TokenPrompt, Towers, VisualTower
 
 QUICK = LEAF(text=TextAttack(RandomWords()), refresh=2)
 

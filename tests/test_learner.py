@@ -8,12 +8,12 @@ import pytest
 import torch
 from parts import STEPS, TOWER, config, learned, learner_of, name, pairs, pixels, step
 
-from robustclip.config import Config, InnerAttack, Optim
+from robustclip.base.errors import UserError
+from robustclip.base.threat import ThreatModel
 from robustclip.defenses import Batch, TeCoA
-from robustclip.errors import UserError
-from robustclip.learner import lr_at, to_images
-from robustclip.pairing import World
-from robustclip.threat import ThreatModel
+from robustclip.training.config import Config, InnerAttack, Optim
+from robustclip.training.learner import lr_at, to_images
+from robustclip.training.pairing import World
 
 # What of a tiny ViT each trainable may change; the others change nothing of it.
 MAY_CHANGE = {

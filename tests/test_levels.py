@@ -8,19 +8,20 @@ import torch
 from conftest import NAMES, TEMPLATES
 from torch import nn
 
-from robustclip import metrics, records
-from robustclip.adaptive import Adaptive
 from robustclip.attacks import APGD, APGDT, FABT, MIFGSM, PGD, Noise, Square
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.levels import GREY, SAID, Aimed, over_draws
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import logits_of
-from robustclip.cascade import run_cascade
-from robustclip.checks.state import no_memory
-from robustclip.errors import UserError
-from robustclip.protocols import Protocol
-from robustclip.seeds import generator
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
+from robustclip.base.threat import Ball
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.checks.state import no_memory
+from robustclip.evaluation.protocols import Protocol
+from robustclip.models.adaptive import Adaptive
+from robustclip.records import metrics
+from robustclip.records import rows as records
 
 BALL = Ball("Linf", 16.0)
 LADDER = (*(Aimed(level, PGD(20)) for level in ("A0", "A1", "A2", "A3", "A4")), Aimed("A5", PGD(20), draws=3), Aimed("A6", Square(100)))

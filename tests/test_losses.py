@@ -8,8 +8,8 @@ from toys import Linear, ids_of, middle
 from robustclip.attacks import APGD, PGD
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, cross_entropy, dlr, margin, targeted_dlr
 from robustclip.attacks.pgd import gradient
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
 
 
 class Says(nn.Module):

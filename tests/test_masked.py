@@ -12,7 +12,7 @@ from robustclip.attacks.text.masked import MaskedWords, table_of
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import Table
 from robustclip.attacks.text.words import prompts_of
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
 
 NAMES, TEMPLATES = ("red fox", "papillon", "cloud"), ("a photo of a {}.", "one {}")
 

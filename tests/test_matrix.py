@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from parts import NAMES, ON_FEATURES, SMALL, TEMPLATES, config, learner_of, made, pixels, refusal, step
 
-from robustclip.config import InnerAttack
+from robustclip.base.errors import UserError
 from robustclip.defenses import DEFENSES, PAIRED, TeCoA
-from robustclip.errors import UserError
-from robustclip.learner import Learner
-from robustclip.trainables import TRAINABLES, LastBlocks, LoRA, TokenPrompt
+from robustclip.training.config import InnerAttack
+from robustclip.training.learner import Learner
+from robustclip.training.trainables import TRAINABLES, LastBlocks, LoRA, TokenPrompt
 
 KINDS, TURNS = ("vit", "resnet", "siglip"), 8
 # Three trainables for each defence, three or four defences for each trainable, on kinds in turn; the others are slow.

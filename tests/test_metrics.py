@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustclip import metrics, records
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.records import metrics
+from robustclip.records import rows as records
 
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0)
 Row = dict[str, Any]
@@ -209,7 +210,7 @@ def test_pareto_set_is_ordered_by_clean_accuracy() -> None:
 
 
 def test_metrics_need_neither_torch_nor_ray_nor_mlflow() -> None:
-    code = "import sys, robustclip.metrics; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    code = "import sys, robustclip.records.metrics; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from parts import NAMES, TEMPLATES, config, learned, learner_of, pixels, step
 
-from robustclip import model as models
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
-from robustclip.config import InnerAttack
+from robustclip.base.errors import UserError
 from robustclip.defenses import CleanContrastive, MMCoA, TeCoA
 from robustclip.defenses.mmcoa import Pairs, both_ways
-from robustclip.errors import UserError
-from robustclip.pairing import World
-from robustclip.pretraining import contrastive_loss
-from robustclip.trainables import Towers, VisualTower
+from robustclip.models import model as models
+from robustclip.training.config import InnerAttack
+from robustclip.training.pairing import World
+from robustclip.training.pretraining import contrastive_loss
+from robustclip.training.trainables import Towers, VisualTower
 
 RANDOM = TextAttack(RandomWords())
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from parts import NAMES, TEMPLATES
 
-from robustclip import model as models
-from robustclip.errors import UserError
-from robustclip.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
+from robustclip.base.errors import UserError
+from robustclip.models import model as models
+from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
 
 PROMPTS = (PixelPrompt("pad", 3), PixelPrompt("random patch", 5), PixelPrompt("whole"), TokenPrompt(4), TokenPrompt(2, deep=True))
 

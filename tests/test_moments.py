@@ -16,16 +16,18 @@ from conftest import NAMES, TEMPLATES
 from PIL import Image
 from safetensors.torch import save as save_tensors
 
-from robustclip import cli, moments_job, storage
-from robustclip.crops import crops
+from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.data import datasets, world
 from robustclip.data.shards import Row, write_split
-from robustclip.defenses.test_time.moments import ABOUT, FORMAT, Moments, Targets, block_inputs
-from robustclip.errors import UserError
-from robustclip.insertion import in_images
-from robustclip.model import Model, load, save
-from robustclip.moments_job import Images
-from robustclip.trainables import TokenPrompt
+from robustclip.models.insertion import in_images
+from robustclip.models.model import Model, load, save
+from robustclip.runtime import cli
+from robustclip.test_time.moments import ABOUT, FORMAT, Moments, Targets, block_inputs
+from robustclip.training import statistics as moments_job
+from robustclip.training.statistics import Images
+from robustclip.training.trainables import TokenPrompt
+from robustclip.views.crops import crops
 
 N = 70
 

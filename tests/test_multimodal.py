@@ -9,8 +9,6 @@ from faults_text import under
 from probes import NAMES, PROTOCOL, TEMPLATES, healthy
 from toys import ids_of, only_loss
 
-from robustclip import evaluation, metrics, probing, protocols, records, report, rewritings
-from robustclip import model as models
 from robustclip.attacks import APGD, PGD, Example
 from robustclip.attacks.modes import MODES, TEXTS, by_table, modes_of, with_collisions
 from robustclip.attacks.multimodal import (
@@ -27,15 +25,21 @@ from robustclip.attacks.multimodal import (
 )
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords, Table
-from robustclip.cascade import outcome, run_cascade
-from robustclip.checks import run_check
-from robustclip.classifier import Guides
-from robustclip.combined import together
-from robustclip.config import to_json
-from robustclip.errors import UserError
-from robustclip.protocols import Protocol
-from robustclip.rewritings import Kept, Rewritten
-from robustclip.threat import Ball, TextBudget
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball, TextBudget
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import probing, protocols, rewritings
+from robustclip.evaluation.cascade import outcome, run_cascade
+from robustclip.evaluation.checks import run_check
+from robustclip.evaluation.protocols import Protocol
+from robustclip.evaluation.rewritings import Kept, Rewritten
+from robustclip.models import model as models
+from robustclip.models.classifier import Guides
+from robustclip.models.combined import together
+from robustclip.records import metrics
+from robustclip.records import rows as records
+from robustclip.results import report
+from robustclip.training.config import to_json
 
 HOTFLIP = TEXTS["hotflip"]
 NOTHING = TextAttack(RandomWords(), TextBudget(words=0))

@@ -11,8 +11,8 @@ from robustclip.attacks import APGD, APGDT, MIFGSM, PGD, Library, Scored
 from robustclip.attacks.apgd import apgd, surface_start
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient, micro_batches, pgd, pgd_best, random_start, resisting
-from robustclip.threat import Ball
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.base.threat import Ball
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import derive
 from robustclip.data.datasets import DatasetCard, save
 from robustclip.data.plan import Plan, read_unit, select
 from robustclip.data.shards import Index, Row, scan, write_split
-from robustclip.errors import UserError
-from robustclip.seeds import derive
 
 
 def index_of(n, classes=3, group=7):

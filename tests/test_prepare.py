@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pipelines import prepare as command
-from robustclip import errors, storage
+from robustclip.base import errors, storage
+from robustclip.base.errors import UserError
 from robustclip.data.preparation import prepare
 from robustclip.data.shards import read_rows, scan
-from robustclip.errors import UserError
 
 rng = np.random.default_rng(0)
 

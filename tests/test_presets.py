@@ -8,16 +8,18 @@ import open_clip
 import pyarrow as pa
 import pytest
 
-from robustclip import protocols, records, report, templates
 from robustclip.attacks import APGD, PGD
+from robustclip.base.errors import UserError
 from robustclip.data.datasets import DatasetCard
 from robustclip.data.shards import Index
-from robustclip.errors import UserError
-from robustclip.findings import Finding
-from robustclip.presets import ATTACKS, BINARY, PRESETS, TITLES
-from robustclip.protocols import Resolved, resolve
-from robustclip.results import set_metrics
-from robustclip.rules import Protocol, SetRule
+from robustclip.evaluation import protocols, templates
+from robustclip.evaluation.presets import ATTACKS, BINARY, PRESETS, TITLES
+from robustclip.evaluation.protocols import Resolved, resolve
+from robustclip.evaluation.rules import Protocol, SetRule
+from robustclip.records import rows as records
+from robustclip.records.findings import Finding
+from robustclip.records.summary import set_metrics
+from robustclip.results import report
 
 IMAGES = 4
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustclip import model as models
+from robustclip.base.seeds import generator
 from robustclip.data import world
-from robustclip.model import Model, build, save, tokenizer_from
-from robustclip.pretraining import Pretraining, card, contrastive_loss, parameter_groups, pretrain, shifted
-from robustclip.seeds import generator
+from robustclip.models import model as models
+from robustclip.models.model import Model, build, save, tokenizer_from
+from robustclip.training.pretraining import Pretraining, card, contrastive_loss, parameter_groups, pretrain, shifted
 
 MERGES = 100
 CONFIG = {

@@ -7,10 +7,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from robustclip import evaluation, findings, probing, protocols, records, report, storage
-from robustclip import model as models
-from robustclip.checks import CHECKS
-from robustclip.protocols import Resolved
+from robustclip.base import storage
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import probing, protocols
+from robustclip.evaluation.checks import CHECKS
+from robustclip.evaluation.protocols import Resolved
+from robustclip.models import model as models
+from robustclip.records import findings
+from robustclip.records import rows as records
+from robustclip.results import report
 
 NAME = "tiny-vit8"
 

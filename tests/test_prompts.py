@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from parts import NAMES
 from torch import nn
 
-from robustclip.errors import UserError
-from robustclip.insertion import in_images
-from robustclip.model import build
-from robustclip.prompts import PixelPad, PixelPatch, Tokens
-from robustclip.seeds import generator
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
+from robustclip.models.insertion import in_images
+from robustclip.models.model import build
+from robustclip.models.prompts import PixelPad, PixelPatch, Tokens
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 G = generator(0, "test")
 PROMPTS = (

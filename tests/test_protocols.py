@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from robustclip import protocols
 from robustclip.attacks import APGD, APGDT, PGD
+from robustclip.base.errors import UserError
 from robustclip.data.datasets import DatasetCard, load, save
 from robustclip.data.preparation import prepare
 from robustclip.data.reading import stratified
 from robustclip.data.shards import Index, scan
 from robustclip.data.world import SETS
-from robustclip.errors import UserError
-from robustclip.protocols import PROTOCOLS, Protocol, Resolved, named, resolve
-from robustclip.rules import SetRule
+from robustclip.evaluation import protocols
+from robustclip.evaluation.protocols import PROTOCOLS, Protocol, Resolved, named, resolve
+from robustclip.evaluation.rules import SetRule
 
 BASE = Protocol("test", ("a", "b"), (PGD(2), APGD(3)), (1.0, 2.0), n=6)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from robustclip import proxy
-from robustclip.config import override
-from robustclip.recipes import RECIPES
+from robustclip.training import proxy
+from robustclip.training.config import override
+from robustclip.training.recipes import RECIPES
 
 
 def scores(*pairs: tuple[float, float]) -> dict[str, tuple[float, float]]:
@@ -65,7 +65,7 @@ def test_what_cannot_be_told_is_not_told(pairs: tuple, why: str) -> None:
 
 def test_the_strong_number_is_of_the_same_images_at_the_same_eps(tiny_model, pictures) -> None:
     """Counted as training counts: right when clean and under the attack, whatever the micro-batch."""
-    from robustclip.learner import Learner
+    from robustclip.training.learner import Learner
 
     x, y, ids = pictures(40)
     names, templates = ["red", "green", "blue", "grey"], ["a photo of a {}."]

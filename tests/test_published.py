@@ -2,9 +2,9 @@
 
 import pytest
 
-from robustclip.errors import UserError
-from robustclip.presets import PRESETS
-from robustclip.published import ROWS, published
+from robustclip.base.errors import UserError
+from robustclip.evaluation.presets import PRESETS
+from robustclip.evaluation.published import ROWS, published
 
 FULL = [row for row in ROWS if row.sets]
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from robustclip import model as models
-from robustclip.config import key
+from robustclip.base.errors import UserError
 from robustclip.data.world import SETS
 from robustclip.defenses import FAP, FARE, HalfTeCoA, TeCoA
-from robustclip.errors import UserError
-from robustclip.recipes import RECIPES, named
-from robustclip.recipes_prompts import EMBEDDED_PROMPTS
-from robustclip.trainables import JointTokens, TokenPrompt, VisualTower, check_pair
+from robustclip.models import model as models
+from robustclip.training.config import key
+from robustclip.training.recipes import RECIPES, named
+from robustclip.training.recipes_prompts import EMBEDDED_PROMPTS
+from robustclip.training.trainables import JointTokens, TokenPrompt, VisualTower, check_pair
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robustclip import records
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.records import rows as records
 
 
 def rows(n=3):

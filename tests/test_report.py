@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from robustclip import figures, findings, records, report, storage
-from robustclip.errors import UserError
-from robustclip.findings import Finding
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.records import findings
+from robustclip.records import rows as records
+from robustclip.records.findings import Finding
+from robustclip.results import figures, report
 
 PROTOCOL_HASH = "0123456789abcdef" * 4
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0, 4.0)

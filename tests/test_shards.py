@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from robustclip import storage
+from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.data import datasets
 from robustclip.data.datasets import DatasetCard, ensure_set, load, save, set_folder, whole
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import ROW_GROUP, Row, read_rows, scan, write_split
-from robustclip.errors import UserError
 
 
 def encoded(array, mode=None, kind="PNG", **options):

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from robustclip import spaces, trends
-from robustclip.config import Config, flatten, from_json, key, override, to_json
-from robustclip.errors import UserError
-from robustclip.spaces import Space
-from robustclip.sweep_report import order
-from robustclip.trials import Trial
+from robustclip.base.errors import UserError
+from robustclip.sweeps import spaces, trends
+from robustclip.sweeps.report import order
+from robustclip.sweeps.spaces import Space
+from robustclip.sweeps.trials import Trial
+from robustclip.training.config import Config, flatten, from_json, key, override, to_json
 
 FOLDER = Path(__file__).parent.parent / "tune_spaces"
 SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.py"))}
@@ -84,7 +84,7 @@ def test_published_points_are_well_formed(space: Space) -> None:
 
 
 def test_prompts_of_the_design_space_are_as_large_as_it_says() -> None:
-    from robustclip import model as models
+    from robustclip.models import model as models
 
     sizes = []
     for sample in combinations(SPACES["prompt_design"]):
@@ -117,8 +117,8 @@ def test_in_a_table_all_images_stand_behind_the_numbers() -> None:
 
 
 def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
-    from robustclip import model as models
-    from robustclip.trainables import check_pair
+    from robustclip.models import model as models
+    from robustclip.training.trainables import check_pair
 
     configs = [
         spaces.trial_config(space, spaces.first_config(space), sample) for space in SPACES.values() for sample in combinations(space)
@@ -132,7 +132,7 @@ def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
 
 @pytest.mark.slow
 def test_the_world_has_as_many_images_of_every_class_as_the_largest_training_set_takes(tmp_path: Path) -> None:
-    from robustclip.training import prepare
+    from robustclip.training.run import prepare
 
     space = SPACES["train_size"]
     config = override(spaces.first_config(space), {"data.per_class": 64})

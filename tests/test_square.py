@@ -14,7 +14,7 @@ from toys import Linear, Wavy, ids_of, middle
 from robustclip.attacks import PGD, Square
 from robustclip.attacks import square as square_module
 from robustclip.attacks.square import bump, next_delta, window, window_side
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 BALLS = [Ball("Linf", 8.0), Ball("L2", 60.0)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, step
 
-from robustclip import model as models
-from robustclip.config import InnerAttack
 from robustclip.defenses import FARE, Batch, CleanContrastive, CoAdv, LinearAT, TeCoA
-from robustclip.learner import NotFinite
-from robustclip.pairing import World
-from robustclip.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers, VisualTower
+from robustclip.models import model as models
+from robustclip.training.config import InnerAttack
+from robustclip.training.learner import NotFinite
+from robustclip.training.pairing import World
+from robustclip.training.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers, VisualTower
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from robustclip import errors, storage
-from robustclip.errors import UserError
+from robustclip.base import errors, storage
+from robustclip.base.errors import UserError
 
 
 def test_resolve_makes_paths_absolute_and_keeps_uris(tmp_path, monkeypatch):

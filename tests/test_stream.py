@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from robustclip import cluster, storage, training
-from robustclip.config import override
+from robustclip.base import storage
 from robustclip.data.plan import read_unit
-from robustclip.recipes import RECIPES
+from robustclip.runtime import cluster
+from robustclip.training import run as training
+from robustclip.training.config import override
+from robustclip.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize(("workers", "first"), [(1, 0), (2, 0), (2, 5)])

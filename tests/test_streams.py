@@ -6,10 +6,10 @@ from conftest import NAMES
 from toys import ids_of
 
 from robustclip.attacks.pgd import logits_of
-from robustclip.defenses.test_time import TPT
-from robustclip.defenses.test_time.stream import Stream, run
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.test_time import TPT
+from robustclip.test_time.stream import Stream, run
 
 
 @pytest.fixture

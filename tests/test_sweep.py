@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from ray import tune
 
-from robustclip import protocols, spaces, storage, tuning
-from robustclip.config import Config, override
-from robustclip.recipes import RECIPES
-from robustclip.spaces import Axis, first_config
-from robustclip.sweep_report import publish
-from robustclip.tracking import KEY_TAG, PARENT_TAG, Tracker
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.base import storage
+from robustclip.evaluation import protocols
+from robustclip.runtime.tracking import KEY_TAG, PARENT_TAG, Tracker
+from robustclip.sweeps import spaces, tuning
+from robustclip.sweeps.report import publish
+from robustclip.sweeps.spaces import Axis, first_config
+from robustclip.training.config import Config, override
+from robustclip.training.recipes import RECIPES
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
 

@@ -14,14 +14,14 @@ from toys import Linear, ids_of, middle
 
 from robustclip.attacks import APGD
 from robustclip.attacks.pgd import move, random_start
-from robustclip.cascade import run_cascade
-from robustclip.config import Config, InnerAttack, override
+from robustclip.base.threat import Ball
 from robustclip.data.plan import Plan, select
 from robustclip.data.shards import Index
 from robustclip.defenses import Batch, TeCoA
-from robustclip.protocols import Protocol, Resolved
-from robustclip.threat import Ball
-from robustclip.trainables import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.evaluation.cascade import run_cascade
+from robustclip.evaluation.protocols import Protocol, Resolved
+from robustclip.training.config import Config, InnerAttack, override
+from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt
 
 
 @pytest.mark.parametrize(

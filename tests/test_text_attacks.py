@@ -13,9 +13,9 @@ from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import Asked, Characters, Neighbours, RandomWords, Table
 from robustclip.attacks.text.vocabulary import encode, whole_words
 from robustclip.attacks.text.words import STOP_WORDS, distance, prompts_of
-from robustclip.config import from_json, key, to_json
-from robustclip.errors import UserError
-from robustclip.threat import TextBudget
+from robustclip.base.errors import UserError
+from robustclip.base.threat import TextBudget
+from robustclip.training.config import from_json, key, to_json
 
 WORDY = ("grey tent", "red", "great blue fish", "cloud")
 TEMPLATES = ("a photo of a {}.", "one {} here")

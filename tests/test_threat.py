@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustclip.errors import UserError
-from robustclip.threat import Ball, TextBudget, ThreatModel
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball, TextBudget, ThreatModel
 
 EPS = st.floats(0, 64, allow_nan=False)
 NORMS = st.sampled_from(["Linf", "L2"])

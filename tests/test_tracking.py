@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from robustclip import tracking
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.runtime import tracking
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, step
 
-from robustclip import model as models
+from robustclip.base.errors import UserError
 from robustclip.defenses import TeCoA
-from robustclip.errors import UserError
-from robustclip.model import build
-from robustclip.trainables import (
+from robustclip.models import model as models
+from robustclip.models.model import build
+from robustclip.training.trainables import (
     LastBlocks,
     LinearHead,
     LoRA,

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from robustclip import cluster, training
-from robustclip import model as models
-from robustclip.config import Config, override
-from robustclip.errors import UserError
-from robustclip.recipes import RECIPES
+from robustclip.base.errors import UserError
+from robustclip.models import model as models
+from robustclip.runtime import cluster
+from robustclip.training import run as training
+from robustclip.training.config import Config, override
+from robustclip.training.recipes import RECIPES
 
 
 @pytest.fixture

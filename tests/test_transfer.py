@@ -9,8 +9,8 @@ from robustclip.attacks import MIFGSM, PGD, Library, Noise
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Scores, gradient
 from robustclip.attacks.transfer import Momentum, diverse, resized_and_padded, smoothed
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from conftest import NAMES, TEMPLATES
 
-from robustclip import evaluation, protocols, records
-from robustclip import model as models
-from robustclip.adaptive import Adaptive
 from robustclip.attacks import MIFGSM, PGD
 from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed
-from robustclip.errors import UserError
-from robustclip.threat import Ball
-from robustclip.transfers import Transfers
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.evaluation import evaluator as evaluation
+from robustclip.evaluation import protocols
+from robustclip.evaluation.transfers import Transfers
+from robustclip.models import model as models
+from robustclip.models.adaptive import Adaptive
+from robustclip.records import rows as records
 
 BALL = Ball("Linf", 8.0)
 FEW = ({"steps": 3}, {"steps": 3, "targets": 1}, {"steps": 3, "targets": 1}, {"queries": 5})  # for AutoAttack's four

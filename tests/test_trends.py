@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustclip import metrics, trends
-from robustclip.errors import UserError
-from robustclip.metrics import Estimate
-from robustclip.spaces import Axis, Point, Published
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.base.errors import UserError
+from robustclip.records import metrics
+from robustclip.records.metrics import Estimate
+from robustclip.sweeps import trends
+from robustclip.sweeps.spaces import Axis, Point, Published
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 AXIS = Axis("data.per_class", "images per class", "log")
 SAMPLES = {

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from robustclip import adapted, spaces, tuning
-from robustclip.config import override
-from robustclip.defenses.test_time import TAPT, TPT, TTC, PromptAlign
-from robustclip.errors import UserError
-from robustclip.recipes import RECIPES
-from robustclip.trainables import PixelPrompt, TokenPrompt
+from robustclip.base.errors import UserError
+from robustclip.sweeps import spaces, tuning
+from robustclip.test_time import TAPT, TPT, TTC, PromptAlign
+from robustclip.test_time import defended as adapted
+from robustclip.training.config import override
+from robustclip.training.recipes import RECIPES
+from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 SPACES = sorted((Path(__file__).parent.parent / "tune_spaces").glob("*.py"))
 GOOD = spaces.Space("x", "Why?", "demo", {"threat.image.eps": {"grid_search": [1.0, 2.0]}, "optim.lr": 1e-3}, "val/robust", "max")

@@ -9,15 +9,15 @@ from conftest import NAMES
 from toys import ids_of
 
 from robustclip.attacks.pgd import logits_of
-from robustclip.crops import crops
-from robustclip.defenses.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, ViewEnsemble
-from robustclip.defenses.test_time import tapt as tapt_module
-from robustclip.defenses.test_time.moments import Moments, Targets, block_inputs
-from robustclip.defenses.test_time.rtpt import reliability
-from robustclip.defenses.test_time.tapt import alignment
-from robustclip.defenses.test_time.tuning import entropy, entropy_of_mean, most_confident
-from robustclip.errors import UserError
-from robustclip.trainables import JointTokens
+from robustclip.base.errors import UserError
+from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, ViewEnsemble
+from robustclip.test_time import tapt as tapt_module
+from robustclip.test_time.moments import Moments, Targets, block_inputs
+from robustclip.test_time.rtpt import reliability
+from robustclip.test_time.tapt import alignment
+from robustclip.test_time.tuning import entropy, entropy_of_mean, most_confident
+from robustclip.training.trainables import JointTokens
+from robustclip.views.crops import crops
 
 TEMPLATE = "a photo of a {}."
 DESIGNS = ("visual", "independent", "text to visual")
@@ -274,7 +274,7 @@ def test_statistics_of_another_model_are_refused(prompted):
 
 def replace_prompt(classifier):
     """Return the classifier with a prompt of three tokens."""
-    from robustclip.joint import JointPrompt
+    from robustclip.models.joint import JointPrompt
 
     more = JointPrompt(classifier.clip, classifier.tokenizer, "visual", 3, 1, TEMPLATE, "random", torch.Generator().manual_seed(0))
     return classifier.wearing(more)

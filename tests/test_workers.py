@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from robustclip import model as models
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
-from robustclip.config import Config, override
 from robustclip.data import world
 from robustclip.data.plan import Plan
 from robustclip.defenses import MMCoA
-from robustclip.learner import Learner
-from robustclip.pairing import World
-from robustclip.trainables import Towers
+from robustclip.models import model as models
+from robustclip.training.config import Config, override
+from robustclip.training.learner import Learner
+from robustclip.training.pairing import World
+from robustclip.training.trainables import Towers
 
 CLASSES, TEMPLATES, STEPS = world.SETS["shapes"].class_names, ("a photo of a {}.",), 5
 CONFIG = override(Config(), {"threat.image.eps": 4.0, "optim.batch": 16, "optim.micro_batch": 4, "optim.epochs": 2})

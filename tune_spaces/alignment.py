@@ -7,8 +7,8 @@ adapt with the defence (BPDA).
 
 from ray import tune
 
-from robustclip.defenses.test_time import TAPT
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
+from robustclip.test_time import TAPT
 
 RECIPE = "demo-advvlp"
 TUNED = [TAPT(views=8, keep=0.25, gamma=1.0, lr=1e-2, weight=weight) for weight in (0.0, 1.0, 10.0, 100.0)]

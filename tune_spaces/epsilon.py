@@ -5,7 +5,7 @@ The trial shown as chosen is the one with the best accuracy under attack on held
 
 from ray import tune
 
-from robustclip.spaces import Axis, Point, Published
+from robustclip.sweeps.spaces import Axis, Point, Published
 
 RECIPE = "demo"
 SPACE = {"threat.image.eps": tune.grid_search([4.0, 2.0, 1.0, 0.0])}  # dearest first: two at a time finish together

@@ -6,7 +6,7 @@ The sizes of `train_size`, whose TeCoA runs count. `benchmarks/study.py` sets im
 
 from ray import tune
 
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo-mmcoa"
 SPACE = {

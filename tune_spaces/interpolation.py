@@ -6,7 +6,7 @@ validated on the same held-out images.
 
 from ray import tune
 
-from robustclip.spaces import Axis, Point, Published
+from robustclip.sweeps.spaces import Axis, Point, Published
 
 RECIPE = "demo"
 SPACE = {"interpolation": tune.grid_search([0.0, 0.25, 0.5, 0.75, 1.0])}

@@ -5,7 +5,7 @@ Use `--protocol multimodal`, which attacks images, prompts and both.
 
 from ray import tune
 
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo-mmcoa"
 SPACE = {"defense.lambda_img": tune.grid_search([0.1, 0.5, 1.0]), "defense.lambda_txt": tune.grid_search([0.1, 0.5, 1.0])}

@@ -5,7 +5,7 @@ Every trial is another recipe; `benchmarks/text_guidance.py` makes the paper's t
 
 from ray import tune
 
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo"
 TOWER = ["demo", "demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo-pseudo", "demo-fare", "demo-pmg"]

@@ -5,7 +5,7 @@ Every trial is another recipe; `benchmarks/multimodal.py` makes the table of the
 
 from ray import tune
 
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo-mmcoa"
 RECIPES = ["demo-mmcoa", "demo-mmcoa-image", "demo-mmcoa-text", "demo-contrastive", "demo-leaf", "demo-fare", "demo"]

@@ -7,7 +7,7 @@ same sum.
 from ray import tune
 
 from robustclip.defenses import FARE, Mix, TeCoA
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo"
 SPACE = {"defense.weights": tune.grid_search([(1.0, 0.0), (1.0, 0.01), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0)])}

@@ -6,8 +6,8 @@ fewer than 3,072. As in the paper, as many parameters of the tower itself are th
 
 from ray import tune
 
-from robustclip.spaces import Axis, Point, Published
-from robustclip.trainables import PixelPrompt, SameSize, TokenPrompt
+from robustclip.sweeps.spaces import Axis, Point, Published
+from robustclip.training.trainables import PixelPrompt, SameSize, TokenPrompt
 
 DESIGNS = (
     TokenPrompt(18),

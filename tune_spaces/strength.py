@@ -6,7 +6,7 @@ Use `--protocol study`, which attacks images, prompts and both, and `--seed 1` f
 
 from ray import tune
 
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
 
 RECIPE = "demo-mmcoa"
 SPACE = {"threat.image.eps": tune.grid_search([4.0, 2.0, 1.0]), "defense.text.budget.words": tune.grid_search([1, 2])}

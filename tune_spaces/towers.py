@@ -6,8 +6,8 @@ Images and prompts are attacked whatever trains. `benchmarks/study.py` sets imag
 
 from ray import tune
 
-from robustclip.spaces import Axis
-from robustclip.trainables import LastBlocks, NormsAndBiases, Towers, VisualTower
+from robustclip.sweeps.spaces import Axis
+from robustclip.training.trainables import LastBlocks, NormsAndBiases, Towers, VisualTower
 
 PARTS = (Towers(), Towers("text"), VisualTower(), Towers(part="norms and biases"), NormsAndBiases(), LastBlocks(1))
 RECIPE = "demo-mmcoa"

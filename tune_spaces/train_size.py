@@ -7,7 +7,7 @@ at 1 per class, 2,505 at all. The warm-up is shorter than the smallest run.
 
 from ray import tune
 
-from robustclip.spaces import Axis, Point, Published
+from robustclip.sweeps.spaces import Axis, Point, Published
 
 RECIPE = "demo"
 SPACE = {

@@ -6,8 +6,8 @@ Chosen on held-out images under attacks that adapt with the defence (BPDA).
 
 from ray import tune
 
-from robustclip.defenses.test_time import TPT
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
+from robustclip.test_time import TPT
 
 RECIPE = "demo"
 SPACE = {"test_time": tune.grid_search([TPT(views=8, keep=0.25, lr=lr, steps=n) for lr in (5e-3, 2e-2, 8e-2) for n in (1, 2, 4)])}

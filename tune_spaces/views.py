@@ -6,8 +6,8 @@ TPT and the ensemble of views over one TeCoA model. What is chosen is chosen on 
 
 from ray import tune
 
-from robustclip.defenses.test_time import TPT, ViewEnsemble
-from robustclip.spaces import Axis
+from robustclip.sweeps.spaces import Axis
+from robustclip.test_time import TPT, ViewEnsemble
 
 RECIPE = "demo"
 SPACE = {"test_time": tune.grid_search([kind(views=n, keep=0.25) for kind in (TPT, ViewEnsemble) for n in (4, 8, 16)])}

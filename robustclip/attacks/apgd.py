@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, targeted_dlr
 from robustclip.attacks.pgd import Best, Found, GradientShares, Score, frozen, logits_of, move, random_start, resisting, with_restarts
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 MOMENTUM = 0.75
 RHO = 0.75  # share of steps that must raise the loss between two checkpoints

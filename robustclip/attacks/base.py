@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
 
 
 class Scored(NamedTuple):

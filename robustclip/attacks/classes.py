@@ -6,7 +6,7 @@ from typing import Any
 
 from robustclip.attacks.base import Attack
 from robustclip.attacks.levels import Aimed
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
 
 
 def for_classes(attacks: Iterable[Attack], classes: int) -> dict[str, Attack]:

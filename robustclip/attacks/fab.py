@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.apgd import closest_wrong, surface_start
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import fools
@@ -22,7 +21,8 @@ from robustclip.attacks.pgd import (
     resisting,
     with_restarts,
 )
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 ALPHA_MAX = 0.1  # how far a step may be pulled towards the image
 ETA = 1.05  # how far a step goes beyond the linearised boundary

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robustclip.adaptive import Adaptive, meeting
 from robustclip.attacks.apgd import APGD, APGDT
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.fab import FABT
@@ -15,8 +14,9 @@ from robustclip.attacks.losses import LOSSES
 from robustclip.attacks.pgd import PGD, frozen, pgd_best, random_start, resisting
 from robustclip.attacks.square import Square
 from robustclip.attacks.transfer import MIFGSM
-from robustclip.errors import UserError
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import Adaptive, meeting
 
 Level = Literal["A0", "A1", "A2", "A3", "A4", "A5", "A6"]
 SAID: dict[Level, str] = {

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import frozen
-from robustclip.errors import UserError
-from robustclip.seeds import derive
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import derive
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Objective, Scored
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
 
 LossName = Literal["ce", "margin", "dlr"]
 TINY = 1e-12  # keeps a ratio of logits finite when the model says the same of all classes

@@ -9,7 +9,7 @@ from robustclip.attacks.multimodal import CoAttack, GuidedCoAttack, Multimodal, 
 from robustclip.attacks.text.hotflip import HotFlip
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import Characters, Neighbours, RandomWords, Table
-from robustclip.threat import TextBudget
+from robustclip.base.threat import TextBudget
 
 # Exhaustive over places, but for characters, of which every prompt has dozens: there at the two most important places.
 TEXTS: dict[str, TextAttack] = {

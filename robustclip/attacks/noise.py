@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, random_start, with_restarts
-from robustclip.threat import Ball
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, LossName
-from robustclip.seeds import generator
-from robustclip.threat import Ball
+from robustclip.base.seeds import generator
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 Found = tuple[Tensor, Trace]  # attacked images [N,3,H,W] and how it went
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
-from robustclip.seeds import generator
-from robustclip.threat import Ball, l2
+from robustclip.base.seeds import generator
+from robustclip.base.threat import Ball, l2
+from robustclip.models.adaptive import meeting
 
 P_INIT = 0.8
 SCHEDULE = 10_000  # queries

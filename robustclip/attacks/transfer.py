@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustclip.adaptive import meeting
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Score, Scores, frozen, pgd_best, resisting
-from robustclip.errors import UserError
-from robustclip.seeds import generator
-from robustclip.threat import Ball
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
+from robustclip.base.threat import Ball
+from robustclip.models.adaptive import meeting
 
 Key = tuple[str | int, ...]
 SMALLEST_SIDE = 0.9  # of a diverse input, as a share of its image: the published 299 of 330 pixels

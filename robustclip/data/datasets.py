@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from robustclip import storage
+from robustclip.base import storage
+from robustclip.base.errors import UserError, did_you_mean
 from robustclip.data.shards import Row, write_split
-from robustclip.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import derive
 from robustclip.data.shards import Index, read_pixels
-from robustclip.errors import UserError
-from robustclip.seeds import derive
 
 
 def _ranks(index: Index, what: str) -> np.ndarray:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from robustclip import storage
+from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.data.datasets import CARD, DatasetCard, load, save, whole
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import Row, write_split
 from robustclip.data.sources import SPLITS, Entry, Place, entries, place
-from robustclip.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 MAX_BYTES = 64 << 20  # a larger file is no image of a training set

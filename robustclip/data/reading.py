@@ -6,9 +6,9 @@ from collections import defaultdict
 
 import numpy as np
 
+from robustclip.base.seeds import derive
 from robustclip.data.datasets import DatasetCard
 from robustclip.data.shards import Index, read_pixels
-from robustclip.seeds import derive
 
 
 def decoded_size(card: DatasetCard, model_size: int) -> int | None:

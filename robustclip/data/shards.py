@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustclip import storage
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import derive
 from robustclip.data.images import BadImage, decode
-from robustclip.errors import UserError
-from robustclip.seeds import derive
 
 if TYPE_CHECKING:
     from robustclip.data.datasets import DatasetCard

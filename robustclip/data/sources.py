@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-from robustclip import storage
-from robustclip.errors import UserError
+from robustclip.base import storage
+from robustclip.base.errors import UserError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 UNPACKERS: dict[str, Callable[[Any], Any]] = {

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from robustclip.base.seeds import generator, py_random
 from robustclip.data.rendering import (
     COLOUR_NAMES,
     OBJECT_FONTS,
@@ -26,7 +27,6 @@ from robustclip.data.rendering import (
     random_scenes,
     render,
 )
-from robustclip.seeds import generator, py_random
 
 SHAPES = {
     "circle": "●", "square": "■", "triangle": "▲", "diamond": "◆", "star": "★", "pentagon": "⬟", "hexagon": "⬢", "cross": "✚",

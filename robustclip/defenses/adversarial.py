@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
 from robustclip.defenses.base import Batch, Defense, Roles
 from robustclip.defenses.codes import score_by_head
-from robustclip.errors import UserError
-from robustclip.seeds import generator
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 @dataclass(frozen=True)

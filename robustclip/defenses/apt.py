@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.errors import UserError
 from robustclip.defenses.base import Batch, Defense, Roles
-from robustclip.errors import UserError
-from robustclip.joint import JointPrompt
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.joint import JointPrompt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 def wide(x: Tensor) -> Tensor:

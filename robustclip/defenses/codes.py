@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import fools
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.seeds import generator
 from robustclip.defenses.base import Batch, Defense, Roles
-from robustclip.seeds import generator
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 class Codes(nn.Module):

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.errors import UserError
 from robustclip.defenses.base import Batch, Defense, Roles, wide
 from robustclip.defenses.guided import divergence
-from robustclip.errors import UserError
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 @dataclass(frozen=True)

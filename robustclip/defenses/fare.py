@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
+from robustclip.base.errors import UserError
 from robustclip.defenses.base import Batch, Defense, Roles, wide
-from robustclip.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch import Tensor
 from robustclip.attacks.base import Example, Objective
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import Characters
+from robustclip.base.errors import UserError
+from robustclip.base.threat import TextBudget
 from robustclip.defenses.base import Batch, Defense, Roles, wide
-from robustclip.errors import UserError
-from robustclip.threat import TextBudget
 
 
 def one_edit() -> TextAttack:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.base.errors import UserError
 from robustclip.defenses.adversarial import LinearAT
 from robustclip.defenses.apt import APT
 from robustclip.defenses.base import Batch, Defense, Roles
@@ -18,7 +18,7 @@ from robustclip.defenses.guided import PMGAFT, TRADES
 from robustclip.defenses.half import HalfTeCoA
 from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
 from robustclip.defenses.views import ImgCoAdv
-from robustclip.errors import UserError
+from robustclip.models.classifier import ZeroShotClassifier
 
 Single = TeCoA | PseudoTeCoA | HalfTeCoA | APT | CleanCE | LinearAT | CoAdv | ImgCoAdv | FARE | FAP | PMGAFT | TRADES
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from robustclip.attacks.base import Objective
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.text.search import TextAttack
+from robustclip.base.errors import UserError
 from robustclip.defenses.base import Batch, Defense, Roles
-from robustclip.errors import UserError
 
 Targets = Literal["diag", "class_lse"]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
+from robustclip.base.seeds import generator
 from robustclip.defenses.base import Batch, Defense, Roles
-from robustclip.seeds import generator
 
 
 @dataclass(frozen=True)

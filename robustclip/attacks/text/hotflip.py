@@ -11,7 +11,7 @@ from robustclip.attacks.pgd import frozen
 from robustclip.attacks.text.sources import Asked, WordSource, usable
 from robustclip.attacks.text.vocabulary import batches, token_embedding, whole_words
 from robustclip.attacks.text.words import Prompt
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.models.classifier import ZeroShotClassifier
 
 
 @dataclass(frozen=True)

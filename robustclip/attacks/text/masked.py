@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol
 
-from robustclip import storage
 from robustclip.attacks.text.sources import Asked, WordSource, usable
 from robustclip.attacks.text.words import Prompt
-from robustclip.errors import UserError
+from robustclip.base import storage
+from robustclip.base.errors import UserError
 
 CONTINUES = "##"  # of a piece that goes on the word before it
 PIECES, EACH, COMBINATIONS = 12, 4, 24  # of a word of several pieces: those looked at, candidates of each, combinations kept

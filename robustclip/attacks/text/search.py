@@ -13,10 +13,10 @@ from robustclip.attacks.text.scores import Score, ScoreName, away, image_guided,
 from robustclip.attacks.text.sources import Asked, Characters, Neighbours, RandomWords, Table
 from robustclip.attacks.text.vocabulary import encode
 from robustclip.attacks.text.words import OtherNames, Prompt, prompts_of
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.errors import UserError
-from robustclip.rewritings import Rewritten
-from robustclip.threat import TextBudget
+from robustclip.base.errors import UserError
+from robustclip.base.threat import TextBudget
+from robustclip.evaluation.rewritings import Rewritten
+from robustclip.models.classifier import ZeroShotClassifier
 
 AnySource = Neighbours | HotFlip | RandomWords | Characters | Table | MaskedWords
 CHUNK = 32  # prompts attacked at once: their candidates are all in memory

@@ -9,13 +9,13 @@ from typing import Literal, Protocol
 
 import torch.nn.functional as F
 
-from robustclip import storage
 from robustclip.attacks.text.scores import Score
 from robustclip.attacks.text.vocabulary import token_embedding, whole_words
 from robustclip.attacks.text.words import STOP_WORDS, Prompt, Scope
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.errors import UserError
-from robustclip.seeds import py_random
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import py_random
+from robustclip.models.classifier import ZeroShotClassifier
 
 Unit = Literal["words", "edits"]
 Proposals = list[dict[int, list[Prompt]]]  # of each prompt: place -> rewritten prompts

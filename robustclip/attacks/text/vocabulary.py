@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.text.words import STOP_WORDS
-from robustclip.classifier import ZeroShotClassifier
-from robustclip.errors import UserError
+from robustclip.base.errors import UserError
+from robustclip.models.classifier import ZeroShotClassifier
 
 MICRO_BATCH = 64  # texts computed together, the last batch padded: how a matrix product rounds may depend on the number of its rows
 END = "</w>"  # of a token of CLIP's byte-pair vocabulary that ends a word

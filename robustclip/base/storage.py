@@ -1,0 +1,238 @@
+"""One small door to files: a local path or a file://, s3://, gs:// URI, through pyarrow.fs; every write is all or nothing."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from robustclip.base.errors import UserError
+
+OBJECT_STORES = ("s3", "gs")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def resolve(path_or_uri: str) -> str:
+    """Return an absolute local path or an object-store URI without a trailing slash; an unknown scheme is a UserError."""
+    scheme = path_or_uri.split("://", 1)[0] if "://" in path_or_uri else ""
+    if scheme in OBJECT_STORES:
+        if not urlsplit(path_or_uri).netloc:
+            raise UserError(f"{path_or_uri}: names no bucket; write {scheme}://bucket/folder")
+        return path_or_uri.rstrip("/")
+    if scheme == "file":
+        return os.path.abspath(unquote(urlsplit(path_or_uri).path))
+    if scheme:
+        raise UserError(f"{path_or_uri}: {scheme}:// is not supported; use a local path, file://, s3:// or gs://")
+    return os.path.abspath(os.path.expanduser(path_or_uri))
+
+
+def is_local(path: str) -> bool:
+    """Return whether a resolved path lies on this machine's file system."""
+    return "://" not in path
+
+
+def safe_name(name: str) -> str:
+    """Return a name that came from data if it may be a part of a path, else raise a UserError."""
+    if not SAFE_NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be a file name; use letters, digits, '.', '_' and '-', starting with a letter or digit")
+    return name
+
+
+def join(folder: str, *parts: str) -> str:
+    """Return folder/part/part for a path or a URI."""
+    return "/".join((folder.rstrip("/"), *parts))
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path or URI."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent_of(path: str) -> str:
+    """Return a path or URI without its last part."""
+    return path.rstrip("/").rsplit("/", 1)[0]
+
+
+@cache
+def _object_store(root: str) -> fs.FileSystem:
+    return fs.FileSystem.from_uri(root)[0]  # cached: asking a bucket for its region is a slow call
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """Return the pyarrow file system of a resolved path and the path inside it."""
+    if is_local(path):
+        return fs.LocalFileSystem(), path
+    scheme, inside = path.split("://", 1)
+    return _object_store(f"{scheme}://{inside.split('/', 1)[0]}"), inside
+
+
+def _type(path: str) -> fs.FileType:
+    system, inside = filesystem(path)
+    return system.get_file_info(inside).type
+
+
+def exists(path: str) -> bool:
+    """Return whether a file or folder is there."""
+    return _type(path) != fs.FileType.NotFound
+
+
+def open_read(path: str) -> BinaryIO:
+    """Return an open stream of a file's bytes; the caller closes it."""
+    system, inside = filesystem(path)
+    return system.open_input_stream(inside, compression=None)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return a file's bytes; a missing file is a FileNotFoundError."""
+    with open_read(path) as stream:
+        return stream.read()
+
+
+@contextmanager
+def writing(path: str) -> Iterator[Any]:
+    """Yield a stream that becomes `path` when the block ends well and leaves nothing when it does not; a full disk is a UserError."""
+    system, inside = filesystem(path)
+    if not is_local(path):  # an object appears when its stream is closed
+        try:
+            with system.open_output_stream(inside, compression=None) as stream:
+                yield stream
+        except BaseException:
+            delete(path)
+            raise
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = os.path.join(os.path.dirname(path), f".{name_of(path)}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(partial, "xb") as stream:
+            yield stream
+        os.replace(partial, path)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UserError(f"{path}: no room to write it ({error.strerror}); make some and run the same command again") from error
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file in one step: a reader sees the old bytes or the new ones, never a part."""
+    with writing(path) as stream:
+        stream.write(data)
+
+
+def read_json(path: str) -> Any:
+    """Return the value of a JSON file; text that is no JSON is a UserError naming the file."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore or delete the file") from error
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a value as JSON in one canonical form: sorted keys, indented, a newline at the end, no NaN."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file, or some of its columns, as an Arrow table."""
+    system, inside = filesystem(path)
+    with system.open_input_file(inside) as stream:
+        return pq.ParquetFile(stream).read(columns=None if columns is None else list(columns))
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write an Arrow table as one Parquet file in one step."""
+    with writing(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
+
+
+def _children(folder: str, kind: fs.FileType) -> list[str]:
+    system, inside = filesystem(folder)
+    found = system.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == kind and not info.base_name.startswith("."))
+
+
+def list_files(folder: str, suffix: str = "") -> list[str]:
+    """Return the sorted paths of the visible files of a folder (not below it) that end in `suffix`; none for a missing folder."""
+    return [join(folder, name) for name in _children(folder, fs.FileType.File) if name.endswith(suffix)]
+
+
+def list_folders(folder: str) -> list[str]:
+    """Return the sorted names of the visible folders of a folder; none for a missing one."""
+    return _children(folder, fs.FileType.Directory)
+
+
+def delete(path: str) -> None:
+    """Delete a file or a whole folder; a missing one is fine."""
+    system, inside = filesystem(path)
+    kind = _type(path)
+    if kind == fs.FileType.Directory:
+        shutil.rmtree(path, ignore_errors=True) if is_local(path) else system.delete_dir(inside)
+    elif kind != fs.FileType.NotFound:
+        system.delete_file(inside)
+
+
+def sha256_file(path: str) -> str:
+    """Return the hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with open_read(path) as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def staged(folder: str, replace: bool = False) -> Iterator[str]:
+    """Yield a hidden folder that becomes `folder` when the block ends well and disappears when it does not.
+
+    A folder already there stays and ours is dropped (two processes made the same thing), unless `replace`.
+    """
+    stage = join(parent_of(folder), f".{name_of(folder)}.{uuid.uuid4().hex}")
+    if is_local(folder):
+        os.makedirs(stage)
+    try:
+        yield stage
+        if is_local(folder):
+            _move_folder(stage, folder, replace)
+        else:
+            _move_objects(stage, folder, replace)
+    finally:
+        delete(stage)
+
+
+def _move_folder(stage: str, folder: str, replace: bool) -> None:
+    if replace and exists(folder):
+        old = f"{stage}.old"
+        os.rename(folder, old)
+        os.rename(stage, folder)
+        delete(old)
+        return
+    try:
+        os.rename(stage, folder)
+    except OSError:
+        if not exists(folder):
+            raise
+
+
+def _move_objects(stage: str, folder: str, replace: bool) -> None:
+    """Move a folder of an object store file by file, the .json manifests last: who finds one finds all it names."""
+    if list_files(folder, ".json") and not replace:
+        return
+    for path in sorted(list_files(folder), key=lambda p: not p.endswith(".json")):
+        delete(path)
+    for path in sorted(list_files(stage), key=lambda p: p.endswith(".json")):
+        system, inside = filesystem(path)
+        system.move(inside, filesystem(join(folder, name_of(path)))[1])

@@ -1,0 +1,130 @@
+"""A cascade of attacks on one cell: from cheap to dear and upward in eps, survivors only."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustclip.attacks import Attack, Example
+from robustclip.attacks.classes import for_classes
+from robustclip.attacks.levels import Aimed
+from robustclip.attacks.multimodal import Multimodal
+from robustclip.attacks.pgd import logits_of
+from robustclip.base.errors import UserError
+from robustclip.base.threat import Ball
+from robustclip.evaluation.rules import Protocol
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.records.rows import CLEAN, CLEAN_ONLY, NO_CLASS
+from robustclip.training.config import to_json
+
+TOLERANCE = 1e-6  # in pixel units: what adding and clamping in fp32 may cost
+
+
+def run_cascade(
+    classifier: ZeroShotClassifier,
+    images: Tensor,
+    labels: Tensor,
+    ids: list[str],
+    protocol: Protocol,
+    attacks: Sequence[Attack] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of images [N,3,H,W]: one for the clean image, then one per attack and eps that still found it correct.
+
+    An image broken once is broken for every later attack and larger eps; its missing rows say so. The worst case is the exhaustive one,
+    because an image's result depends on nothing but itself. Attacks run as they are defined on the classifier's number of classes: rows
+    carry the name the protocol calls them by and, as `attack_config`, the settings they ran with; one left out there has no rows at all.
+    `attacks` are those these images meet (default: the protocol's); with none of them, the clean rows say that nothing else was tried.
+    An `independent` protocol shows every image, broken or not, to every attack at every eps: each attack's own accuracy, at its full price.
+    Raises UserError naming an image whose clean logits are not finite; under attack such an image counts as broken, with NO_CLASS.
+    """
+    wanted = protocol.attacks if attacks is None else attacks
+    started = time.perf_counter()
+    logits = logits_of(classifier, images, ids, protocol.micro_batch)
+    predictions, run = _refuse_no_class(_classes(logits), ids), for_classes(wanted, logits.shape[1]) if wanted else {}
+    seconds = (time.perf_counter() - started) / max(len(ids), 1)
+    clean = predictions.tolist()
+    rows: list[dict[str, Any]] = []
+    for i, id_ in enumerate(ids):
+        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN if run else CLEAN_ONLY, eps=0.0, seconds=seconds))
+    alive = predictions == labels
+    for ball in protocol.balls():
+        for called, attack in run.items():
+            survivors = torch.arange(len(ids), device=images.device) if protocol.independent else alive.nonzero()[:, 0]
+            if not len(survivors):
+                continue
+            started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
+            example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
+            attacked = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
+            seconds = (time.perf_counter() - started + example.spent) / len(survivors)
+            for place, i in enumerate(survivors.tolist()):
+                facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
+                rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
+            alive[survivors] = attacked == labels[survivors]
+    return rows
+
+
+def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, ids: list[str], micro_batch: int) -> Tensor:
+    """Return the predicted classes [N] of what an attack made of images with labels [N]: under the prompts it rewrote, if it did."""
+    if example.class_texts is None:
+        return predict(classifier, example.images, ids, micro_batch)
+    logits = logits_of(classifier.reworded(example.class_texts), example.images, ids, micro_batch)
+    if example.label_known:
+        own = F.one_hot(labels, logits.shape[1]).bool()
+        logits = torch.where(own, logits, logits_of(classifier, example.images, ids, micro_batch))
+    return _classes(logits)
+
+
+def predict(classifier: ZeroShotClassifier, images: Tensor, ids: list[str], micro_batch: int) -> Tensor:
+    """Return the predicted classes [N], computed in micro-batches of one size; NO_CLASS where a logit is not finite."""
+    return _classes(logits_of(classifier, images, ids, micro_batch))
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+
+
+def _refuse_no_class(predictions: Tensor, ids: list[str]) -> Tensor:
+    if bad := (predictions == NO_CLASS).nonzero()[:, 0].tolist():
+        raise UserError(
+            f"image {ids[bad[0]]!r}: the model's logits of the clean image are not finite ({len(bad)} such images of {len(ids)}); "
+            "look for NaN in its weights or its pixels"
+        )
+    return predictions
+
+
+def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -> dict[str, Any]:
+    known = {"image_id": image_id, "label": label, "clean_prediction": clean, "prediction": prediction, "correct": prediction == label}
+    return known | facts
+
+
+def _facts(
+    classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int
+) -> dict[str, Any]:
+    """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
+    delta = (example.images[place] - image)[None]
+    if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
+        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {float(ball.size(delta)) * 255:.4f}/255 for eps {ball.eps:g}/255")
+    facts = {
+        "attack": called,
+        "attack_config": json.dumps(to_json(attack), sort_keys=True),
+        "norm": ball.norm,
+        "eps": float(ball.eps),
+        "seed": seed,
+        "restarts": getattr(attack, "restarts", None),
+        **({"level": attack.says(classifier)} if isinstance(attack, Aimed) else {}),
+        "text_budget": str(attack.text.budget) if isinstance(attack, Multimodal) else None,
+        "linf": float(delta.abs().max()),
+        "l2": float(delta.norm()),
+    }
+    trace = example.trace
+    if trace is None:
+        return facts
+    names = ("loss_start", "loss_best", "loss_end", "zero_gradient", "nonfinite_gradient")
+    success = int(trace.first_success[place])
+    known = {name: value for name in names if not math.isnan(value := float(getattr(trace, name)[place]))}  # NaN: the attack did not look
+    return facts | known | {"first_success": success if success >= 0 else None, "forwards": int(trace.forwards[place])}

@@ -1,0 +1,181 @@
+"""The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustclip.base.errors import UserError
+from robustclip.models.insertion import Layers, Look, in_images, in_texts
+from robustclip.models.prompts import Prompt
+
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model wants to see: side length in pixels, channel means and standard deviations, interpolation of the resize."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+
+class Guides(NamedTuple):
+    """Some images [G,3,H,W] in [0,1] of the classes, their labels [G] and ids: what image-guided text attacks look at."""
+
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+
+
+class ZeroShotClassifier(nn.Module):
+    """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
+
+    Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
+    renormalised mean over templates, computed once (a `prompt` may bring its own words); `logit_scale` (and SigLIP's bias) are the model's
+    own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there is one (a linear probe is not
+    zero-shot). `texts` are the prompts it classifies by, class by class (default: the class names in the templates). `rewritten` keeps what
+    text attacks made of them, by attack, `guides` are images of the classes for those that look at images, and `undefended` gives the plain
+    CLIP that an attacker may know instead.
+    Raises UserError for class names or templates that are empty.
+    """
+
+    class_embeddings: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        preprocess: Preprocess,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        prompt: Prompt | None = None,
+        readout: nn.Module | None = None,
+        texts: Sequence[str] | None = None,
+    ):
+        super().__init__()
+        check_prompts(class_names, templates)
+        self.clip, self.tokenizer, self.preprocess = clip, tokenizer, preprocess
+        self.prompt, self.readout = prompt, readout
+        own = prompt.template if prompt is not None else None
+        self.class_names, self.templates = tuple(class_names), tuple(templates) if own is None else (own,)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
+        self.texts = (
+            tuple(template.format(name) for name in self.class_names for template in self.templates) if texts is None else tuple(texts)
+        )
+        self.rewritten: MutableMapping[str, Any] = {}
+        self.guides: Guides | None = None
+        self.undefended: Callable[[], nn.Module] | None = None
+        self.transfers: Callable[..., Any] | None = None
+        self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
+
+    def embed_prompts(self) -> Tensor:
+        """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient."""
+        with torch.no_grad():
+            return self.class_features()
+
+    def class_features(self) -> Tensor:
+        """Return the unit class embeddings [K,D] with the graph that leads to the text tower and to learned tokens in it."""
+        per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
+        return F.normalize(per_text.mean(1), dim=-1)
+
+    def reworded(self, texts: Sequence[str]) -> "ZeroShotClassifier":
+        """Return this model, its weights shared, under other prompts, class by class; raises UserError where they do not fit."""
+        if self.readout is not None:
+            raise UserError("this model classifies by a linear readout, not by prompts: a text attack has nothing to rewrite")
+        if len(texts) != len(self.texts):
+            raise UserError(f"a classifier of {len(self.texts)} prompts cannot take {len(texts)} in their place")
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.prompt, None, texts)
+        return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
+
+    def wearing(self, prompt: Prompt | None) -> "ZeroShotClassifier":
+        """Return this model, its weights shared, with another prompt in the place of its own; raises UserError for a linear probe."""
+        if self.readout is not None:
+            raise UserError("this model classifies by a linear readout: a prompt was not learned with it")
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, prompt)
+        return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.readout is not None:
+            return self.readout(self.features(images))
+        return self.scores(self.embed_images(images))
+
+    def scores(self, embedded: Tensor) -> Tensor:
+        """Return the logits [...,K] of images whose unit features are `embedded` [...,D]."""
+        return self.against(embedded, self.class_embeddings)
+
+    def against(self, embedded: Tensor, classes: Tensor) -> Tensor:
+        """Return the logits [...,K] of unit image features [...,D] against unit class embeddings [K,D], or [S,K,D] for features [S,V,D]."""
+        bias = getattr(self.clip, "logit_bias", None)
+        logits = self.clip.logit_scale.exp() * embedded @ classes.mT  # type: ignore
+        return logits if bias is None else logits + bias
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return unit image features [B,D] of images [B,3,H,W] in [0,1], through the visual prompt if there is one."""
+        return F.normalize(self.features(images), dim=-1)
+
+    def features(self, images: Tensor, layers: Layers | None = None, look: Look | None = None) -> Tensor:
+        """Return what the visual tower says of images [B,3,H,W] in [0,1], not normalised [B,D].
+
+        `layers` take the place of the prompt's tokens, for all images or one set for each; `look` is shown the input of every block.
+        """
+        size = self.preprocess.size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode=self.preprocess.interpolation, antialias=images.shape[-1] > size)
+        x = (images - self.mean) / self.std
+        visual: nn.Module = self.clip.visual  # type: ignore[assignment]
+        if self.prompt is not None:
+            x = self.prompt.on_pixels(x)
+        if layers is None:
+            layers = self.prompt.visual_layers() if self.prompt is not None else []
+        with one_rounding(), in_images(visual, layers, look):
+            return visual(x)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        """Return what the text tower says of texts, not normalised [N,D]."""
+        tokens = torch.stack([token_ids(self.tokenizer, text) for text in texts]).to(next(self.clip.parameters()).device)
+        with in_texts(self.clip, self.prompt.text_layers() if self.prompt is not None else []):
+            return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Return unit text features [N,D] of texts."""
+        return F.normalize(self.text_features(texts), dim=-1)
+
+
+@lru_cache(maxsize=1 << 16)  # 40 MB of 77 tokens: training encodes the same prompts, and much the same rewritings, at every step
+def token_ids(tokenizer: Callable[[list[str]], Tensor], text: str) -> Tensor:
+    """Return the token ids [L] of a text."""
+    return tokenizer([text])[0]
+
+
+@contextmanager
+def one_rounding() -> Iterator[None]:
+    """Keep torch's fused attention off: it rounds otherwise, and a scored forward would not be the attacked one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise UserError for an empty list, an empty class name, or a template without exactly one {}."""
+    if not class_names or not templates:
+        raise UserError("a zero-shot classifier needs at least one class name and one template")
+    for i, name in enumerate(class_names):
+        if not name.strip():
+            raise UserError(f"class {i} has an empty name: give it one in dataset.json")
+    for template in templates:
+        if template.count("{}") != 1 or template.replace("{}", "").count("{") or template.replace("{}", "").count("}"):
+            raise UserError(f"template {template!r} must contain {{}} exactly once, where the class name goes")

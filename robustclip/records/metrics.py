@@ -1,0 +1,331 @@
+"""From records to numbers: per-image worst case, accuracies with intervals, paired comparisons. No row, no count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from robustclip.base.errors import UserError
+from robustclip.records.rows import CLEAN, CLEAN_ONLY
+
+CLEAN_ATTACKED = "clean_attacked"  # clean accuracy on the images that were attacked, where others were only looked at clean
+# CLEAN or CLEAN_ATTACKED; worst case at an eps in 1/255; (eps, attack): worst case so far, after that attack
+Column = str | float | tuple[float, str]
+DRAWS = 2000
+MIN_DISCORDANT = 6  # with five or fewer no exact two-sided test reaches 5 %: 2 * 0.5 ** 5 = 0.0625
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What became of the images of one set under one model: ids [n] sorted, clean [n] bool, stages [n, eps, attacks] bool.
+
+    stages[:, e, a] is True for images that are correct when clean, under all of every smaller eps, and under attacks up to a at eps e; it
+    means something for the images `attacked` selects (default: all).
+    """
+
+    attacks: tuple[str, ...]
+    eps: tuple[float, ...]
+    ids: np.ndarray
+    clean: np.ndarray
+    stages: np.ndarray
+    attacked: np.ndarray | slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Return CLEAN and every eps."""
+        return (CLEAN, *self.eps)
+
+    def flags(self, column: Column) -> np.ndarray:
+        """Return [n] bool: correct when clean, in the worst case over all attacks up to an eps, or up to one attack at an eps."""
+        if column in (CLEAN, CLEAN_ATTACKED):
+            return self.clean if column == CLEAN else self.clean[self.attacked]
+        eps, attack = column if isinstance(column, tuple) else (column, self.attacks[-1])
+        if eps not in self.eps or attack not in self.attacks:
+            raise UserError(f"these records have no column {column!r}: eps {self.eps}, attacks {self.attacks}")
+        return self.stages[self.attacked, self.eps.index(eps), self.attacks.index(attack)]
+
+
+Outcomes = Mapping[str, Survival]  # data set -> what became of its images, for one model
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share in [0, 1] with its 95 % interval, from n images."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Accuracy(Estimate):
+    """The share of correct images of one set, with its Wilson interval."""
+
+    correct: int
+
+
+@dataclass(frozen=True)
+class Macro(Estimate):
+    """The plain mean of the accuracies of several sets; above_chance is the mean of (accuracy - 1/K)."""
+
+    effective_n: float
+    above_chance: float
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SetDifference:
+    """One set in a paired comparison: images that only a or only b gets right, exact McNemar p, and p after Holm over the sets."""
+
+    n: int
+    difference: float
+    only_a: int
+    only_b: int
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Macro mean of a minus macro mean of b on the same images, with its paired 95 % bootstrap interval."""
+
+    point: float
+    low: float
+    high: float
+    n: int
+    per_set: dict[str, SetDifference]
+
+    @property
+    def discordant(self) -> int:
+        """Return the number of images that exactly one of the two models gets right."""
+        return sum(each.only_a + each.only_b for each in self.per_set.values())
+
+    @property
+    def sign(self) -> int:
+        """Return 1 when a is better, -1 when b is, 0 when this data cannot tell (a bootstrap of a handful of images is no evidence)."""
+        if self.discordant < MIN_DISCORDANT or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.point > 0 else -1
+
+
+def worst_case(
+    table: pa.Table,
+    attacks: Sequence[str],
+    eps: Sequence[float],
+    skips: Mapping[str, Sequence[str]] | None = None,
+    apart: Sequence[str] = (),
+) -> dict[str, dict[str, Survival]]:
+    """Return model -> set -> Survival from records, in the order of their first row; works for a cascade and for independent attacks.
+
+    `skips` names, per set, attacks of the protocol that are not run on it, and `apart` those that do not count.
+
+    Raises UserError for rows of several protocols or weights, for rows that contradict each other, are outside the protocol or are missing.
+    """
+    if not len(table):
+        raise UserError("there are no records to count")
+    attacks, eps = tuple(attacks), tuple(sorted(float(e) for e in eps))
+    _one_protocol(table)
+    _inside_protocol(table, attacks, eps)
+    attacks = tuple(attack for attack in attacks if attack not in apart)
+    table = table.filter(pc.invert(pc.is_in(table["attack"], pa.array(list(apart), pa.string()))))
+    outcomes: dict[str, dict[str, Survival]] = {}
+    for model in pc.unique(table["model"]).to_pylist():
+        rows = table.filter(pc.equal(table["model"], model))
+        weights = [str(sha256)[:12] for sha256 in pc.unique(rows["model_sha256"]).to_pylist()]
+        if len(weights) > 1:
+            raise UserError(
+                f"model {model!r} stands for different weights, model_sha256 {', '.join(weights)}: keep the records of one only"
+            )
+        outcomes[model] = {
+            name: _survival(
+                rows.filter(pc.equal(rows["dataset"], name)), attacks, eps, (skips or {}).get(name, ()), f"model {model!r}, set {name!r}"
+            )
+            for name in pc.unique(rows["dataset"]).to_pylist()
+        }
+    return outcomes
+
+
+def alone(
+    table: pa.Table, attacks: Sequence[str], eps: float, skips: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, dict[str, Survival]]:
+    """Return model -> set -> Survival under some attacks at one eps and nothing else, from records of independent attacks."""
+    clean, wanted = (pc.is_in(table["attack"], pa.array(names)) for names in ([CLEAN, CLEAN_ONLY], list(attacks)))
+    rows = table.filter(pc.or_(clean, pc.and_(wanted, pc.equal(table["eps"], eps))))
+    return worst_case(rows, attacks, [eps], skips)
+
+
+def _one_protocol(table: pa.Table) -> None:
+    hashes = pc.unique(table["protocol_hash"]).to_pylist()
+    if len(hashes) > 1:
+        raise UserError(f"records of different protocols cannot be compared: {', '.join(str(each)[:12] for each in hashes)}")
+
+
+def _inside_protocol(table: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...]) -> None:
+    known = {(attack, e) for attack in attacks for e in eps} | {(CLEAN, 0.0), (CLEAN_ONLY, 0.0)}
+    pairs = table.group_by(["attack", "eps"]).aggregate([])
+    for attack, e in zip(pairs["attack"].to_pylist(), pairs["eps"].to_pylist(), strict=True):
+        # Leaving such a row out could drop the very attack that breaks an image.
+        if (attack, e) not in known:
+            raise UserError(f"records hold attack {attack!r} at eps {e}, which the protocol does not: attacks {attacks}, eps {eps}")
+
+
+def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], skips: Sequence[str], where: str) -> Survival:
+    """Return the Survival of one model on one set; cells are numbered clean, then every attack of the first eps, of the second, ..."""
+    number = {(CLEAN, 0.0): 0} | {(a, e): 1 + i * len(attacks) + j for i, e in enumerate(eps) for j, a in enumerate(attacks)}
+    names = list(number)
+    number[CLEAN_ONLY, 0.0] = 0
+    cell = np.array([number[key] for key in zip(rows["attack"].to_pylist(), rows["eps"].to_pylist(), strict=True)])
+    ids, image = np.unique(np.array(rows["image_id"].to_pylist(), dtype=str), return_inverse=True)
+    prediction, label = (np.array(rows[name].to_pylist(), dtype=float) for name in ("prediction", "label"))
+    if np.isnan(prediction).any() or np.isnan(label).any():
+        raise UserError(f"{where}: a row has no prediction or no label")
+    correct = prediction == label
+    stated = np.array(rows["correct"].to_pylist(), dtype=object)
+    _refuse(stated != correct, "says `correct` is not what prediction and label say", where, ids[image], [names[c] for c in cell])
+
+    first = np.full((len(ids), len(names)), np.nan)
+    first[image, cell] = prediction
+    _refuse(first[image, cell] != prediction, "has rows with different predictions", where, ids[image], [names[c] for c in cell])
+    labels = np.full(len(ids), np.nan)
+    labels[image] = label
+    _refuse(labels[image] != label, "has rows with different labels", where, ids[image], [names[c] for c in cell])
+
+    attacked = np.ones(len(ids), dtype=bool)
+    attacked[image[np.array(rows["attack"].to_pylist()) == CLEAN_ONLY]] = False
+    wanted = attacked[:, None] & np.array([attack not in skips for attack, _ in names])
+    wanted[:, 0] = True
+    present = ~np.isnan(first)
+    extra, at = np.nonzero(present & ~wanted)
+    _refuse(np.ones(len(extra), dtype=bool), "has a row that its protocol leaves out", where, ids[extra], [names[c] for c in at])
+    alive = np.logical_and.accumulate((first == labels[:, None]) | ~present, axis=1)
+    before = np.hstack([np.ones((len(ids), 1), dtype=bool), alive[:, :-1]])
+    gone, at = np.nonzero(before & ~present & wanted)
+    _refuse(np.ones(len(gone), dtype=bool), "has no row and no earlier break", where, ids[gone], [names[c] for c in at])
+    return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)), attacked)
+
+
+def _refuse(bad: np.ndarray, what: str, where: str, images: np.ndarray, cells: Sequence[tuple[str, float]]) -> None:
+    if bad.any():
+        k = int(np.flatnonzero(bad)[0])
+        attack, e = cells[k]
+        more = f" ({int(bad.sum())} such cases)" if bad.sum() > 1 else ""
+        raise UserError(f"{where}: image {str(images[k])!r} {what} at attack {attack!r}, eps {e:g}{more}")
+
+
+def _wilson(correct: float, n: float) -> tuple[float, float]:
+    low, high = proportion_confint(correct, n, alpha=0.05, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def accuracy(outcome: Survival, column: Column) -> Accuracy:
+    """Return the clean accuracy or the worst-case accuracy of one model on one set."""
+    flags = outcome.flags(column)
+    n, correct = len(flags), int(flags.sum())
+    return Accuracy(correct / n, *_wilson(correct, n), n, correct)
+
+
+def after_each_attack(outcome: Survival) -> dict[tuple[float, str], Accuracy]:
+    """Return (eps, "after ATTACK") -> cumulative accuracy: under everything up to and including that attack, never that attack alone."""
+    return {(e, f"after {attack}"): accuracy(outcome, (e, attack)) for e in outcome.eps for attack in outcome.attacks}
+
+
+def macro(outcomes: Outcomes, column: Column, classes: Mapping[str, int], sets: Sequence[str] | None = None) -> Macro:
+    """Return the plain mean over sets (default: all) of one model, with K classes per set for the mean above chance.
+
+    The interval is Wilson's at the effective size S^2 / sum(1/n_i) for S sets of n_i images: the size of one sample whose mean is as
+    uncertain as the mean of S accuracies around a common value. With equal sets it is the pooled n; unequal ones count for less.
+    """
+    sets = tuple(outcomes if sets is None else sets)
+    if not sets or set(sets) - set(outcomes) or set(sets) - set(classes):
+        raise UserError(f"cannot average over {sets}: there are records for {tuple(outcomes)} and class counts for {tuple(classes)}")
+    each = [accuracy(outcomes[name], column) for name in sets]
+    mean = float(np.mean([a.mean for a in each]))
+    effective = len(sets) ** 2 / sum(1 / a.n for a in each)
+    above = float(np.mean([a.mean - 1 / classes[name] for a, name in zip(each, sets, strict=True)]))
+    return Macro(mean, *_wilson(mean * effective, effective), sum(a.n for a in each), effective, above, sets)
+
+
+def at_chance(models: Mapping[str, Outcomes], classes: Mapping[str, int]) -> list[str]:
+    """Return the sets on which some model's clean accuracy cannot be told from guessing: 1/K is inside its interval, or above it."""
+    names = next(iter(models.values()))
+    return [name for name in names if any(accuracy(outcomes[name], CLEAN).low <= 1 / classes[name] for outcomes in models.values())]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What training luck does to a mean, apart from its interval: n seeds' mean, sample standard deviation, smallest and largest."""
+
+    mean: float
+    deviation: float
+    smallest: float
+    largest: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the spread of one number over at least two training seeds."""
+    if len(values) < 2:
+        raise UserError(f"the spread over seeds needs two runs that differ in their seed alone, there is {len(values)}")
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)), min(values), max(values), len(values))
+
+
+def check_same_images(models: Mapping[str, Outcomes]) -> None:
+    """Raise UserError unless every model has the same sets and the same image ids in each."""
+    first = next(iter(models))
+    for model, outcomes in models.items():
+        for name in {**models[first], **outcomes}:
+            if name not in outcomes or name not in models[first]:
+                lacking = model if name not in outcomes else first
+                raise UserError(f"no comparison: model {lacking!r} has no records for set {name!r}; finish its evaluation")
+            here, there = outcomes[name], models[first][name]
+            other = np.union1d(np.setxor1d(here.ids, there.ids), np.setxor1d(here.ids[here.attacked], there.ids[there.attacked]))
+            if len(other):
+                raise UserError(
+                    f"no comparison: {first!r} and {model!r} differ in {len(other)} images of set {name!r}, such as {str(other[0])!r}"
+                )
+
+
+def paired_difference(
+    a: Outcomes, b: Outcomes, column: Column, sets: Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0
+) -> Difference:
+    """Return macro mean of a minus that of b over the same images; raises UserError when the images differ.
+
+    The 95 % percentile bootstrap resamples images within each set: sampling of images only, not of sets and not of training seeds.
+    """
+    check_same_images({"a": a, "b": b})
+    names = sorted(a if sets is None else sets)
+    gaps = {name: a[name].flags(column).astype(int) - b[name].flags(column).astype(int) for name in names}
+    point = float(np.mean([gap.mean() for gap in gaps.values()]))
+    side = -1 if point < 0 else 1  # a against b and b against a must mirror each other
+    generator = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for gap in gaps.values():
+        # Drawing images with replacement, the same for both models, only matters through how often each gap (1, 0, -1) is drawn.
+        counts = np.array([(gap == side).sum(), (gap == 0).sum(), (gap == -side).sum()])
+        drawn = generator.multinomial(len(gap), counts / len(gap), size=draws)
+        total += side * (drawn[:, 0] - drawn[:, 2]) / len(gap)
+    low, high = np.percentile(total / len(names), [2.5, 97.5])
+    return Difference(point, float(low), float(high), sum(len(gap) for gap in gaps.values()), _per_set(gaps))
+
+
+def _per_set(gaps: Mapping[str, np.ndarray]) -> dict[str, SetDifference]:
+    only = {name: (int((gap == 1).sum()), int((gap == -1).sum())) for name, gap in gaps.items()}
+    p = [min(1.0, float(mcnemar([[0, a], [b, 0]], exact=True).pvalue)) for a, b in only.values()]
+    holm: Any = multipletests(p, method="holm")[1]
+    return {
+        name: SetDifference(len(gap), float(gap.mean()), *only[name], p[i], float(holm[i])) for i, (name, gap) in enumerate(gaps.items())
+    }
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points (clean, robust) that no other point beats in one and matches in the other, by ascending clean."""
+    values = np.asarray(points, dtype=float).reshape(-1, 2)
+    beaten = [bool(((values >= p).all(axis=1) & (values > p).any(axis=1)).any()) for p in values]
+    return sorted((i for i, out in enumerate(beaten) if not out), key=lambda i: (values[i, 0], -values[i, 1]))

@@ -1,0 +1,64 @@
+"""What the pipelines share at the edge: logging to the terminal, recipe keys as options, where results go."""
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.training.config import Config, value_of
+
+
+def say_on_terminal() -> None:
+    """Show the package's own log lines, plainly, on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("robustclip")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out, which inside a Ray job (whose working folder is thrown away) defaults to a fixed folder in the head's home."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    default = str(Path.home() / "robustclip") if in_job else "outputs"
+    parser.add_argument("--out", default=default, help="folder or file://, s3://, gs:// URI of all results (default: %(default)s)")
+
+
+def out_folder(args: argparse.Namespace) -> str:
+    """Return --out as an absolute path or URI."""
+    return storage.resolve(args.out)
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse the command line into the parser's own arguments and the changes to the recipe, wherever in the line each stands."""
+    keys, mine, theirs, words = {field.name for field in dataclasses.fields(Config)}, [], [], sys.argv[1:]
+    while words:
+        word = words.pop(0)
+        name, joined, _ = word.removeprefix("--").partition("=")
+        # Taken out before argparse sees them: it would take the value of an option it does not know for a positional argument.
+        if word.startswith("--") and ("." in name or name in keys):
+            theirs += [word] if joined else [word, *words[:1]]
+            words = words if joined else words[1:]
+        else:
+            mine.append(word)
+    args, unknown = parser.parse_known_args(mine)
+    return args, overrides([*theirs, *unknown])
+
+
+def overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Return `--threat.image.eps 2 --trainable TokenPrompt` as {"threat.image.eps": 2, ...}; values are JSON, or text where that fails."""
+    changes, words = {}, list(words)
+    while words:
+        word = words.pop(0)
+        name, joined, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not (joined or words):
+            raise UserError(f"{word!r} is not an option: recipe keys are given as --threat.image.eps 2")
+        changes[name] = value_of(value if joined else words.pop(0))
+    return changes

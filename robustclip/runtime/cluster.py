@@ -1,0 +1,105 @@
+"""Joining or starting Ray, and dividing what it has: the one place that knows about CPUs, GPUs, threads and Ray's switches."""
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
+
+
+def connect() -> None:
+    """Join the cluster RAY_ADDRESS names (a Ray job sets it), or start Ray on this machine; quietly, once.
+
+    On this machine alone Ray listens on 127.0.0.1, and its token authentication, which writes into the home folder, stays off unless
+    RAY_AUTH_MODE asks for it.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tune's own tables and result files: the package says on its log how trials fare, and keeps its own results.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    # The dashboard is ten processes that a sweep on two cores would pay for; a cluster that is joined has its own.
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker of a trial gets: CPUs (a part of one on a laptop), GPUs, and the threads torch may use."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+
+def total() -> tuple[float, float]:
+    """Return CPUs and GPUs of the whole cluster as it is now."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def divide(concurrent: int, workers: int) -> Share:
+    """Return the share of each of `concurrent` trials' `workers`, leaving room for the data pipeline.
+
+    Train workers that hold every CPU would starve Ray Data without a word, so what cannot fit raises UserError instead of hanging.
+    """
+    cpus, gpus = total()
+    if gpus and concurrent * workers > gpus:
+        needed = f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs"
+        raise UserError(f"{needed}, the cluster has {gpus:g}: lower --concurrent or --workers")
+    room = (cpus - 1) / (concurrent * workers)
+    share = 1.0 if room >= 1 else math.floor(room * 100) / 100
+    if share < SMALLEST_SHARE:
+        raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
+    return Share(workers, share, 1.0 if gpus else 0.0)
+
+
+def warn_of_local_results(out: str) -> None:
+    """Warn when workers on other machines could not see a folder of this one (a mounted share is fine)."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and storage.is_local(out):
+        log.warning(
+            "the cluster has %d nodes and results go to the folder %s: it must be shared by all; or give --out s3://... or gs://...",
+            nodes,
+            out,
+        )
+
+
+def fitting_trials(trials: int, workers: int) -> int:
+    """Return how many trials fit at once: one per GPU where there are GPUs, else two CPUs' worth of work on each pair of CPUs."""
+    cpus, gpus = total()
+    room = gpus // workers if gpus else cpus // workers
+    return int(max(1, min(trials, room)))
+
+
+def use_threads(threads: int) -> None:
+    """Set torch's threads in this process; results are the same bit for bit only for the same number."""
+    import torch
+
+    torch.set_num_threads(threads)

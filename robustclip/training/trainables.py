@@ -1,0 +1,223 @@
+"""What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, or prompt tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from torch import nn
+
+from robustclip.base.errors import UserError
+from robustclip.base.seeds import generator
+from robustclip.defenses import Defense, Paired
+from robustclip.models.insertion import require_vit
+from robustclip.models.lowrank import LowRank, Tail, put_inside
+from robustclip.models.model import LinearReadout, Model
+from robustclip.training.installing import Installed, frozen_tower, learning, says
+from robustclip.training.trainable_prompts import PROMPTS, FramedTokens, JointTokens, PixelPrompt, TokenPrompt
+
+NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class VisualTower:
+    """The whole visual tower trains (TeCoA's fine-tuning); the text tower and logit_scale stay frozen."""
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and the tower's parameters."""
+        return model, learning(frozen_tower(model).parameters())
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Both towers train, or the text tower alone: all of it, or layer norms and biases; for losses that reach the texts.
+
+    `logit_scale` trains with them as it is ("trainable", as MMCoA's published code does), held below ln 100 ("clamped"), or not at all.
+    """
+
+    which: Literal["both", "text"] = "both"
+    part: Literal["all", "norms and biases"] = "all"
+    logit_scale: Literal["frozen", "trainable", "clamped"] = "frozen"
+
+    def __post_init__(self) -> None:
+        for name in ("which", "part", "logit_scale"):
+            if getattr(self, name) not in get_args(get_type_hints(Towers)[name]):
+                choices = ", ".join(get_args(get_type_hints(Towers)[name]))
+                raise UserError(f"trainable.{name} is {getattr(self, name)!r}: choose {choices}")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters."""
+        frozen_tower(model)
+        chosen = [name for name, _ in model.clip.named_parameters() if self._learns(name)]
+        if self.part != "all":
+            norms = {id(p) for part in model.clip.modules() if isinstance(part, NORMS) for p in part.parameters()}
+            few = {name for name, p in model.clip.named_parameters() if id(p) in norms or name.endswith("bias")} | {"logit_scale"}
+            chosen = [name for name in chosen if name in few]
+        parameters = dict(model.clip.named_parameters())
+        return model, learning(parameters[name] for name in chosen)
+
+    def __str__(self) -> str:
+        """Return what a legend has room for: Towers(both, all), the scale where it learns."""
+        said = [self.which, self.part, *([f"logit_scale {self.logit_scale}"] if self.logit_scale != "frozen" else [])]
+        return f"Towers({', '.join(said)})"
+
+    def _learns(self, name: str) -> bool:
+        if name in ("logit_scale", "logit_bias"):
+            return name == "logit_scale" and self.logit_scale != "frozen"
+        return self.which == "both" or not name.startswith("visual.")
+
+
+@dataclass(frozen=True)
+class LastBlocks:
+    """The last `blocks` blocks of the visual tower train, and what comes after them (norm, pooling, projection)."""
+
+    blocks: int = 1
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters; raises UserError for more blocks than there are, or none."""
+        visual = frozen_tower(model)
+        prefixes = block_names(visual)
+        if not 1 <= self.blocks <= len(prefixes):
+            raise UserError(f"trainable.blocks is {self.blocks}: this visual tower has {len(prefixes)} blocks")
+        last = tuple(f"{name}." for name in prefixes[-self.blocks :]) + AFTER_BLOCKS
+        return model, learning(p for name, p in visual.named_parameters() if name.startswith(last))
+
+
+@dataclass(frozen=True)
+class NormsAndBiases:
+    """Layer norms (or batch norms) and all biases of the visual tower train."""
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters."""
+        visual = frozen_tower(model)
+        norms = {id(p) for part in visual.modules() if isinstance(part, NORMS) for p in part.parameters()}
+        return model, learning(p for name, p in visual.named_parameters() if id(p) in norms or name.endswith("bias"))
+
+
+@dataclass(frozen=True)
+class SameSize:
+    """Exactly `parameters` numbers of the visual tower train, the last ones of its list: as many as a prompt has (TeCoA Fig. 6).
+
+    153,600 is 200 prompt tokens on ViT-B/32. The paper does not say which tensors it took; the list ends with the last block and ln_post.
+    """
+
+    parameters: int = 153_600
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters; raises UserError for more numbers than there are, or none."""
+        visual, left = frozen_tower(model), self.parameters
+        found: list[nn.Parameter] = []
+        total = sum(p.numel() for p in visual.parameters())
+        if not 1 <= left <= total:
+            raise UserError(f"trainable.parameters is {left}: this visual tower has {total:,}")
+        for name, p in reversed(list(visual.named_parameters())):
+            if left >= p.numel():
+                found += learning([p])
+            elif left:
+                parent, _, own = name.rpartition(".")
+                found += put_inside(visual.get_submodule(parent), own, Tail(p, left))
+            left = max(0, left - p.numel())
+        return model, found
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank change of every weight matrix in the tower's transformer blocks trains (arXiv:2106.09685), scaled by alpha / rank."""
+
+    rank: int = 4
+    alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"trainable.rank is {self.rank}: a low-rank change has rank 1 or more")
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and the low-rank factors; raises UserError for a tower without transformer blocks."""
+        found: list[nn.Parameter] = []
+        for place, block in enumerate(require_vit(frozen_tower(model), "LoRA needs").blocks):
+            for name, p in list(block.named_parameters()):
+                if p.ndim == 2:
+                    parent, _, own = name.rpartition(".")
+                    g = generator(seed, "lora", place, name)
+                    found += put_inside(block.get_submodule(parent), own, LowRank(p, self.rank, self.alpha / self.rank, g))
+        return model, found
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear readout of the frozen tower's raw features trains, TeCoA's linear probe: it knows its own classes and no others."""
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model with a readout of `class_names`, zero at first, and its parameters."""
+        frozen_tower(model)
+        probe = self.build(model, class_names)
+        return replace(model, readout=probe, card=says(model, self)), list(probe.parameters())
+
+    def build(self, model: Model, class_names: Sequence[str]) -> LinearReadout:
+        """Return the readout with zero weights."""
+        return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
+
+
+Trainable = (
+    VisualTower
+    | Towers
+    | LastBlocks
+    | NormsAndBiases
+    | SameSize
+    | LoRA
+    | LinearHead
+    | PixelPrompt
+    | TokenPrompt
+    | FramedTokens
+    | JointTokens
+)
+TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, *PROMPTS)
+
+# What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
+AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
+
+
+def check_pair(defense: Defense, trainable: Trainable) -> None:
+    """Raise UserError for a defence that a trainable cannot serve."""
+    if isinstance(trainable, LinearHead) and defense.reads == "features":
+        raise UserError(
+            f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
+            "choose another trainable"
+        )
+    if isinstance(trainable, JointTokens) and trainable.design == "text" and defense.reads == "features":
+        raise UserError(
+            f"{type(defense).__name__} works on the features of the visual tower, which a prompt in the texts leaves as they are: "
+            "choose another trainable"
+        )
+    if isinstance(trainable, JointTokens) and trainable.design != "visual" and isinstance(defense, Paired):
+        raise UserError(f"{type(defense).__name__} trains the towers, not tokens in the texts: choose Towers or VisualTower")
+    if defense.reads == "texts" and not (isinstance(trainable, Towers) and trainable.which == "text"):
+        raise UserError(f"{type(defense).__name__} trains the text tower alone: choose Towers with which=text")
+    if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
+        raise UserError(f"{type(defense).__name__} compares images with prompts, which LinearHead does not read: choose another trainable")
+    if isinstance(trainable, Towers) and defense.reads != "texts" and not isinstance(defense, Paired):
+        raise UserError(
+            f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
+            "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"
+        )
+
+
+def block_names(visual: nn.Module) -> list[str]:
+    """Return the names of a tower's blocks in the order an image meets them; raises UserError for a tower that has none we know."""
+    for lists in (["transformer.resblocks"], ["trunk.blocks"], [f"layer{i}" for i in (1, 2, 3, 4)]):
+        try:
+            return [f"{name}.{i}" for name in lists for i in range(len(visual.get_submodule(name)))]  # type: ignore[arg-type]
+        except AttributeError:
+            continue
+    raise UserError(f"LastBlocks does not know the blocks of a {type(visual).__name__}: choose VisualTower or NormsAndBiases")
+
+
+def dressed(card: Mapping[str, Any], model: Model) -> Model:
+    """Return the model with an unfilled prompt or readout of the kind a checkpoint's card names, if it names one."""
+    settings = dict(card.get("trainable") or {"type": "VisualTower"})
+    kind = {cls.__name__: cls for cls in TRAINABLES}.get(settings.pop("type"))
+    if kind is None or settings.keys() - {field.name for field in fields(kind)}:
+        raise UserError(f"{model.name}: its config.json names an unknown trainable {card['trainable']}: upgrade robustclip")
+    trainable = kind(**settings)
+    if isinstance(trainable, LinearHead):
+        return replace(model, readout=trainable.build(model, card["class_names"]))
+    return replace(model, prompt=trainable.build(model, seed=0)) if isinstance(trainable, PROMPTS) else model

@@ -1,0 +1,44 @@
+"""Random resized crops of images, each drawn from its own key and differentiable in the pixels: for views and for training."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustclip.base.seeds import generator
+
+Key = tuple[str | int, ...]
+AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a crop: share of the image, width to height, draws until one fits
+
+
+def crops(images: Tensor, keys: Sequence[Key], count: int) -> Tensor:
+    """Return `count` random resized crops, half of them flipped, of each image: [S,C,H,W] -> [S,count,C,H,W], bilinear.
+
+    A crop covers 8 to 100 % of the image at a ratio of 3:4 to 4:3 (Szegedy et al. 2015, as torchvision draws it, but not rounded to whole
+    pixels). Image i's draws come from keys[i] alone.
+    """
+    height, width = images.shape[-2:]
+    theta = torch.cat([boxes(key, count, height, width) for key in keys]).to(images)
+    many = images.repeat_interleave(count, 0)
+    grid = F.affine_grid(theta, list(many.shape), align_corners=False)
+    found = F.grid_sample(many, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found.view(len(images), count, *images.shape[1:])
+
+
+def boxes(key: Key, count: int, height: int, width: int) -> Tensor:
+    """Return the affine maps [count,2,3] from a view onto the box of the image that it shows."""
+    g = generator(*key)
+    u, place, flip = torch.rand(count, TRIES, 2, generator=g), torch.rand(count, 2, generator=g), torch.rand(count, generator=g) < 0.5
+    area = (AREA[0] + (AREA[1] - AREA[0]) * u[..., 0]) * height * width
+    ratio = torch.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * u[..., 1])
+    w, h = (area * ratio).sqrt() / width, (area / ratio).sqrt() / height  # as shares of the image
+    fits = (w <= 1) & (h <= 1)
+    first = fits.int().argmax(1, keepdim=True)  # of a wide or high image none may fit: then its largest part of that ratio
+    w, h = (side.gather(1, first)[:, 0].clamp(max=1) for side in (w, h))
+    left, top = place[:, 0] * (1 - w), place[:, 1] * (1 - h)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(flip, -w, w), h
+    theta[:, 0, 2], theta[:, 1, 2] = 2 * left + w - 1, 2 * top + h - 1
+    return theta
