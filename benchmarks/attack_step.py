@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import torch
 
+from robustclip import names as models
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient
 from robustclip.data import world
-from robustclip.models import model as models
 from robustclip.models.classifier import ZeroShotClassifier
 
 

@@ -31,14 +31,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robustclip.models import model as models
+from robustclip import names as models
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import TEXT_BATCH, ZeroShotClassifier
+from robustclip.models.dress import JointTokens
+from robustclip.models.model import Model
 from robustclip.test_time import TAPT
 from robustclip.test_time.moments import Targets
 from robustclip.test_time.tapt import alignment
 from robustclip.test_time.tuning import PromptTuner, Seen, entropy_of_mean, most_confident
-from robustclip.training.trainables import JointTokens
+from robustclip.training.installing import install
 
 UNTRAINED = "open_clip:ViT-B-16-quickgelu/"  # no tag: open_clip leaves the weights random
 TEMPLATE = "a photo of a {}."
@@ -52,7 +54,7 @@ def names(count: int) -> list[str]:
     return [f"{words[i % len(words)]} {chr(97 + i // 100)}{i % 100}" if i >= len(words) else words[i] for i in range(count)]
 
 
-def defence_of(model: models.Model, classes: int, views: int) -> PromptTuner:
+def defence_of(model: Model, classes: int, views: int) -> PromptTuner:
     """Return TAPT over a model with tokens, aligned with made-up statistics."""
     base = model.classifier(names(classes), (TEMPLATE,))
     visual = model.clip.visual
@@ -135,7 +137,7 @@ def main() -> None:
     for design in args.designs:
         for classes in args.classes:
             torch.manual_seed(0)
-            model, _ = JointTokens(design).install(models.load(UNTRAINED), 0, names(classes))
+            model, _ = install(JointTokens(design), models.load(UNTRAINED), 0, names(classes))
             model.clip.to(device)
             for p in model.prompt.parameters():  # type: ignore[union-attr]
                 p.requires_grad_(False)

@@ -33,15 +33,16 @@ from parity import original
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from robustclip import names as models
 from robustclip.attacks import APGD, APGDT, FABT, PGD, Square
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.data import world
 from robustclip.evaluation.cascade import predict, run_cascade
 from robustclip.evaluation.protocols import CELL_IMAGES, DEMO, Protocol
-from robustclip.models import model as models
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.records import metrics
+from robustclip.models.model import Model
 from robustclip.records import rows as records
+from robustclip.records import survival
 
 RENDER_SEED = 11
 PAIR = replace(DEMO, attacks=(PGD(10), APGD(20)))
@@ -51,7 +52,7 @@ SMALL = (APGD(10), APGDT(10, targets=4), FABT(10, targets=4), Square(100))  # of
 Cell = tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]
 
 
-def cells_of(model: models.Model, sets: tuple[str, ...], n: int) -> list[Cell]:
+def cells_of(model: Model, sets: tuple[str, ...], n: int) -> list[Cell]:
     """Return the cells of n images of every set: its classifier, images [up to 200,3,32,32] in [0,1], labels and ids."""
     found = []
     for name in sets:
@@ -74,7 +75,7 @@ def robust(rows: list[dict[str, Any]], protocol: Protocol) -> np.ndarray:
     """Return the flags [eps,n] of images that are right when clean and under every attack up to each eps, by the metrics."""
     shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
     table = records.table(shared | row for row in rows)
-    outcomes = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)["m"]["d"]
+    outcomes = survival.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)["m"]["d"]
     return np.stack([outcomes.flags(eps) for eps in protocol.eps])
 
 

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustclip import names as models
 from robustclip.attacks.modes import TEXTS, with_collisions
 from robustclip.attacks.text.search import TextAttack
 from robustclip.base import storage
 from robustclip.base.seeds import generator
 from robustclip.data import world
-from robustclip.models import model as models
+from robustclip.models.model import Model
 from robustclip.results.figures import COLOURS, blank_figure, plain, png
 
 SET, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200, 276), 4, 11
@@ -57,7 +58,7 @@ class Damage:
         return (self.clean - self.attacked) / (self.clean - 1 / self.classes)
 
 
-def features_of(model: models.Model) -> tuple[Tensor, Tensor]:
+def features_of(model: Model) -> tuple[Tensor, Tensor]:
     """Return unit features [N,D] and labels [N] of IMAGES images of every class."""
     names = world.SETS[SET].class_names
     pixels, labels = world.images(SET, IMAGES * len(names), RENDER_SEED, "test")
@@ -66,7 +67,7 @@ def features_of(model: models.Model) -> tuple[Tensor, Tensor]:
         return torch.cat([classifier.embed_images(part.float() / 255) for part in pixels.split(64)]), labels
 
 
-def damage(model: models.Model, features: Tensor, labels: Tensor, chosen: list[int], text: TextAttack) -> Damage:
+def damage(model: Model, features: Tensor, labels: Tensor, chosen: list[int], text: TextAttack) -> Damage:
     """Return what a text attack does to the classes `chosen` alone."""
     names = [world.SETS[SET].class_names[k] for k in chosen]
     classifier = model.classifier(names, world.SETS[SET].templates[:1])

@@ -37,16 +37,16 @@ import argparse
 
 from tables import cell, finished, verdict
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import main
+from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
-from robustclip.models import model as models
-from robustclip.records import metrics
-from robustclip.records.metrics import Outcomes
+from robustclip.records import metrics, survival
+from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
-from robustclip.training.config import override
 from robustclip.training.recipes import named
 
 COMMAND = "python pipelines/sweep.py multimodal --protocol multimodal"
@@ -89,7 +89,7 @@ def run() -> None:
     cluster.connect()
     table = evaluate([name for each in names.values() for name in each], resolved, out, actors=int(cluster.total()[0]))
     classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
-    alone = {attack.name: metrics.alone(table, [attack.name], eps, resolved.skips) for attack in protocol.attacks}
+    alone = {attack.name: survival.alone(table, [attack.name], eps, resolved.skips) for attack in protocol.attacks}
 
     def runs(title: str, attack: str) -> list[Outcomes]:
         return [alone[attack][models.display_name(name)] for name in names[title]]

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from robustclip.models import model as models
+from robustclip import names as models
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import PUBLISHED
 

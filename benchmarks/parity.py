@@ -27,14 +27,15 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from robustclip import names as models
 from robustclip.attacks import APGD, APGDT, FABT, Attack, Square
 from robustclip.attacks.pgd import logits_of
 from robustclip.attacks.square import BLOCK, FIRST, HALVINGS, P_INIT, SCHEDULE, SIGNS, signs
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.data import world
-from robustclip.models import model as models
 from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.model import Model
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import DEMO
 
@@ -175,7 +176,7 @@ def cases(images: int) -> list[Case]:
     return found
 
 
-def fine_tuned() -> models.Model:
+def fine_tuned() -> Model:
     """Return the embedded CLIP after the first steps of the demo recipe."""
     steps, size = TRAINED["steps"], DEMO.optim.batch
     config = replace(DEMO, optim=replace(DEMO.optim, lr=3e-4, warmup=steps // 3))

@@ -32,18 +32,20 @@ import torch
 from robustclip.base import storage
 from robustclip.base.seeds import generator
 from robustclip.data.datasets import ensure_set
-from robustclip.data.reading import read_images, stratified
+from robustclip.data.reading import read_images, stratified, to_images
 from robustclip.data.shards import Index, scan
 from robustclip.defenses import FARE, AnyDefense, LinearAT, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import DEMO
-from robustclip.models.model import Model, embedded, load
-from robustclip.records import metrics
+from robustclip.models.checkpoints import embedded
+from robustclip.models.model import Model
+from robustclip.names import load
+from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 from robustclip.records.contrasts import contrast
-from robustclip.records.metrics import Outcomes, Survival
+from robustclip.records.survival import Outcomes, Survival
 from robustclip.training.config import Config
-from robustclip.training.learner import Learner, to_images
+from robustclip.training.learner import Learner
 from robustclip.training.pretraining import Pretraining, pretrain
 from robustclip.training.recipes import DEMO as RECIPE
 
@@ -99,7 +101,7 @@ def attacked(model: Model, index: Index, classes: Sequence[int], names: Sequence
     found = run_cascade(classifier, to_images(pixels, "cpu"), own, ids, PROTOCOL)
     shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
     table = records.table(shared | row for row in found)
-    return metrics.worst_case(table, [attack.name for attack in PROTOCOL.attacks], PROTOCOL.eps)["m"]["d"]
+    return survival.worst_case(table, [attack.name for attack in PROTOCOL.attacks], PROTOCOL.eps)["m"]["d"]
 
 
 def main() -> None:

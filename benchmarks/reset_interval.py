@@ -25,13 +25,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from robustclip import names as models
 from robustclip.attacks import PGD
 from robustclip.attacks.levels import Aimed
 from robustclip.base import storage
 from robustclip.base.threat import Ball
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import images_of
-from robustclip.models import model as models
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time import TAPT, TPT
 from robustclip.test_time.stream import Stream, run

@@ -20,16 +20,17 @@ from pathlib import Path
 
 from tables import finished
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import main
 from robustclip.data.world import FINE_TUNING
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.protocols import Protocol
-from robustclip.models import model as models
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records.contrasts import contrast
-from robustclip.records.metrics import Column, Estimate, Outcomes
+from robustclip.records.metrics import Estimate
+from robustclip.records.survival import Column, Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.sweeps import spaces, trends
@@ -62,7 +63,7 @@ def accuracies(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, 
     resolved, (eps,) = protocols.resolve(protocol, out), protocol.eps
     table = evaluate(names, resolved, out, actors=int(cluster.total()[0]), on_progress=lambda progress: print(progress, flush=True))
     attacks = dict(zip(MODES, protocol.attacks, strict=True))
-    return {mode: metrics.alone(table, [attack.name], eps, resolved.skips) for mode, attack in attacks.items()}
+    return {mode: survival.alone(table, [attack.name], eps, resolved.skips) for mode, attack in attacks.items()}
 
 
 def estimates(found: Mapping[str, Mapping[str, Outcomes]], runs: Sequence[str], eps: float) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.records import metrics
 from robustclip.records.contrasts import Term, contrast
-from robustclip.records.metrics import Column, Outcomes
+from robustclip.records.survival import Column, Outcomes
 from robustclip.training.config import Config
 from robustclip.training.run import prepare
 

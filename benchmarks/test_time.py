@@ -23,23 +23,26 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from tables import cell, verdict
 
+from robustclip import names as models
 from robustclip.attacks.levels import GREY, Aimed
 from robustclip.base import storage
 from robustclip.base.errors import main
+from robustclip.base.values import override
 from robustclip.data import world
 from robustclip.defenses import CleanCE
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.protocols import Protocol, Resolved
-from robustclip.models import model as models
-from robustclip.models.model import Model, save
-from robustclip.records import metrics
+from robustclip.models.checkpoints import save
+from robustclip.models.model import Model
+from robustclip.names import written
+from robustclip.records import survival
 from robustclip.results import report
+from robustclip.results.page import Page
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
-from robustclip.test_time.defended import written
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.pretraining import Pretraining, pretrain
 from robustclip.training.recipes import named
 from robustclip.training.run import Job, fit, prepare
@@ -129,16 +132,16 @@ class Bench:
         table = evaluate(names, resolved, self.out, actors=self.actors, on_progress=lambda progress: print(progress, flush=True))
         titles = {models.display_name(name): title for title, name in rows.items()}
         built = report.from_records(table, resolved.describe(), list(titles), titles)
-        page = built.write(storage.join(self.out, "reports", resolved.hash))
-        return f"{built.markdown()}\nreport {page}\n{survives(table, resolved, rows)}"
+        page = Page(built).write(storage.join(self.out, "reports", resolved.hash))
+        return f"{Page(built).markdown()}\nreport {page}\n{survives(table, resolved, rows)}"
 
 
 def survives(table: pa.Table, resolved: Resolved, rows: dict[str, str]) -> str:
     """Return, for every row, what its grey-box attackers leave, what all of them together do, and how far that is above its plain CLIP."""
     attacks, (eps,) = resolved.protocol.attacks, resolved.protocol.eps
     grey = [attack.name for attack in attacks if isinstance(attack, Aimed) and attack.level in GREY]
-    seen = {"grey": metrics.alone(table, grey, eps, resolved.skips)}
-    seen["all"] = metrics.alone(table, [attack.name for attack in attacks], eps, resolved.skips)
+    seen = {"grey": survival.alone(table, grey, eps, resolved.skips)}
+    seen["all"] = survival.alone(table, [attack.name for attack in attacks], eps, resolved.skips)
     classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
     said = ["| model | grey-box attackers leave | all attackers leave | above plain CLIP under all |", "|---|---|---|---|"]
     for title, name in rows.items():

@@ -38,18 +38,18 @@ from dataclasses import replace
 import numpy as np
 from tables import cell, finished, verdict
 
+from robustclip import names as models
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.base import storage
 from robustclip.base.errors import main
+from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.protocols import Protocol
-from robustclip.models import model as models
-from robustclip.records import metrics
-from robustclip.records.metrics import Outcomes
+from robustclip.records import metrics, survival
+from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
-from robustclip.training.config import override
 from robustclip.training.recipes import named
 from robustclip.training.run import fit, prepare
 
@@ -82,12 +82,12 @@ def attacked(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, Ou
     """Return what became of every image of the protocol's sets under each model, by display name, computing what has no records yet."""
     resolved = protocols.resolve(protocol, out)
     table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
-    return metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
+    return survival.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
 
 
 def linear_probes(protocol: Protocol, out: str) -> Outcomes:
     """Return what became of the images of every set with a training split under a linear probe trained on that set: LP(CE)."""
-    found: dict[str, metrics.Survival] = {}
+    found: dict[str, survival.Survival] = {}
     for name in protocol.sets:
         if name not in protocol.real:  # the scans have no training split
             job = prepare(override(named("demo-lp").config, {"data.name": name}), out)

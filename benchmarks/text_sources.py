@@ -26,18 +26,19 @@ from collections.abc import Sequence
 
 import torch
 
+from robustclip import names as models
 from robustclip.attacks.modes import TEXTS
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.data import world
-from robustclip.models import model as models
+from robustclip.models.model import Model
 
 SET, IMAGES, RENDER_SEED = "things", 4, 11
 UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random
 ATTACKS = {**TEXTS, "random, ten": TextAttack(RandomWords(10))}
 
 
-def line(model: models.Model, names: Sequence[str], title: str, text: TextAttack, seen: bool) -> str:
+def line(model: Model, names: Sequence[str], title: str, text: TextAttack, seen: bool) -> str:
     """Return the line of one source on one model."""
     classifier = model.classifier(names, world.SETS[SET].templates[:1])
     started = time.process_time()

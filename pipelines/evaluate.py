@@ -14,24 +14,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from robustclip import names as models
 from robustclip.attacks import ATTACKS, Attack
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.attacks.modes import MODES, by_table
 from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
 from robustclip.base.errors import UserError
+from robustclip.base.values import key
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
-from robustclip.evaluation.rewritings import read_all
-from robustclip.models import model
 from robustclip.records.findings import Finding, summary
+from robustclip.records.prompts import read_all
 from robustclip.records.summary import cost, set_metrics
 from robustclip.results import report
+from robustclip.results.page import Page
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker, how_to_open
 from robustclip.test_time import TEST_TIME
-from robustclip.training.config import key
 
 BASELINE = "tiny-vit8"
 MODEL = (
@@ -70,12 +71,12 @@ def run() -> None:
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
-    seeds = {f"{first} and its other seeds": group for first, group in model.same_but_seed(names).items()}
-    prompts = read_all(out, resolved.hash, {model.identity(name): model.display_name(name) for name in names})
-    called = [model.display_name(name) for name in names]
+    seeds = {f"{first} and its other seeds": group for first, group in models.same_but_seed(names).items()}
+    prompts = read_all(out, resolved.hash, {models.identity(name): models.display_name(name) for name in names})
+    called = [models.display_name(name) for name in names]
     built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
-    page = built.write(f"{out}/reports/{resolved.hash}")
-    print(f"{built.markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
+    page = Page(built).write(f"{out}/reports/{resolved.hash}")
+    print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
 
 
 def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved, checks: Mapping[str, Sequence[Finding]]) -> None:
@@ -86,7 +87,7 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
         params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
         run_id = tracker.run(done, f"evaluate {model_name}", params)
         if tracker.logged(run_id) != done:
-            tracker.metrics(run_id, [set_metrics(rows, resolved) | cost(rows)])
+            tracker.metrics(run_id, [set_metrics(rows, resolved.describe()) | cost(rows)])
             tracker.tag(run_id, logged=done)
         tracker.tag(run_id, checks=summary(checks[model_name]))
         tracker.finish(run_id)
@@ -94,7 +95,7 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
 
 def base_of(names: list[str]) -> str:
     """Return the undefended model that the first checkpoint was fine-tuned from, the embedded CLIP for anything else."""
-    card = model.load(names[0]).card
+    card = models.load(names[0]).card
     return card.get("base", {}).get("name", BASELINE)
 
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from robustclip.base import errors, storage
-from robustclip.data.datasets import DatasetCard, ensure_set, whole
+from robustclip.data.card import DatasetCard, whole
+from robustclip.data.datasets import ensure_set
 from robustclip.data.preparation import SKIPPED, TEMPLATES, prepare
 from robustclip.data.world import FINE_TUNING
 

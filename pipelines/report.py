@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip.base import errors, storage
-from robustclip.evaluation.rewritings import read_all
 from robustclip.records import findings
 from robustclip.records import rows as records
+from robustclip.records.prompts import read_all
 from robustclip.results import report
+from robustclip.results.page import Page
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +55,7 @@ def _name(model: str) -> str:
     )
     if not is_folder and ":" not in model:
         return model
-    from robustclip.models.model import display_name  # brings torch, which names alone do not need
+    from robustclip.names import display_name
 
     return display_name(storage.resolve(model) if is_folder else model)
 
@@ -74,14 +75,14 @@ def run() -> None:
     checks = findings.read(out, protocol_hash, weights)
     if args.compare:
         a, b = args.compare
-        print(report.from_records(table, protocol, args.compare, chosen=a, baseline=b, checks=checks).comparison())
+        print(Page(report.from_records(table, protocol, args.compare, chosen=a, baseline=b, checks=checks)).comparison())
         return
     models = args.models or sorted(pc.unique(table["model"]).to_pylist())
     prompts = read_all(out, protocol_hash, {sha256: name for name, sha256 in weights.items() if name in models})
     chosen = None if args.models else models[0]  # no comparison unasked
     built = report.from_records(table, protocol, models, chosen=chosen, checks=checks, prompts=prompts)
-    page = built.write(storage.join(out, "reports", protocol_hash[:12]))
-    print(f"{built.markdown()}\nEverything lies in {storage.parent_of(page)}; open {page} in a browser.")
+    page = Page(built).write(storage.join(out, "reports", protocol_hash[:12]))
+    print(f"{Page(built).markdown()}\nEverything lies in {storage.parent_of(page)}; open {page} in a browser.")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import RECIPE, first_config, load_space
 from robustclip.sweeps.tuning import sweep
+from robustclip.training.config import Config
 
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
 
@@ -32,7 +33,7 @@ def run() -> None:
     parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
     cli.add_out(parser)
-    args, changes = cli.parse(parser)
+    args, changes = cli.parse(parser, Config)
     cli.say_on_terminal()
     started, out = time.monotonic(), cli.out_folder(args)
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"

@@ -9,9 +9,10 @@ from typing import Any
 
 from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
+from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker, how_to_open
-from robustclip.training.config import Config, flatten, override
+from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES, named
 from robustclip.training.run import fit, forget, prepare, relay
 
@@ -25,7 +26,7 @@ def run() -> None:
     parser.add_argument("--table", metavar="FILE", help="JSON of pipelines/words.py: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
-    args, changes = cli.parse(parser)
+    args, changes = cli.parse(parser, Config)
     cli.say_on_terminal()
     out = cli.out_folder(args)
     config = override(named(args.recipe).config, changes)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.models.model import FORMAT, Model, build, save
+from robustclip.models.model import FORMAT, Model
 from robustclip.models.tokenizers import cut_tokenizer
 
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a test must not reach somebody's server

@@ -10,8 +10,8 @@ from toys import Wavy, ids_of, middle
 from robustclip.attacks import APGD, PGD, Example, Scored, apgd
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import pgd, random_start
+from robustclip.base import values
 from robustclip.base.threat import Ball
-from robustclip.training import config
 
 STD = 0.27
 
@@ -157,13 +157,13 @@ def restarts_ignored(subject, patch):
 
 
 def misspelt_key(subject, patch):
-    honest = config.from_json
+    honest = values.from_json
 
     def lenient(kind, data, path="config"):
         known = data if not isinstance(data, dict) else {name: value for name, value in data.items() if name != "stepz"}
         return honest(kind, known, path)
 
-    patch.setattr(config, "from_json", lenient)
+    patch.setattr(values, "from_json", lenient)
     return changed(subject)
 
 

@@ -8,9 +8,10 @@ from open_clip.transformer import QuickGELU
 from probes import NAMES, TEMPLATES, changed
 from torch import nn
 
-from robustclip.models import model as models
+from robustclip import names as models
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.training.trainables import LinearHead, TokenPrompt
+from robustclip.models.dress import LinearHead, TokenPrompt
+from robustclip.training.installing import install
 
 
 class Before(nn.Module):
@@ -179,7 +180,7 @@ def other_constants(subject, patch):
 
 
 def prompted(subject):
-    model, _ = TokenPrompt(2).install(subject.model.copy(), 0, NAMES)
+    model, _ = install(TokenPrompt(2), subject.model.copy(), 0, NAMES)
     model.prompt.requires_grad_(False)
     classifier = model.classifier(NAMES, TEMPLATES)
     return changed(subject, model=model, classifier=classifier, attacked=classifier)
@@ -203,7 +204,7 @@ def reset_to_random(subject, patch):
 
 def probed(plain):
     """Return a copy with a linear readout that says what the texts would."""
-    model, _ = LinearHead().install(plain.copy(), 0, NAMES)
+    model, _ = install(LinearHead(), plain.copy(), 0, NAMES)
     model.readout.weight.data.copy_(10 * plain.classifier(NAMES, TEMPLATES).class_embeddings)
     model.readout.requires_grad_(False)
     return model

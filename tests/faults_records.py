@@ -10,8 +10,8 @@ from probes import changed, make_set
 from robustclip.evaluation import cascade
 from robustclip.evaluation.protocols import Resolved, TestSet
 from robustclip.models.model import Model
-from robustclip.records import metrics
 from robustclip.records import rows as records
+from robustclip.records import survival
 
 
 def column(table, name, values):
@@ -65,16 +65,16 @@ def no_pass(row):
 
 
 def last_attack_alone(subject, patch):
-    honest = metrics._survival
+    honest = survival._survival
 
-    def survival(rows, attacks, *rest):
+    def last_alone(rows, attacks, *rest):
         counted = honest(rows, attacks, *rest)
         last = pc.and_(pc.equal(rows["attack"], attacks[-1]), pc.invert(rows["correct"]))
         broken = set(rows.filter(last)["image_id"].to_pylist())
         robust = np.array([id_ not in broken for id_ in counted.ids])
         return replace(counted, stages=np.broadcast_to(robust[:, None, None], counted.stages.shape))
 
-    patch.setattr(metrics, "_survival", survival)
+    patch.setattr(survival, "_survival", last_alone)
     return changed(subject, records=None)
 
 
@@ -115,7 +115,7 @@ def template_edited_after_the_run(subject, patch):
 
 
 def protocols_mixed(subject, patch):
-    patch.setattr(metrics, "_one_protocol", lambda table: None)
+    patch.setattr(survival, "_one_protocol", lambda table: None)
     return changed(subject)
 
 

@@ -7,21 +7,10 @@ from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles
+from robustclip.models.dress import FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import Config, InnerAttack, Optim, Validation
 from robustclip.training.learner import Learner
-from robustclip.training.trainables import (
-    FramedTokens,
-    JointTokens,
-    LastBlocks,
-    LinearHead,
-    LoRA,
-    NormsAndBiases,
-    PixelPrompt,
-    SameSize,
-    TokenPrompt,
-    Towers,
-    VisualTower,
-)
+from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, SameSize, Towers, VisualTower
 
 NAMES, TEMPLATES, STEPS = ["red", "green", "blue", "grey"], ["a photo of a {}.", "a {} thing."], 15
 SMALL = (

@@ -8,7 +8,7 @@ import torch
 from robustclip.attacks import APGD, PGD, Example
 from robustclip.attacks.pgd import move
 from robustclip.base.seeds import generator
-from robustclip.data.datasets import DatasetCard
+from robustclip.data.card import DatasetCard
 from robustclip.data.reading import stratified
 from robustclip.data.shards import Index
 from robustclip.evaluation import protocols

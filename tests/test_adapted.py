@@ -9,20 +9,23 @@ import torch
 from conftest import NAMES
 from toys import ids_of
 
+from robustclip import names as adapted
+from robustclip import names as models
 from robustclip.attacks import PGD, Square
 from robustclip.attacks.levels import Aimed
 from robustclip.base.errors import UserError
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import probing, protocols
 from robustclip.evaluation.checks import run_checks
-from robustclip.models import model
 from robustclip.models.adaptive import Adaptive
-from robustclip.models.model import save
+from robustclip.models.checkpoints import save
+from robustclip.models.dress import JointTokens
 from robustclip.results import figures, report
+from robustclip.results.page import Page
 from robustclip.test_time import TEST_TIME, TPT
-from robustclip.test_time import defended as adapted
 from robustclip.test_time.moments import Moments, Targets, block_inputs
-from robustclip.training.trainables import JointTokens, VisualTower
+from robustclip.training.installing import install
+from robustclip.training.trainables import VisualTower
 
 SMALL = "views=4,keep=0.5"
 LADDER = (Aimed("A0", PGD(2)), Aimed("A2", PGD(2)), Aimed("A3", PGD(3)), Aimed("A5", PGD(2), draws=2), Aimed("A6", Square(3)))
@@ -32,9 +35,9 @@ LADDER = (Aimed("A0", PGD(2)), Aimed("A2", PGD(2)), Aimed("A3", PGD(3)), Aimed("
 def prompted(make_model, pictures, tmp_path):
     """Return the folder of a checkpoint with learned tokens and the file of its statistics."""
     trainable = JointTokens("independent", 2, 1)
-    worn, _ = trainable.install(make_model("vit"), 0, NAMES)
+    worn, _ = install(trainable, make_model("vit"), 0, NAMES)
     save(worn, str(tmp_path / "run"), trainable={"type": "JointTokens", "design": "independent", "tokens": 2, "depth": 1})
-    classifier = model.load(str(tmp_path / "run")).classifier(NAMES, ("{}",))
+    classifier = models.load(str(tmp_path / "run")).classifier(NAMES, ("{}",))
     path = str(tmp_path / "moments.safetensors")
     Targets.of(Moments.of(block_inputs(classifier, pictures(12)[0])), classifier, "pictures", "train", "centre").write(path)
     return str(tmp_path / "run"), path
@@ -49,29 +52,29 @@ def test_every_kind_has_a_name(prompted, make_model, pictures, tmp_path):
         settings = "" if kind == "ttc" else SMALL + needed.get(kind, "")
         folder = prompts if kind in needed else str(tmp_path / "plain")
         name = f"{kind}[{settings}]:{folder}"
-        found = model.load(name)
+        found = models.load(name)
         classifier = found.classifier(NAMES, ("{}",))
         assert isinstance(classifier, Adaptive)
         assert classifier(pictures(2)[0]).shape == (2, len(NAMES))
-        assert model.display_name(name).startswith(kind)
-        assert model.display_name(name).endswith(f"-{folder.rpartition('/')[2]}")
-        assert path not in model.display_name(name)
-        assert model.input_size(name) == 16
-        seen.add(model.identity(name))
+        assert models.display_name(name).startswith(kind)
+        assert models.display_name(name).endswith(f"-{folder.rpartition('/')[2]}")
+        assert path not in models.display_name(name)
+        assert models.input_size(name) == 16
+        seen.add(models.identity(name))
     assert len(seen) == len(TEST_TIME)
 
 
 def test_what_the_identity_is_of(prompted, make_model, pictures, tmp_path):
     folder, path = prompted
     name = f"tapt[{SMALL},adversarial={path},clean={path}]:{folder}"
-    before = model.identity(name)
-    assert model.identity(name.replace("views=4", "views=6")) != before
+    before = models.identity(name)
+    assert models.identity(name.replace("views=4", "views=6")) != before
     moved = tmp_path / "elsewhere.safetensors"
     shutil.copy(path, moved)
-    assert model.identity(name.replace(path, str(moved))) == before, "where a file lies is not what it is"
-    classifier = model.load(folder).classifier(NAMES, ("{}",))
+    assert models.identity(name.replace(path, str(moved))) == before, "where a file lies is not what it is"
+    classifier = models.load(folder).classifier(NAMES, ("{}",))
     Targets.of(Moments.of(block_inputs(classifier, pictures(13)[0])), classifier, "pictures", "train", "centre").write(str(moved))
-    assert model.identity(name.replace(path, str(moved))) != before
+    assert models.identity(name.replace(path, str(moved))) != before
 
 
 @pytest.mark.parametrize(
@@ -86,25 +89,25 @@ def test_what_the_identity_is_of(prompted, make_model, pictures, tmp_path):
 )
 def test_names_that_say_nothing_are_refused(name, said):
     with pytest.raises(UserError, match=said):
-        model.identity(name)
+        models.identity(name)
 
 
 def test_combinations_do_not_adapt():
     for inner in ("tpt:tiny-vit8", "interpolate:0.5:x", "ensemble:tiny-vit8,x"):
         with pytest.raises(UserError):
-            model.load(f"tpt[{SMALL}]:{inner}")
-    assert adapted.named("tiny-vit8") is None
+            models.load(f"tpt[{SMALL}]:{inner}")
+    assert isinstance(models.parse("tiny-vit8"), models.Single)
 
 
 def test_what_adapts_is_not_fine_tuned():
     with pytest.raises(UserError, match="fine-tune the model under the defence"):
-        VisualTower().install(model.load(f"tpt[{SMALL}]:tiny-vit8"), 0, NAMES)
+        install(VisualTower(), models.load(f"tpt[{SMALL}]:tiny-vit8"), 0, NAMES)
 
 
 def drawn_levels(built):
     """Return what the figure of attacker levels is given, after it was drawn."""
     with patch.object(figures, "levels", wraps=figures.levels) as draw:
-        drawn = built.figures()
+        drawn = Page(built).figures()
     assert set(drawn) == {"clean_against_robust", "attacker_levels"}, "no curve over a single radius"
     assert drawn["attacker_levels"].startswith(b"\x89PNG")
     return draw.call_args.args
@@ -118,12 +121,12 @@ def test_a_ladder_through_the_evaluator(ray_session, tmp_path):
     resolved = protocols.resolve(protocol, out)
     table = evaluation.evaluate(["tiny-vit8", name], resolved, out, actors=2)
     levels = {(row["model"], row["attack"]): row["level"] for row in table.to_pylist() if row["attack"] != "clean"}
-    called = model.display_name(name)
+    called = models.display_name(name)
     assert called == "tpt[views=4,keep=0.5]-tiny-vit8"
     assert [levels[called, attack.name] for attack in LADDER] == ["grey-box A0", "grey-box A2", *3 * ["white-box"]]
     assert [levels["tiny-vit8", attack.name] for attack in LADDER] == ["grey-box A0", *4 * ["white-box"]]
     built = report.from_records(table, resolved.describe())
-    page = built.markdown()
+    page = Page(built).markdown()
     assert [rung.title for rung in built.levels] == [attack.name.partition(")")[0] + ")" for attack in LADDER]
     assert "Attacker levels" in page
     assert "What it costs" in page
@@ -147,9 +150,9 @@ def test_checks_look_at_a_defence_that_adapts(tmp_path):
     resolved = protocols.resolve(protocol, str(tmp_path))
     found = {}
     for name in ("tiny-vit8", f"tpt[{SMALL}]:tiny-vit8"):
-        loaded = model.load(name)
-        rows = evaluation.compute(loaded, resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
-        shared = evaluation.provenance(resolved.cells(model.display_name(name), model.identity(name))[0], resolved)
+        loaded = models.load(name)
+        rows = evaluation.compute(loaded, resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
+        shared = evaluation.provenance(resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
         from robustclip.records import rows as records
 
         found[name] = records.table([shared | row for row in rows])
@@ -170,7 +173,7 @@ def test_a_reset_that_loses_the_prompt_trips_the_guard(prompted, tmp_path):
     verdicts = []
     for reset in ("false", "true"):
         name = f"tapt[{SMALL},adversarial={path},clean={path},random_reset={reset}]:{folder}"
-        loaded = model.load(name)
+        loaded = models.load(name)
 
         class Subject:
             classifier, model, source, images = loaded.classifier(NAMES, ("{}",)), loaded, name, torch.rand(2, 3, 16, 16)
@@ -182,21 +185,21 @@ def test_a_reset_that_loses_the_prompt_trips_the_guard(prompted, tmp_path):
 
 def test_plain_clip_is_where_fine_tuning_began(tiny_model, make_model, pictures, tmp_path):
     save(make_model("vit", seed=1), str(tmp_path / "base"))
-    save(tiny_model, str(tmp_path / "tuned"), base={"name": str(tmp_path / "base"), "sha256": model.identity(str(tmp_path / "base"))})
+    save(tiny_model, str(tmp_path / "tuned"), base={"name": str(tmp_path / "base"), "sha256": models.identity(str(tmp_path / "base"))})
     images = pictures(2)[0]
     plain = make_model("vit", seed=1).classifier(NAMES, ("{}",))
     for name in (str(tmp_path / "tuned"), f"tpt[{SMALL}]:{tmp_path / 'tuned'}", f"views[{SMALL}]:{tmp_path / 'base'}"):
-        found = model.undefended(model.load(name), NAMES, ("{}",))
+        found = models.undefended(models.load(name), NAMES, ("{}",))
         assert torch.equal(found(images), plain(images))
 
 
 def test_ttc_asks_the_original_clip_how_stable_an_image_is(make_model, pictures, tmp_path):
     base, tuned = str(tmp_path / "base"), str(tmp_path / "tuned")
     save(make_model("vit", seed=1), base)
-    save(make_model("vit"), tuned, base={"name": base, "sha256": model.identity(base)})
+    save(make_model("vit"), tuned, base={"name": base, "sha256": models.identity(base)})
     images, keys = pictures(8)[0], [(0, "test time", 0, id_) for id_ in ids_of(8)]
-    plain, own = (model.load(f"ttc:{name}").classifier(NAMES, ("{}",)) for name in (base, tuned))
-    noise = model.load(f"ttc[threshold=0]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
+    plain, own = (models.load(f"ttc:{name}").classifier(NAMES, ("{}",)) for name in (base, tuned))
+    noise = models.load(f"ttc[threshold=0]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
 
     def share(defence):
         """Return how far the noise moves each image, as a share, in the eyes of the model below a defence."""
@@ -207,13 +210,13 @@ def test_ttc_asks_the_original_clip_how_stable_an_image_is(make_model, pictures,
     threshold = float((by_plain.median() + by_own.median()) / 2)
     stable = by_plain < threshold
     assert not torch.equal(stable, by_own < threshold), "the two disagree"
-    moved = model.load(f"ttc[threshold={threshold}]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
+    moved = models.load(f"ttc[threshold={threshold}]:{tuned}").classifier(NAMES, ("{}",)).adapt(images, keys, False)
     assert torch.equal((moved == noise).flatten(1).all(1), ~stable)
     assert plain.judge is plain.base
     names = (f"ttc:{tuned}", f"tpt[{SMALL}]:{tuned}")
-    before = [model.identity(name) for name in names]
+    before = [models.identity(name) for name in names]
     save(make_model("vit"), tuned, base={"name": base, "sha256": "another"})
-    assert [model.identity(name) == old for name, old in zip(names, before, strict=True)] == [False, True], (
+    assert [models.identity(name) == old for name, old in zip(names, before, strict=True)] == [False, True], (
         "whom it asks is part of what it is"
     )
 

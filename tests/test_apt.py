@@ -8,9 +8,10 @@ from parts import NAMES, TEMPLATES, config, learned, learner_of, pixels, step
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient
 from robustclip.base.errors import UserError
+from robustclip.base.values import override
 from robustclip.defenses import APT, Batch, TeCoA
-from robustclip.training.config import override
-from robustclip.training.trainables import JointTokens, TokenPrompt, VisualTower
+from robustclip.models.dress import JointTokens, TokenPrompt
+from robustclip.training.trainables import VisualTower
 
 CONTEXT = JointTokens("text", 3, 1, "X X X {}.", "random")
 

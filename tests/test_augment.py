@@ -7,8 +7,9 @@ import torch
 from parts import config, learner_of, pixels, step
 
 from robustclip.base.errors import UserError
+from robustclip.base.values import override
 from robustclip.defenses import FARE, CleanContrastive, TeCoA
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.trainables import Towers
 from robustclip.views.crops import crops
 

@@ -14,6 +14,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
+from robustclip import names as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.base import storage
@@ -22,10 +23,11 @@ from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import Protocol
-from robustclip.models import model as models
+from robustclip.models.model import Model
 from robustclip.records import rows as records
 from robustclip.records.rows import NO_CLASS
 from robustclip.results import report
+from robustclip.results.page import Page
 
 NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 6
 BAD = 2  # the image that the poisoned things below are about
@@ -53,7 +55,7 @@ Task = Callable[..., tuple[nn.Module, Tensor, Tensor, list[str]]]
 
 
 @pytest.fixture
-def task(tiny_model: models.Model, pictures: Callable) -> Task:
+def task(tiny_model: Model, pictures: Callable) -> Task:
     """Return a function that gives a poisoned classifier, images it gets right but for the poison, labels and ids; BAD has `label`."""
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(N)
@@ -98,11 +100,11 @@ def test_a_report_counts_them() -> None:
     seen = {"a": 1, "b": 0, "c": NO_CLASS, "d": NO_CLASS}
     rows += [facts | {"image_id": i, "attack": "pgd-2", "eps": 1.0, "prediction": p, "correct": p == 1} for i, p in seen.items()]
     told = {"name": "toy", "attacks": ["pgd-2"], "eps": [1.0], "sets": {"toy": {"class_names": ["a", "b"], "real": True}}}
-    page = report.from_records(records.table(rows), told).markdown()
+    page = Page(report.from_records(records.table(rows), told)).markdown()
     assert "2 images of toy count as broken because the logits of m were not finite under attack" in page
     assert "25.0 [" in page
     sound = [row | ({"prediction": 0} if row["prediction"] == NO_CLASS else {}) for row in rows]
-    assert "not finite" not in report.from_records(records.table(sound), told).markdown()
+    assert "not finite" not in Page(report.from_records(records.table(sound), told)).markdown()
 
 
 # --- on Ray: three cells, two of them in trouble --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from robustclip.base.threat import Ball
 from robustclip.evaluation import cascade
 from robustclip.evaluation.cascade import predict, run_cascade
 from robustclip.evaluation.protocols import Protocol
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 
 NAMES, TEMPLATES, N = ["red", "green", "blue", "grey"], ["a photo of a {}."], 40
@@ -124,7 +124,7 @@ def test_packing_and_order_change_no_row(task):
 def test_the_metrics_read_the_cascade_as_the_worst_case(task):
     chosen, rows = protocol(), run_cascade(*task, protocol())
     shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
-    (outcomes,) = metrics.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
+    (outcomes,) = survival.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
     expected = worst(rows, task[3], chosen)
     for eps in chosen.eps:
         assert outcomes["toy"].flags(eps).mean() == pytest.approx(np.mean([expected[eps, id_] for id_ in task[3]]))
@@ -139,7 +139,7 @@ def test_mmcoa_item_9_a_model_that_is_always_wrong_has_accuracy_0_on_a_part(task
     chosen = protocol(eps=(1e-6,))
     rows = run_cascade(classifier, x[:10], y[:10], ids[:10], chosen)
     shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
-    (outcomes,) = metrics.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
+    (outcomes,) = survival.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
     for column in (metrics.CLEAN, *chosen.eps):
         found = metrics.macro(outcomes, column, {"toy": 4})
         assert (found.mean, found.n) == (accuracy, 10)
@@ -181,7 +181,7 @@ def outcome_of(rows, chosen, classes):
     shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
     skips = {"toy": [name for name, instead in reductions(chosen.attacks, classes).items() if instead is None]} if classes else {}
     names = [attack.name for attack in chosen.attacks]
-    return metrics.worst_case(records.table(shared | row for row in rows), names, chosen.eps, skips)["m"]["toy"]
+    return survival.worst_case(records.table(shared | row for row in rows), names, chosen.eps, skips)["m"]["toy"]
 
 
 def test_on_few_classes_an_attack_aims_at_fewer_under_the_name_the_protocol_calls_it_by(task):

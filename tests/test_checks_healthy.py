@@ -9,18 +9,19 @@ import torch
 from probes import NAMES, PROTOCOL, changed, healthy
 from torch import nn
 
+from robustclip import names as models
 from robustclip.attacks import ATTACKS, FABT, PGD
 from robustclip.attacks.classes import for_classes
-from robustclip.data.reading import read_images
+from robustclip.data.reading import read_images, to_images
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.evaluation.checks.ball import FULL
-from robustclip.models import model as models
+from robustclip.models import checkpoints
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.records import rows as records
 from robustclip.records.findings import rankable
-from robustclip.training.learner import to_images
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
+from robustclip.training.installing import install
 
 QUICK = replace(PROTOCOL, eps=(6.0,))
 
@@ -35,7 +36,7 @@ def tuned(plain):
 
 def prompted(trainable):
     def make(plain):
-        model, _ = trainable.install(plain.copy(), 0, NAMES)
+        model, _ = install(trainable, plain.copy(), 0, NAMES)
         model.prompt.requires_grad_(False)
         return model
 
@@ -56,7 +57,7 @@ MODELS = {
 def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures, tmp_path):
     plain = make_model(seed=seed)
     model = MODELS[name](plain) if MODELS[name] else plain
-    models.save(model, str(tmp_path))
+    checkpoints.save(model, str(tmp_path))
     subject = healthy(model, pictures, None if name == "plain" else plain, seed=seed, protocol=QUICK, source=str(tmp_path))
     findings = run_checks(subject)
     assert [finding.number for finding in findings] == list(CHECKS)

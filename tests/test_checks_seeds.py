@@ -10,14 +10,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from robustclip import names as models
+from robustclip.base.values import override, to_json
 from robustclip.data.plan import read_unit
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import probing, protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
-from robustclip.models import model as models
+from robustclip.models import checkpoints
 from robustclip.records import rows as records
 from robustclip.records.findings import failed, reasons
-from robustclip.training.config import Config, override, to_json
+from robustclip.training.config import Config
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import RECIPES
 from robustclip.training.run import prepare
@@ -35,7 +37,7 @@ def trained(config: Config, folder: Path) -> str:
         learner.accumulate(unit["pixels"], torch.as_tensor(unit["label"]), [str(key) for key in unit["key"].tolist()])
         learner.update()
     card = {"run": job.key, "trainable": to_json(config.trainable), "class_names": list(job.card.class_names)}
-    models.save(learner.model, str(folder / "model"), **card, templates=list(job.card.templates))
+    checkpoints.save(learner.model, str(folder / "model"), **card, templates=list(job.card.templates))
     return str(folder / "model")
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.models import model as models
 from robustclip.models.classifier import Preprocess, ZeroShotClassifier, check_prompts
 
 

@@ -10,14 +10,18 @@ import pytest
 import torch
 from probes import NAMES, PROTOCOL, TEMPLATES, healthy
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
-from robustclip.models import model as models
+from robustclip.models import checkpoints
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.model import tensors_sha256
 from robustclip.records.findings import rankable
-from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
+from robustclip.training.installing import install
+from robustclip.training.trainables import VisualTower
 
 EVALUATE = Path(__file__).resolve().parent.parent / "pipelines" / "evaluate.py"
 QUICK = replace(PROTOCOL, eps=(6.0,))
@@ -34,8 +38,8 @@ def moved(model, seed=5):
 def saved_run(tuned, folder, base, run="abc", **card):
     """Save a model as training saves one that was fine-tuned from the folder `base`."""
     facts = {"base": {"name": base, "sha256": models.identity(base)}, "class_names": ["red", "cat"], "templates": ["a {} thing."]}
-    models.save(tuned, str(folder), **({"run": run} | facts | card))
-    storage.write_table(str(folder / models.SELECTION), pa.table({"id": [f"{run}/0", "all/0"]}))
+    checkpoints.save(tuned, str(folder), **({"run": run} | facts | card))
+    storage.write_table(str(folder / checkpoints.SELECTION), pa.table({"id": [f"{run}/0", "all/0"]}))
     return str(folder)
 
 
@@ -45,7 +49,7 @@ def make_pair(make_model, tmp_path):
 
     def make(kind="vit"):
         base = make_model(kind)
-        models.save(base, str(tmp_path / "clip"))
+        checkpoints.save(base, str(tmp_path / "clip"))
         return str(tmp_path / "clip"), saved_run(moved(base), tmp_path / "model", str(tmp_path / "clip"))
 
     return make
@@ -80,7 +84,7 @@ def refused(name, said, asked=models.load):
 def test_the_ends_are_the_two_models_to_the_bit(make_model, tmp_path, kind):
     base = make_model(kind)
     next(p for p in base.clip.visual.parameters() if p.numel()).data.view(-1)[0] = -0.0  # plain arithmetic would make it 0.0
-    models.save(base, str(tmp_path / "clip"))
+    checkpoints.save(base, str(tmp_path / "clip"))
     tuned = moved(base)
     next(p for p in tuned.clip.visual.parameters() if p.numel()).data.view(-1)[0] = 1.0
     run = saved_run(tuned, tmp_path / "run", str(tmp_path / "clip"))
@@ -91,7 +95,7 @@ def test_the_ends_are_the_two_models_to_the_bit(make_model, tmp_path, kind):
 def test_in_between_by_hand(make_model, tmp_path):
     base = make_model()
     base.clip.visual.ln_post.bias.data[0] = 2.0
-    models.save(base, str(tmp_path / "clip"))
+    checkpoints.save(base, str(tmp_path / "clip"))
     tuned = moved(base)
     tuned.clip.visual.ln_post.bias.data[0] = 4.0
     run = saved_run(tuned, tmp_path / "run", str(tmp_path / "clip"))
@@ -107,7 +111,7 @@ def test_every_tensor_of_the_visual_tower_moves_and_no_other(make_pair, kind):
         by_hand = (1 - 0.3) * start[key] + 0.3 * end[key] if tensor.is_floating_point() else end[key]
         assert torch.equal(tensor, by_hand), key
         assert not torch.equal(end[key], start[key]), key
-    assert models.tensors_sha256(others) == models.tensors_sha256(rest)
+    assert tensors_sha256(others) == tensors_sha256(rest)
     assert (kind == "resnet") == any(not tensor.is_floating_point() for tensor in found.values())  # batch norm counts were among them
 
 
@@ -144,9 +148,9 @@ def test_an_identity_tells_alpha_and_parts_and_not_the_place(make_pair, make_mod
 def test_names_sizes_and_ids_are_known_without_building_a_model(make_pair, make_model, tmp_path, monkeypatch):
     clip, run = make_pair()
     large = make_model("resnet")
-    models.save(large, str(tmp_path / "large"))
+    checkpoints.save(large, str(tmp_path / "large"))
     other = saved_run(moved(large), tmp_path / "other", str(tmp_path / "large"), run="def")
-    monkeypatch.setattr(models, "build", lambda config: pytest.fail("built"))
+    monkeypatch.setattr(checkpoints, "build", lambda config: pytest.fail("built"))
     middle, both = f"interpolate:0.25:{run}", f"ensemble:{run},{other}"
     assert [models.display_name(name) for name in (middle, both)] == ["interpolate-0.25-run-abc", "ensemble-run-abc+run-def"]
     assert [models.input_size(name) for name in (middle, both, f"ensemble:{other},{run}")] == [16, 32, 32]
@@ -167,7 +171,7 @@ def test_combinations_are_no_seeds_of_a_recipe(make_pair):
 
 
 def test_a_checkpoint_may_lie_where_colons_are(make_model, tmp_path):
-    models.save(make_model(), str(tmp_path / "clip"))
+    checkpoints.save(make_model(), str(tmp_path / "clip"))
     run = saved_run(moved(make_model()), tmp_path / "at 12:30:00" / "model", str(tmp_path / "clip"))
     assert models.load(f"interpolate:1:{run}").sha256 == models.load(run).sha256
 
@@ -210,7 +214,7 @@ def test_a_name_that_means_nothing_is_refused_by_all(asked, name, said):
 )
 def test_a_tower_that_was_frozen_is_not_interpolated(make_pair, make_model, tmp_path, trainable, said):
     clip, _ = make_pair()
-    trained, _ = trainable.install(make_model(), 0, ["red", "cat"])
+    trained, _ = install(trainable, make_model(), 0, ["red", "cat"])
     run = saved_run(trained, tmp_path / "prompted", clip)
     for asked in (models.load, models.identity):
         refused(f"interpolate:0.5:{run}", said, asked)
@@ -228,7 +232,7 @@ def test_a_checkpoint_without_a_base_is_refused(make_pair, base):
 
 def test_a_base_that_changed_is_refused(make_pair, make_model):
     clip, run = make_pair()
-    models.save(make_model(seed=1), clip)
+    checkpoints.save(make_model(seed=1), clip)
     refused(f"interpolate:0.5:{run}", f"was fine-tuned from {clip} with sha256 .*put the old weights back")
 
 
@@ -241,7 +245,7 @@ def test_two_architectures_are_refused(make_pair, tmp_path, make_model, change):
     path = Path(storage.join(run, "open_clip_config.json"))
     other = json.loads(path.read_text().replace(before, after))
     model = make_model()
-    models.save(replace(model, clip=models.build(other), open_clip_config=other), str(tmp_path / "other"))
+    checkpoints.save(replace(model, clip=checkpoints.build(other), open_clip_config=other), str(tmp_path / "other"))
     edited(run, base={"name": str(tmp_path / "other"), "sha256": models.identity(str(tmp_path / "other"))})
     refused(f"interpolate:0.5:{run}", "different open_clip configs")
 
@@ -260,9 +264,9 @@ def test_what_changed_outside_the_tower_is_refused(make_model, make_pair, tmp_pa
 @pytest.fixture
 def unlike(make_model, tmp_path):
     """Return the folders of two models that share nothing: size of images, tower, prompt, logit scale and bias, text tower."""
-    prompted, _ = TokenPrompt(2).install(make_model("siglip", 1), 0, [])
-    models.save(make_model("resnet"), str(tmp_path / "a"))
-    models.save(prompted, str(tmp_path / "b"))
+    prompted, _ = install(TokenPrompt(2), make_model("siglip", 1), 0, [])
+    checkpoints.save(make_model("resnet"), str(tmp_path / "a"))
+    checkpoints.save(prompted, str(tmp_path / "b"))
     return str(tmp_path / "a"), str(tmp_path / "b")
 
 
@@ -317,7 +321,7 @@ def test_the_card_of_an_ensemble_names_what_either_was_trained_on(make_pair, mak
 def test_an_ensemble_is_not_trained(unlike):
     ensemble = models.load(f"ensemble:{','.join(unlike)}")
     with pytest.raises(UserError, match="fine-tune one of its models"):
-        VisualTower().install(ensemble, 0, [])
+        install(VisualTower(), ensemble, 0, [])
 
 
 def test_an_ensemble_looks_at_images_as_large_as_its_larger_model_does(unlike):

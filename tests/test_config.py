@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustclip.base import values
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball, ThreatModel
+from robustclip.base.values import flatten, from_json, key, override, to_json
 from robustclip.defenses import FARE, TRADES, Mix, TeCoA
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.runtime import cli
-from robustclip.training import config as configs
-from robustclip.training.config import Config, Optim, flatten, from_json, key, override, to_json
+from robustclip.training.config import Config, Optim
 from robustclip.training.recipes import RECIPES
-from robustclip.training.trainables import PixelPrompt, TokenPrompt, VisualTower
+from robustclip.training.trainables import VisualTower
 
 LEAVES = {path: value for path, value in flatten(Config(templates=("{}",))).items() if path not in ("defense", "trainable")}
 NODES = {"data", "threat", "threat.image", "attack", "optim", "validation"}
@@ -132,10 +134,10 @@ def test_json_of_something_else_is_refused(wrong, said):
 
 
 def test_keys_are_stable(monkeypatch):
-    monkeypatch.setattr(configs, "RESULT_VERSION", 1)
+    monkeypatch.setattr(values, "RESULT_VERSION", 1)
     assert key({"b": 1, "a": (1, 2.5)}, "weights") == key({"a": [1, 2.5], "b": 1}, "weights") == "61a046eaae548e74"
     assert key(Ball("L2", 0.5)) == "495798e5ebf5a725"
-    monkeypatch.setattr(configs, "RESULT_VERSION", 2)
+    monkeypatch.setattr(values, "RESULT_VERSION", 2)
     assert key(Ball("L2", 0.5)) != "495798e5ebf5a725"
 
 
@@ -168,11 +170,11 @@ def test_recipe_keys_may_stand_anywhere_in_the_command_line(monkeypatch: pytest.
     parser.add_argument("space", nargs="?", default="epsilon")
     parser.add_argument("--asha", action="store_true")
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--data.n", "5000", "--asha", "--seed=3", "--trainable", "TokenPrompt"])
-    args, changes = cli.parse(parser)
+    args, changes = cli.parse(parser, Config)
     assert (args.space, args.asha) == ("epsilon", True)
     assert changes == {"data.n": 5000, "seed": 3, "trainable": "TokenPrompt"}
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr", "0.1", "other"])
-    assert cli.parse(parser)[0].space == "other"
+    assert cli.parse(parser, Config)[0].space == "other"
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr"])
     with pytest.raises(UserError, match=r"optim\.lr"):
-        cli.parse(parser)
+        cli.parse(parser, Config)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from robustclip.attacks import ATTACKS
+from robustclip.base.values import from_json, key, to_json
 from robustclip.defenses import DEFENSES, PAIRED
 from robustclip.evaluation.protocols import PROTOCOLS
-from robustclip.training.config import from_json, key, to_json
 from robustclip.training.recipes import RECIPES
 from robustclip.training.trainables import TRAINABLES
 

@@ -5,7 +5,8 @@ import pytest
 
 from robustclip.base.errors import UserError
 from robustclip.records.contrasts import contrast
-from robustclip.records.metrics import Survival, paired_difference
+from robustclip.records.metrics import paired_difference
+from robustclip.records.survival import Survival
 
 
 def run(*flags, ids=None):

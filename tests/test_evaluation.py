@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.rules import SetRule
-from robustclip.models import model as models
 from robustclip.records import rows as records
-from robustclip.records.metrics import CLEAN_ATTACKED
 from robustclip.records.summary import cost, set_metrics
+from robustclip.records.survival import CLEAN_ATTACKED
 from robustclip.results import report
 
 
@@ -89,7 +89,7 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     }
     assert {(row["dataset"], row["attack"]) for row in rows} >= {("shapes", "apgd-ce-3"), ("digits", "pgd-2")}
     assert ("digits", "apgd-ce-3") not in {(row["dataset"], row["attack"]) for row in rows}
-    assert set(set_metrics(records.table(rows), resolved)) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
+    assert set(set_metrics(records.table(rows), resolved.describe())) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
     spent = cost(records.table(rows))
     assert spent["cost/seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
     assert spent["cost/seconds"] == pytest.approx(spent["cost/shapes/seconds"] + spent["cost/digits/seconds"])

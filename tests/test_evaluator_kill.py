@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from robustclip.data.world import SUITE
-from robustclip.models import model as models
+from robustclip.models.checkpoints import save
 from robustclip.models.model import Model
 from robustclip.records import rows as records
 
@@ -93,7 +93,7 @@ def rows(out: Path, key: str) -> list[dict]:
 def checkpoints(make_model: Callable[..., Model], tmp_path: Path) -> list[str]:
     folders = [str(tmp_path / f"tiny{seed}") for seed in range(3)]
     for seed, folder in enumerate(folders):
-        models.save(make_model("vit", seed), folder)
+        save(make_model("vit", seed), folder)
     return folders
 
 

@@ -14,7 +14,7 @@ from robustclip.base.errors import UserError
 from robustclip.defenses import FAP, Batch, CleanCE, Roles
 from robustclip.defenses.fap import read
 from robustclip.defenses.guided import divergence
-from robustclip.training.trainables import JointTokens, LinearHead
+from robustclip.models.dress import JointTokens, LinearHead
 
 FAPS = JointTokens("visual to text", 2, 1)
 

@@ -20,7 +20,7 @@ from robustclip.defenses import FARE, Batch, Roles
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.presets import PRESETS
 from robustclip.evaluation.protocols import Protocol
-from robustclip.models import model as models
+from robustclip.models import checkpoints, zoo
 from robustclip.training.config import InnerAttack, Optim
 from robustclip.training.learner import lr_at
 from robustclip.training.pairing import World
@@ -181,11 +181,11 @@ def test_fare_item_8_openai_weights_get_quickgelu_in_every_mlp(name):
     found = {}
     for architecture in (f"{name}-quickgelu", name):
         with torch.device("meta"):
-            clip = models.build({"model_cfg": open_clip.get_model_config(architecture)})
+            clip = checkpoints.build({"model_cfg": open_clip.get_model_config(architecture)})
         found[architecture] = {type(block.mlp.gelu) for block in clip.modules() if isinstance(block, ResidualAttentionBlock)}
     assert found == {f"{name}-quickgelu": {QuickGELU}, name: {nn.GELU}}
     with pytest.raises(UserError, match=f"{name}-quickgelu/openai"):
-        models.check_activation(name, "openai")
+        zoo.check_activation(name, "openai")
     used = {recipe.config.model for recipe in RECIPES.values() if recipe.config.model.endswith("/openai")}
     assert f"open_clip:{name}-quickgelu/openai" in used
     assert all(each.endswith("-quickgelu/openai") for each in used)

@@ -8,8 +8,9 @@ from parts import config, learned, learner_of, pixels, roles_of, step
 from robustclip.attacks.base import Example
 from robustclip.attacks.losses import cross_entropy
 from robustclip.base.errors import UserError
+from robustclip.base.values import override
 from robustclip.defenses import Batch, HalfTeCoA, TeCoA
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 
 
 @pytest.mark.parametrize("n", [8, 7])

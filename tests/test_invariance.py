@@ -6,13 +6,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from robustclip import names as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.base.threat import Ball
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.protocols import Protocol
-from robustclip.models import model as models
 from robustclip.records import rows as records
 
 NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 11

@@ -13,10 +13,12 @@ from torch import nn
 
 from robustclip.base.errors import UserError
 from robustclip.defenses import FARE, MMCoA, TeCoA
+from robustclip.models.checkpoints import build, save
+from robustclip.models.dress import FramedTokens, JointTokens
 from robustclip.models.insertion import cut, in_images, in_texts
 from robustclip.models.joint import JointPrompt
-from robustclip.models.model import build, load, save
-from robustclip.training.trainables import FramedTokens, JointTokens
+from robustclip.names import load
+from robustclip.training.installing import install
 
 DESIGNS = ("visual", "text", "independent", "text to visual", "visual to text")
 TEMPLATE = "a photo of a {}."
@@ -29,7 +31,7 @@ def depth_of(design, most):
 def prompted(model, design, tokens=2, depth=None, **settings):
     """Return the model wearing a fresh prompt, all of it moved away from its start so that every part matters."""
     trainable = JointTokens(design, tokens, depth or 1, TEMPLATE, **settings)
-    worn, parameters = trainable.install(model.copy(), 3, NAMES)
+    worn, parameters = install(trainable, model.copy(), 3, NAMES)
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in parameters:
@@ -104,7 +106,7 @@ def test_tapt_item_2_no_tokens_are_plain_clip_to_the_bit(tiny_model, pictures, d
 @pytest.mark.parametrize("design", ["text", "independent"])
 def test_words_as_a_start_leave_the_texts_as_they_were(make_model, design, kind):
     model = make_model(kind)
-    worn, _ = JointTokens(design, 3, 1, TEMPLATE).install(model.copy(), 0, NAMES)
+    worn, _ = install(JointTokens(design, 3, 1, TEMPLATE), model.copy(), 0, NAMES)
     classifier = worn.classifier(NAMES, TEMPLATES)
     assert classifier.templates == (TEMPLATE,), "the prompt brings its own words"
     assert torch.equal(classifier.class_embeddings, model.classifier(NAMES, (TEMPLATE,)).class_embeddings)
@@ -203,7 +205,7 @@ def test_micro_batches_add_up_where_texts_learn(make_model, pictures):
 def test_a_frame_may_be_worn_with_the_tokens(make_model, pictures):
     images = pictures(4)[0]
     model = make_model("vit")
-    both, parameters = FramedTokens(3, 2).install(model.copy(), 0, NAMES)
+    both, parameters = install(FramedTokens(3, 2), model.copy(), 0, NAMES)
     assert sum(p.numel() for p in parameters) == 3 * 32 + 3 * (16**2 - 12**2)
     features = both.classifier(NAMES, TEMPLATES).features(images)
     pad, tokens = both.prompt.parts
@@ -230,7 +232,7 @@ def test_a_frame_may_be_worn_with_the_tokens(make_model, pictures):
 )
 def test_prompts_that_do_not_fit_are_refused(make_model, kind, trainable, said):
     with pytest.raises(UserError, match=said):
-        trainable.install(make_model(kind), 0, NAMES)
+        install(trainable, make_model(kind), 0, NAMES)
 
 
 def test_settings_that_there_are_not_are_refused():

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from robustclip.base import storage
+from robustclip.base.values import override
 from robustclip.runtime import cluster
 from robustclip.training import run as training
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
 
 KILL_AFTER = (2, 4)  # steps: the first checkpoints at or after which a worker dies; none is the end of an epoch

@@ -6,14 +6,17 @@ import pytest
 import torch
 from parts import NAMES, TEMPLATES, config, learner_of, pixels, step
 
+from robustclip import names as models
 from robustclip.attacks.base import Example
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.errors import UserError
+from robustclip.base.values import from_json, to_json
 from robustclip.defenses import FARE, LEAF, Batch, Roles
-from robustclip.models import model as models
-from robustclip.training.config import Config, from_json, to_json
-from robustclip.training.trainables import LinearHead, TokenPrompt, Towers, VisualTower
+from robustclip.models import checkpoints
+from robustclip.models.dress import LinearHead, TokenPrompt
+from robustclip.training.config import Config
+from robustclip.training.trainables import Towers, VisualTower
 
 QUICK = LEAF(text=TextAttack(RandomWords()), refresh=2)
 
@@ -86,7 +89,7 @@ def test_a_config_reads_back():
 def trained(make_model, tmp_path, pictures):
     """Return the folders of the original, of a FARE run and of a LEAF run of it."""
     original = str(tmp_path / "original")
-    models.save(make_model(), original)
+    checkpoints.save(make_model(), original)
     folders = [original]
     for name, settings in (("fare", config(FARE(), batch=16)), ("leaf", run())):
         learner = learner_of(models.load(original), settings)
@@ -94,7 +97,9 @@ def trained(make_model, tmp_path, pictures):
             step(learner, batch_of(pictures))
         learner.finish()
         folders.append(str(tmp_path / name))
-        models.save(learner.model, folders[-1], base={"name": original, "sha256": models.identity(original)}, run=name, class_names=NAMES)
+        checkpoints.save(
+            learner.model, folders[-1], base={"name": original, "sha256": models.identity(original)}, run=name, class_names=NAMES
+        )
     return folders
 
 
@@ -120,7 +125,7 @@ def test_two_towers_are_one_model(trained, pictures):
 
 def test_towers_of_two_origins_are_refused(trained, make_model, tmp_path):
     other = str(tmp_path / "other")
-    models.save(make_model(seed=1), other)
+    checkpoints.save(make_model(seed=1), other)
     with pytest.raises(UserError, match="understand each other only if one model was before both"):
         models.load(f"towers:{trained[1]},{other}")
 

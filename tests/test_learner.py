@@ -10,9 +10,10 @@ from parts import STEPS, TOWER, config, learned, learner_of, name, pairs, pixels
 
 from robustclip.base.errors import UserError
 from robustclip.base.threat import ThreatModel
+from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, TeCoA
 from robustclip.training.config import Config, InnerAttack, Optim
-from robustclip.training.learner import lr_at, to_images
+from robustclip.training.learner import lr_at
 from robustclip.training.pairing import World
 
 # What of a tiny ViT each trainable may change; the others change nothing of it.

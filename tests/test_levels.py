@@ -20,7 +20,7 @@ from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.checks.state import no_memory
 from robustclip.evaluation.protocols import Protocol
 from robustclip.models.adaptive import Adaptive
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 
 BALL = Ball("Linf", 16.0)
@@ -180,8 +180,8 @@ def test_tapt_item_9_records_say_the_level_and_the_worst_case_is_of_all(cell):
     shared = {"protocol_hash": "h", "model": "m", "model_sha256": "s", "dataset": "x"}
     table = records.table([shared | {"level": "white-box"} | row for row in rows])
     names = [attack.name for attack in LADDER]
-    worst = metrics.accuracy(metrics.worst_case(table, names, [16.0])["m"]["x"], 16.0)
-    each = [metrics.accuracy(metrics.alone(table, [name], 16.0)["m"]["x"], 16.0).correct for name in names]
+    worst = metrics.accuracy(survival.worst_case(table, names, [16.0])["m"]["x"], 16.0)
+    each = [metrics.accuracy(survival.alone(table, [name], 16.0)["m"]["x"], 16.0).correct for name in names]
     assert worst.correct <= min(each)
     by_image = {id_: all(row["correct"] for row in rows if row["image_id"] == id_) for id_ in ids}
     assert worst.correct == sum(by_image.values()), "the minimum of every image, not of the means"

@@ -8,9 +8,10 @@ from parts import NAMES, ON_FEATURES, SMALL, TEMPLATES, config, learner_of, made
 
 from robustclip.base.errors import UserError
 from robustclip.defenses import DEFENSES, PAIRED, TeCoA
+from robustclip.models.dress import TokenPrompt
 from robustclip.training.config import InnerAttack
 from robustclip.training.learner import Learner
-from robustclip.training.trainables import TRAINABLES, LastBlocks, LoRA, TokenPrompt
+from robustclip.training.trainables import TRAINABLES, LastBlocks, LoRA
 
 KINDS, TURNS = ("vit", "resnet", "siglip"), 8
 # Three trainables for each defence, three or four defences for each trainable, on kinds in turn; the others are slow.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robustclip.base.errors import UserError
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0)
@@ -41,14 +41,14 @@ def rows_of(breaks: Sequence[Any], model: str = "m", dataset: str = "s", cascade
     return rows
 
 
-def outcomes(*rows: list[Row]) -> dict[str, dict[str, metrics.Survival]]:
-    return metrics.worst_case(records.table(chain(*rows)), ATTACKS, EPS)
+def outcomes(*rows: list[Row]) -> dict[str, dict[str, survival.Survival]]:
+    return survival.worst_case(records.table(chain(*rows)), ATTACKS, EPS)
 
 
-def flags(correct: int, n: int) -> dict[str, metrics.Survival]:
+def flags(correct: int, n: int) -> dict[str, survival.Survival]:
     """Return the outcomes of a model on one set "s" with that many clean-correct images, none of them robust."""
     clean = np.arange(n) < correct
-    return {"s": metrics.Survival(ATTACKS, EPS, np.arange(n).astype(str), clean, np.zeros((n, 2, 2), dtype=bool))}
+    return {"s": survival.Survival(ATTACKS, EPS, np.arange(n).astype(str), clean, np.zeros((n, 2, 2), dtype=bool))}
 
 
 HALVES = [{("pgd-10", 1.0)}, {("apgd-ce-20", 1.0)}] * 5
@@ -171,7 +171,7 @@ def test_paired_difference_by_hand_and_mirrored() -> None:
 
 def test_paired_difference_has_the_width_of_the_textbook_formula() -> None:
     generator = np.random.default_rng(1)
-    a, b = ({"s": metrics.Survival(ATTACKS, EPS, np.arange(4000), generator.random(4000) < 0.5, np.zeros((4000, 2, 2)))} for _ in range(2))
+    a, b = ({"s": survival.Survival(ATTACKS, EPS, np.arange(4000), generator.random(4000) < 0.5, np.zeros((4000, 2, 2)))} for _ in range(2))
     found = metrics.paired_difference(a, b, "clean")
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.5 / 4000), rel=0.08)
 
@@ -231,7 +231,7 @@ def test_an_attack_apart_breaks_nothing_and_alone_tells_what_it_does():
         for attack, eps, right in (("clean", 0.0, True), ("other", 2.0, i > 0), ("counted", 2.0, True))
     ]
     table = records.table(rows)
-    whole, without = (metrics.worst_case(table, ["other", "counted"], [2.0], None, apart)["m"]["d"] for apart in ((), ("other",)))
+    whole, without = (survival.worst_case(table, ["other", "counted"], [2.0], None, apart)["m"]["d"] for apart in ((), ("other",)))
     assert (whole.flags(2.0).sum(), without.flags(2.0).sum()) == (2, 3)
     assert without.attacks == ("counted",)
-    assert [metrics.alone(table, [name], 2.0)["m"]["d"].flags(2.0).sum() for name in ("other", "counted")] == [2, 3]
+    assert [survival.alone(table, [name], 2.0)["m"]["d"].flags(2.0).sum() for name in ("other", "counted")] == [2, 3]

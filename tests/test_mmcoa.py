@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from parts import NAMES, TEMPLATES, config, learned, learner_of, pixels, step
 
+from robustclip import names as models
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.errors import UserError
 from robustclip.defenses import CleanContrastive, MMCoA, TeCoA
 from robustclip.defenses.mmcoa import Pairs, both_ways
-from robustclip.models import model as models
+from robustclip.models import checkpoints
 from robustclip.training.config import InnerAttack
 from robustclip.training.pairing import World
 from robustclip.training.pretraining import contrastive_loss
@@ -309,7 +310,7 @@ def test_a_checkpoint_holds_both_towers(tiny_model, pictures, tmp_path):
     learner = learner_of(tiny_model, run(MMCoA(text=RANDOM)))
     step(learner, batch_of(pictures))
     learner.finish()
-    models.save(learner.model, str(tmp_path))
+    checkpoints.save(learner.model, str(tmp_path))
     loaded = models.load(str(tmp_path))
     for name, p in learner.model.clip.named_parameters():
         assert torch.equal(dict(loaded.clip.named_parameters())[name], p), name

@@ -9,9 +9,13 @@ import pytest
 import torch
 from parts import NAMES, TEMPLATES
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.models import model as models
-from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt, VisualTower
+from robustclip.models import checkpoints
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.model import FORMAT
+from robustclip.training.installing import install
+from robustclip.training.trainables import VisualTower
 
 PROMPTS = (PixelPrompt("pad", 3), PixelPrompt("random patch", 5), PixelPrompt("whole"), TokenPrompt(4), TokenPrompt(2, deep=True))
 
@@ -28,7 +32,7 @@ def refused(name, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", models.embedded())
+@pytest.mark.parametrize("name", checkpoints.embedded())
 def test_every_embedded_model_loads_and_classifies_the_embedded_world(name):
     from robustclip.data import world
 
@@ -45,13 +49,13 @@ def test_every_embedded_model_loads_and_classifies_the_embedded_world(name):
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip", "timm"])
 def test_a_saved_model_comes_back_to_the_bit(make_model, pictures, tmp_path, kind):
     model, folder = make_model(kind), str(tmp_path / "model")
-    models.save(model, folder, run="abc", class_names=["red"])
+    checkpoints.save(model, folder, run="abc", class_names=["red"])
     back = models.load(folder)
     x, _, _ = pictures(3, model.preprocess.size)
     with torch.no_grad():
         assert torch.equal(back.classifier(["a", "b"], ["{}"])(x), model.classifier(["a", "b"], ["{}"])(x))
     assert back.sha256 == model.sha256
-    assert (back.card["run"], back.card["class_names"], back.card["format"]) == ("abc", ["red"], models.FORMAT)
+    assert (back.card["run"], back.card["class_names"], back.card["format"]) == ("abc", ["red"], FORMAT)
     assert models.input_size(folder) == model.preprocess.size
     assert not back.clip.training
     assert not any(p.requires_grad for p in back.clip.parameters())
@@ -59,10 +63,10 @@ def test_a_saved_model_comes_back_to_the_bit(make_model, pictures, tmp_path, kin
 
 @pytest.mark.parametrize("trainable", PROMPTS, ids=str)
 def test_a_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path, trainable):
-    prompted, _ = trainable.install(tiny_model, 3, NAMES)
+    prompted, _ = install(trainable, tiny_model, 3, NAMES)
     x, _, _ = pictures(3)
     for turn in ("once", "twice"):  # the second time from the loaded model, whose card alone knows of the prompt
-        models.save(prompted, str(tmp_path / turn))
+        checkpoints.save(prompted, str(tmp_path / turn))
         back = models.load(str(tmp_path / turn))
         with torch.no_grad():
             expected, found = (m.classifier(["a", "b"], ["{}"])(x) for m in (prompted, back))
@@ -73,13 +77,13 @@ def test_a_prompt_is_saved_with_its_model(tiny_model, pictures, tmp_path, traina
 
 def test_a_linear_probe_is_saved_with_its_model_and_its_classes(tiny_model, pictures, tmp_path):
     """Also from the loaded model, whose card alone knows of it; for other classes than its own, or another order, it is refused."""
-    probe, parameters = LinearHead().install(tiny_model, 0, NAMES)
+    probe, parameters = install(LinearHead(), tiny_model, 0, NAMES)
     with torch.no_grad():
         for p in parameters:
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     x, _, _ = pictures(3)
     for turn in ("once", "twice"):
-        models.save(probe, str(tmp_path / turn))
+        checkpoints.save(probe, str(tmp_path / turn))
         back = models.load(str(tmp_path / turn))
         with torch.no_grad():
             expected, found = (m.classifier(NAMES, TEMPLATES)(x) for m in (probe, back))
@@ -92,12 +96,12 @@ def test_a_linear_probe_is_saved_with_its_model_and_its_classes(tiny_model, pict
             with pytest.raises(UserError, match=r"linear probe of red, green, blue \(4 classes\)"):
                 back.classifier(others, TEMPLATES)
         probe = back
-    models.save(tiny_model, str(tmp_path / "plain"))
+    checkpoints.save(tiny_model, str(tmp_path / "plain"))
     assert models.identity(str(tmp_path / "once")) == models.identity(str(tmp_path / "twice")) != models.identity(str(tmp_path / "plain"))
 
 
 def test_the_hash_sees_the_prompt_and_every_weight(tiny_model, make_model):
-    prompted, parameters = PixelPrompt("pad", 3).install(make_model(), 0, NAMES)
+    prompted, parameters = install(PixelPrompt("pad", 3), make_model(), 0, NAMES)
     hashes = {tiny_model.sha256, prompted.sha256}
     parameters[0].data[0, 0, 0, 0] += 1e-3
     hashes.add(prompted.sha256)
@@ -108,7 +112,7 @@ def test_the_hash_sees_the_prompt_and_every_weight(tiny_model, make_model):
 
 def test_a_copy_shares_no_weights(tiny_model):
     copied, before = tiny_model.copy(), tiny_model.sha256
-    _, parameters = VisualTower().install(copied, 0, NAMES)
+    _, parameters = install(VisualTower(), copied, 0, NAMES)
     with torch.no_grad():
         parameters[0].add_(1)
     assert tiny_model.sha256 == before != copied.sha256
@@ -132,7 +136,7 @@ def test_identity_changes_with_one_byte_of_the_weights(tiny_checkpoint):
 
 def test_identity_is_of_the_content_not_of_the_place_or_the_card(tiny_model, tmp_path):
     for name in ("a", "b"):
-        models.save(tiny_model, str(tmp_path / name), run=name)
+        checkpoints.save(tiny_model, str(tmp_path / name), run=name)
     assert models.identity(str(tmp_path / "a")) == models.identity(str(tmp_path / "b"))
     assert [models.display_name(str(tmp_path / name)) for name in ("a", "b")] == ["run-a", "run-b"]
 
@@ -150,7 +154,7 @@ def test_weights_of_another_architecture_are_refused(tiny_checkpoint):
 
 
 def test_a_newer_checkpoint_is_refused(tiny_checkpoint):
-    edited(tiny_checkpoint, format=models.FORMAT + 1)
+    edited(tiny_checkpoint, format=FORMAT + 1)
     refused(tiny_checkpoint, "upgrade robustclip")
 
 
@@ -181,7 +185,7 @@ def test_an_unfinished_folder_is_refused(tiny_checkpoint, file):
 
 @pytest.mark.parametrize(("trainable", "file"), [(TokenPrompt(2), "prompt.safetensors"), (LinearHead(), "readout.safetensors")])
 def test_a_folder_without_what_its_card_speaks_of_is_refused(tiny_model, tmp_path, trainable, file):
-    models.save(trainable.install(tiny_model, 0, NAMES)[0], str(tmp_path / "model"))
+    checkpoints.save(install(trainable, tiny_model, 0, NAMES)[0], str(tmp_path / "model"))
     (tmp_path / "model" / file).unlink()
     refused(str(tmp_path / "model"), file)
 
@@ -193,7 +197,7 @@ def test_cut_weights_are_refused(tiny_checkpoint):
 
 
 def test_unknown_names_are_refused_with_a_suggestion(monkeypatch):
-    monkeypatch.setattr(models, "embedded", lambda: {"tiny-vit8": Path("nowhere")})
+    monkeypatch.setattr(checkpoints, "embedded", lambda: {"tiny-vit8": Path("nowhere")})
     refused("tiny-vit9", "did you mean tiny-vit8")
     refused("open_clip:ViT-B-33/openai", "did you mean ViT-B-32")
 
@@ -226,7 +230,7 @@ def test_a_model_of_the_zoo_is_one_like_any_other(monkeypatch, tiny_model, tmp_p
 
 def test_checkpoints_of_one_recipe_are_told_by_their_config(make_model, tmp_path):
     def saved(run, **config):
-        models.save(make_model(), str(tmp_path / run), run=run, config={"optim": {"lr": 1e-3}, "seed": 0, **config})
+        checkpoints.save(make_model(), str(tmp_path / run), run=run, config={"optim": {"lr": 1e-3}, "seed": 0, **config})
         return str(tmp_path / run)
 
     names = ["tiny-vit8", saved("a"), saved("b", seed=1), saved("c", optim={"lr": 1e-2}), saved("d", seed=2)]

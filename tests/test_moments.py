@@ -20,13 +20,16 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data import datasets, world
 from robustclip.data.shards import Row, write_split
+from robustclip.models.checkpoints import save
+from robustclip.models.dress import TokenPrompt
 from robustclip.models.insertion import in_images
-from robustclip.models.model import Model, load, save
+from robustclip.models.model import Model
+from robustclip.names import load
 from robustclip.runtime import cli
 from robustclip.test_time.moments import ABOUT, FORMAT, Moments, Targets, block_inputs
 from robustclip.training import statistics as moments_job
+from robustclip.training.installing import install
 from robustclip.training.statistics import Images
-from robustclip.training.trainables import TokenPrompt
 from robustclip.views.crops import crops
 
 N = 70
@@ -34,7 +37,7 @@ N = 70
 
 def prompted(model, tokens=2, seed=0):
     """Return the model with its own deep prompt."""
-    return TokenPrompt(tokens, deep=True).install(model, seed, NAMES)[0]
+    return install(TokenPrompt(tokens, deep=True), model, seed, NAMES)[0]
 
 
 def targets_of(classifier, images, **facts):

@@ -9,6 +9,7 @@ from faults_text import under
 from probes import NAMES, PROTOCOL, TEMPLATES, healthy
 from toys import ids_of, only_loss
 
+from robustclip import names as models
 from robustclip.attacks import APGD, PGD, Example
 from robustclip.attacks.modes import MODES, TEXTS, by_table, modes_of, with_collisions
 from robustclip.attacks.multimodal import (
@@ -23,23 +24,24 @@ from robustclip.attacks.multimodal import (
     climb,
     features_of,
 )
+from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords, Table
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball, TextBudget
+from robustclip.base.values import to_json
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import probing, protocols, rewritings
 from robustclip.evaluation.cascade import outcome, run_cascade
 from robustclip.evaluation.checks import run_check
 from robustclip.evaluation.protocols import Protocol
-from robustclip.evaluation.rewritings import Kept, Rewritten
-from robustclip.models import model as models
+from robustclip.evaluation.rewritings import Kept
 from robustclip.models.classifier import Guides
 from robustclip.models.combined import together
-from robustclip.records import metrics
 from robustclip.records import rows as records
+from robustclip.records import survival
 from robustclip.results import report
-from robustclip.training.config import to_json
+from robustclip.results.page import Page
 
 HOTFLIP = TEXTS["hotflip"]
 NOTHING = TextAttack(RandomWords(), TextBudget(words=0))
@@ -275,7 +277,7 @@ def test_the_records_say_the_budget_and_the_worst_case_leaves_out_what_stands_ap
         rows = [row for row in table.to_pylist() if row["dataset"] == name and row["attack"] in {a.name for a in names} | {"clean"}]
         wrong = {row["image_id"] for row in rows if row["eps"] <= 1.0 and not row["correct"]}
         assert int(seen[name].flags(1.0).sum()) == len(resolved.sets[name].rows) - len(wrong)
-    page = built.markdown()
+    page = Page(built).markdown()
     assert "Shown and in no worst case (the label is known" in page
     assert "oracle-text:hotflip-1w" in page
 
@@ -283,9 +285,9 @@ def test_the_records_say_the_budget_and_the_worst_case_leaves_out_what_stands_ap
 def test_every_attack_has_its_own_accuracy(smoke):
     resolved, table, _ = smoke
     built = report.from_records(table, resolved.describe())
-    sheet = next(sheet for sheet in built.sheets if sheet.title == "Each attack on its own")
+    sheet = next(sheet for sheet in Page(built).sheets if sheet.title == "Each attack on its own")
     assert len(sheet.header) == 1 + 2 * len(resolved.protocol.attacks)
-    own = metrics.alone(table, ["text:hotflip-1w"], 2.0)["tiny-vit8"]["shapes"]
+    own = survival.alone(table, ["text:hotflip-1w"], 2.0)["tiny-vit8"]["shapes"]
     rows = [row for row in table.to_pylist() if row["dataset"] == "shapes" and row["attack"] == "text:hotflip-1w" and row["eps"] == 2.0]
     assert int(own.flags(2.0).sum()) == sum(row["correct"] and row["clean_prediction"] == row["label"] for row in rows)
 
@@ -297,7 +299,7 @@ def test_the_rewritten_prompts_are_kept_and_shown(smoke, monkeypatch):
     titles = ["hotflip-1w", "hotflip-1w+collisions", "hotflip-1w-image, Linf 1/255", "hotflip-1w-image, Linf 2/255"]
     assert [(each.dataset, each.attack) for each in found] == [(name, title) for name in ("digits", "shapes") for title in titles]
     built = report.from_records(table, resolved.describe(), prompts=found)
-    assert "Attacked prompts" in [sheet.title for sheet in built.sheets]
+    assert "Attacked prompts" in [sheet.title for sheet in Page(built).sheets]
     lines = rewritings.as_csv(found).splitlines()
     prompts = sum(len(each.card.class_names) * len(each.card.templates) for each in resolved.sets.values())
     assert len(lines) == 1 + len(titles) * prompts

@@ -12,7 +12,8 @@ from robustclip.attacks.apgd import apgd, surface_start
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import frozen, gradient, micro_batches, pgd, pgd_best, random_start, resisting
 from robustclip.base.threat import Ball
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
+from robustclip.models.dress import PixelPrompt, TokenPrompt
+from robustclip.training.installing import install
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6
@@ -216,7 +217,7 @@ def test_item_7_gradients_flow_through_the_prompt(tiny_model, pictures, trainabl
     """The prompted model is attacked: its own attack beats the one found on plain CLIP."""
     x, y, ids = pictures(16)
     plain = tiny_model.classifier(NAMES, TEMPLATES)
-    prompted = trainable.install(tiny_model, 0, NAMES)[0].classifier(NAMES, TEMPLATES)
+    prompted = install(trainable, tiny_model, 0, NAMES)[0].classifier(NAMES, TEMPLATES)
     ball = Ball("Linf", 8.0)
     start = random_start(ball, x, ids, 0)
     losses = []

@@ -13,7 +13,7 @@ from PIL import Image
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive
-from robustclip.data.datasets import DatasetCard, save
+from robustclip.data.card import DatasetCard, save
 from robustclip.data.plan import Plan, read_unit, select
 from robustclip.data.shards import Index, Row, scan, write_split
 

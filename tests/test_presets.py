@@ -10,7 +10,7 @@ import pytest
 
 from robustclip.attacks import APGD, PGD
 from robustclip.base.errors import UserError
-from robustclip.data.datasets import DatasetCard
+from robustclip.data.card import DatasetCard
 from robustclip.data.shards import Index
 from robustclip.evaluation import protocols, templates
 from robustclip.evaluation.presets import ATTACKS, BINARY, PRESETS, TITLES
@@ -20,6 +20,7 @@ from robustclip.records import rows as records
 from robustclip.records.findings import Finding
 from robustclip.records.summary import set_metrics
 from robustclip.results import report
+from robustclip.results.page import Page
 
 IMAGES = 4
 
@@ -134,14 +135,14 @@ def test_every_missing_set_is_named_at_once(name, tmp_path):
 def test_the_mean_is_over_exactly_the_sets(name):
     found = resolved(PRESETS[name])
     right = {each: i % (IMAGES + 1) for i, each in enumerate(found.sets)}
-    found_metrics = set_metrics(evaluated(found, right), found)
+    found_metrics = set_metrics(evaluated(found, right), found.describe())
     assert found_metrics["test/clean"] == pytest.approx(sum(right.values()) / IMAGES / len(right))
     assert found_metrics["test/robust_4"] == 0
     assert found_metrics["test/robust_2"] == found_metrics["test/clean"]
     lacking = evaluated(found, right)
     lacking = lacking.filter([each != "stl10" for each in lacking["dataset"].to_pylist()])
     with pytest.raises(UserError, match="cannot average over"):
-        set_metrics(lacking, found)
+        set_metrics(lacking, found.describe())
     with pytest.raises(UserError, match="0 of 4 images of set 'stl10'"):
         report.from_records(lacking, found.describe())
 
@@ -154,7 +155,7 @@ def test_a_set_that_skips_an_attack_counts_with_the_others_and_says_so():
     built = report.from_records(table, found.describe())
     assert built.mean("m", 2.0).mean == 0.75
     assert built.mean("m", (4.0, "pgd-2")).mean == pytest.approx(0.75 * 14 / 16)  # the two fell to their last attack
-    assert "On pcam these attacks were not run: apgd-ce-3." in built.markdown()
+    assert "On pcam these attacks were not run: apgd-ce-3." in Page(built).markdown()
     with pytest.raises(UserError, match=r"set 'hatefulmemes'.*no row and no earlier break at attack 'apgd-ce-3'"):
         report.from_records(table, resolved(exhaustive).describe())
     with pytest.raises(UserError, match=r"set 'hatefulmemes'.*its protocol leaves out at attack 'apgd-ce-3'"):
@@ -166,8 +167,8 @@ def test_clean_on_all_images_stands_beside_clean_on_those_attacked():
     built = report.from_records(evaluated(found, dict.fromkeys(found.sets, 3)), found.describe())
     assert [built.mean("m", column).mean for column in built.columns] == [0.75, 1.0, 1.0, 1.0, 0.0]
     assert [built.mean("m", column).n for column in built.columns] == [52, 26, 26, 26, 26]
-    assert "| clean | clean, attacked images | robust ε=1 |" in built.markdown()
-    assert "n = 52 images per model, 26 of them attacked" in built.markdown()
+    assert "| clean | clean, attacked images | robust ε=1 |" in Page(built).markdown()
+    assert "n = 52 images per model, 26 of them attacked" in Page(built).markdown()
     described = found.describe()
     described["sets"]["pcam"]["attacked"] = 3
     with pytest.raises(UserError, match="2 images of set 'pcam' were attacked, not 3"):
@@ -182,10 +183,10 @@ def test_grey_box_numbers_are_marked_and_never_ranked(name):
     built = report.from_records(pa.concat_tables(tables), found.describe(), checks={"m": healthy, "other": healthy})
     grey = PRESETS[name].level != "white-box"
     said = f"Attacker level {PRESETS[name].level}, grey-box: comparable, never ranked."
-    assert [said in text for text in (built.markdown(), built.html({}), built.sheets[0].latex())] == [grey] * 3
-    assert ("## other against m" in built.markdown()) is not grey
+    assert [said in text for text in (Page(built).markdown(), Page(built).html({}), Page(built).sheets[0].latex())] == [grey] * 3
+    assert ("## other against m" in Page(built).markdown()) is not grey
     if grey:
         with pytest.raises(UserError, match=r"comparable, never ranked.*white-box"):
-            built.comparison()
+            Page(built).comparison()
     else:
-        assert "other is better than m" in built.comparison()
+        assert "other is better than m" in Page(built).comparison()

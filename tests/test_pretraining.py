@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from robustclip import names as models
 from robustclip.base.seeds import generator
 from robustclip.data import world
-from robustclip.models import model as models
-from robustclip.models.model import Model, build, save, tokenizer_from
+from robustclip.models.checkpoints import build, save, tokenizer_from
+from robustclip.models.model import FORMAT, Model, tensors_sha256
 from robustclip.training.pretraining import Pretraining, card, contrastive_loss, parameter_groups, pretrain, shifted
 
 MERGES = 100
@@ -95,13 +96,13 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(trained)
         pretrain(CONFIG, recipe, world.corpus(recipe.pairs, recipe.seed), lambda *args: None)
         for recipe in (short, short, Pretraining(**{**vars(short), "seed": 1}))
     )
-    hashes = [models.tensors_sha256(model.state_dict()) for model in (first, again, other)]
+    hashes = [tensors_sha256(model.state_dict()) for model in (first, again, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_what_was_trained_is_a_checkpoint(trained, tmp_path):
     facts = card(SMALL, 12.3)
-    assert (facts["seconds"], facts["pretraining"]["steps"], facts["format"]) == (12, 100, models.FORMAT)
+    assert (facts["seconds"], facts["pretraining"]["steps"], facts["format"]) == (12, 100, FORMAT)
     assert facts["sets"]["shapes"]["class_names"][0] == "circle"
     model = Model("new", trained[0], tokenizer_from(facts, CONFIG), CONFIG, facts)
     save(model, str(tmp_path / "new"), **facts)

@@ -7,15 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import probing, protocols
 from robustclip.evaluation.checks import CHECKS
 from robustclip.evaluation.protocols import Resolved
-from robustclip.models import model as models
 from robustclip.records import findings
 from robustclip.records import rows as records
 from robustclip.results import report
+from robustclip.results.page import Page
 
 NAME = "tiny-vit8"
 
@@ -53,7 +54,7 @@ def test_a_healthy_run_is_ranked_and_says_so(run: tuple[Resolved, pa.Table], tmp
     assert [finding.number for finding in said] == list(CHECKS)
     assert findings.rankable(said, resolved.protocol.level) == (True, "")
     built = report.from_records(table, resolved.describe(), checks={NAME: said})
-    assert report.MARK not in built.markdown()
+    assert report.MARK not in Page(built).markdown()
 
 
 def without_a_set(table: pa.Table) -> pa.Table:
@@ -71,7 +72,7 @@ def test_a_fault_in_the_run_is_marked_in_the_table(fault, number: str, run: tupl
     resolved, table = run
     said = found(resolved, fault(table), tmp_path)
     assert number in {finding.number for finding in findings.failed(said, "hard")}
-    assert f"| {NAME} {report.MARK} |" in report.from_records(table, resolved.describe(), checks={NAME: said}).markdown()
+    assert f"| {NAME} {report.MARK} |" in Page(report.from_records(table, resolved.describe(), checks={NAME: said})).markdown()
 
 
 def test_checks_run_once_and_again_beside_another_baseline(run: tuple[Resolved, pa.Table], tmp_path: Path, ray_session: None) -> None:

@@ -8,10 +8,11 @@ from torch import nn
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import generator
+from robustclip.models.checkpoints import build
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.models.insertion import in_images
-from robustclip.models.model import build
 from robustclip.models.prompts import PixelPad, PixelPatch, Tokens
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
+from robustclip.training.installing import install
 
 G = generator(0, "test")
 PROMPTS = (
@@ -127,7 +128,7 @@ def test_deep_tokens_replace_the_last_ones_before_every_block(tiny_model, pictur
 @pytest.mark.parametrize("trainable", PROMPTS, ids=str)
 def test_every_prompt_parameter_gets_a_gradient_and_the_tower_none(tiny_model, pictures, trainable):
     x, y, _ = pictures(4)
-    model, parameters = trainable.install(tiny_model, 0, NAMES)
+    model, parameters = install(trainable, tiny_model, 0, NAMES)
     F.cross_entropy(model.classifier(NAMES, ["{}"])(x), y).backward()
     for p in parameters:
         assert (p.grad.flatten(2) != 0).any(-1).all()  # of every token of every block, of every side of the frame

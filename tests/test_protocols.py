@@ -11,7 +11,7 @@ from PIL import Image
 
 from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.base.errors import UserError
-from robustclip.data.datasets import DatasetCard, load, save
+from robustclip.data.card import DatasetCard, load, save
 from robustclip.data.preparation import prepare
 from robustclip.data.reading import stratified
 from robustclip.data.shards import Index, scan

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from robustclip.base.values import override
 from robustclip.training import proxy
-from robustclip.training.config import override
 from robustclip.training.recipes import RECIPES
 
 

@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import pytest
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
+from robustclip.base.values import key
 from robustclip.data.world import SETS
 from robustclip.defenses import FAP, FARE, HalfTeCoA, TeCoA
-from robustclip.models import model as models
-from robustclip.training.config import key
+from robustclip.models import checkpoints, zoo
+from robustclip.models.dress import JointTokens, TokenPrompt
+from robustclip.training.compatible import check_pair
+from robustclip.training.installing import install
 from robustclip.training.recipes import RECIPES, named
 from robustclip.training.recipes_prompts import EMBEDDED_PROMPTS
-from robustclip.training.trainables import JointTokens, TokenPrompt, VisualTower, check_pair
+from robustclip.training.trainables import VisualTower
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -25,7 +29,7 @@ def test_a_recipe_is_complete_and_possible(name):
     if config.data.name in SETS:
         assert (config.data.n or 1) + config.data.held_out <= config.data.rendered
         assert config.data.n is None or config.data.n >= config.optim.batch
-        assert config.model in models.embedded() or config.model == "tiny-vit8"
+        assert config.model in checkpoints.embedded() or config.model == "tiny-vit8"
     assert config.validation.images <= config.data.held_out
     assert "{}" in "".join(config.templates or ("{}",))
 
@@ -45,7 +49,7 @@ def test_tecoa_is_the_papers():
     )  # fmt: skip
     assert config.templates == ("This is a photo of a {}",)
     assert config.model == "open_clip:ViT-B-32-quickgelu/openai"
-    models.check_activation("ViT-B-32-quickgelu", "openai")
+    zoo.check_activation("ViT-B-32-quickgelu", "openai")
     assert config.data.resize == 256
 
 
@@ -98,7 +102,7 @@ def test_prompts_of_tapt_are_the_papers(name, design):
         "sgd", 0.0035, 0.9, 5e-4, 16 * 1000 // 32, 100, 32, 32,
     )  # fmt: skip
     assert config.model == f"open_clip:ViT-B-{name[-2:]}-quickgelu/openai"
-    models.check_activation(f"ViT-B-{name[-2:]}-quickgelu", "openai")
+    zoo.check_activation(f"ViT-B-{name[-2:]}-quickgelu", "openai")
 
 
 def test_apt_is_the_papers():
@@ -116,7 +120,7 @@ def test_apt_is_the_papers():
 def test_prompts_of_the_embedded_world_fit_its_model(name):
     config = RECIPES[name].config
     check_pair(config.defense, config.trainable)
-    _, parameters = config.trainable.install(models.load(config.model), 0, ("red circle",))
+    _, parameters = install(config.trainable, models.load(config.model), 0, ("red circle",))
     assert len(parameters) > 0
 
 

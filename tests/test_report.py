@@ -18,6 +18,7 @@ from robustclip.records import findings
 from robustclip.records import rows as records
 from robustclip.records.findings import Finding
 from robustclip.results import figures, report
+from robustclip.results.page import Page
 
 PROTOCOL_HASH = "0123456789abcdef" * 4
 ATTACKS, EPS = ("pgd-10", "apgd-ce-20"), (1.0, 2.0, 4.0)
@@ -79,13 +80,13 @@ def built() -> report.Report:
 
 
 def test_markdown_prints_every_number_with_n_interval_and_protocol(built: report.Report) -> None:
-    text = built.markdown()
+    text = Page(built).markdown()
     assert "n = 180 images" in text
     assert PROTOCOL_HASH in text
     assert "| TeCoA ε=2 | 75.6 [68.8, 81.3] | 46.1 [39.0, 53.4] |" in text
     assert "pgd-10 (restarts: 1), apgd-ce-20 (restarts: 1)" in text
     assert "2 of 3 sets are rendered" in text
-    for sheet in built.sheets:
+    for sheet in Page(built).sheets:
         assert all(len(row) == len(sheet.header) for row in sheet.rows)
 
 
@@ -93,10 +94,10 @@ def test_a_table_says_where_attacks_were_reduced(built: report.Report) -> None:
     """Under the main table, the stages and the table of every set; apgd-ce-20 stands for an attack with targets."""
     sets = {name: dict(each) for name, each in PROTOCOL["sets"].items()}
     sets["shapes"]["reduced"], sets["letters"]["reduced"] = {"apgd-ce-20": None}, {"apgd-ce-20": "apgd-ce-20[t=3]"}
-    text = report.from_records(synthetic(), PROTOCOL | {"sets": sets}).markdown()
+    text = Page(report.from_records(synthetic(), PROTOCOL | {"sets": sets})).markdown()
     said = "Reduced where a set has too few classes: shapes (2 classes): no apgd-ce-20; letters (4 classes): apgd-ce-20 as apgd-ce-20[t=3]."
     assert text.count(said) == 3
-    assert "Reduced" not in built.markdown()
+    assert "Reduced" not in Page(built).markdown()
 
 
 def test_mean_above_chance_uses_the_classes_of_every_set(built: report.Report) -> None:
@@ -106,10 +107,10 @@ def test_mean_above_chance_uses_the_classes_of_every_set(built: report.Report) -
 
 
 def test_csv_holds_the_numbers_of_the_table(built: report.Report) -> None:
-    lines = list(csv.DictReader(io.StringIO(built.csv(per_set=True))))
+    lines = list(csv.DictReader(io.StringIO(Page(built).csv(per_set=True))))
     assert len(lines) == 3 * 3 * 4
     assert all(float(line["mean"]) == int(line["correct"]) / int(line["n"]) for line in lines)
-    assert {line["protocol_hash"] for line in csv.DictReader(io.StringIO(built.csv()))} == {PROTOCOL_HASH}
+    assert {line["protocol_hash"] for line in csv.DictReader(io.StringIO(Page(built).csv()))} == {PROTOCOL_HASH}
 
 
 def test_the_verdict_is_one_plain_sentence(built: report.Report) -> None:
@@ -120,17 +121,17 @@ def test_the_verdict_is_one_plain_sentence(built: report.Report) -> None:
 
 
 def test_what_each_attack_breaks_is_a_table_where_there_are_several(built: report.Report) -> None:
-    assert "## Which attack breaks what" in built.markdown()
+    assert "## Which attack breaks what" in Page(built).markdown()
     alone = report.from_records(synthetic(attacks=ATTACKS[1:]), PROTOCOL | {"attacks": list(ATTACKS[1:])}, checks=HEALTHY)
-    assert "## Which attack breaks what" not in alone.markdown()
+    assert "## Which attack breaks what" not in Page(alone).markdown()
 
 
 def test_one_model_alone_has_no_comparison() -> None:
-    assert "against" not in report.from_records(synthetic(), PROTOCOL, models=["fare"], checks=HEALTHY).markdown()
+    assert "against" not in Page(report.from_records(synthetic(), PROTOCOL, models=["fare"], checks=HEALTHY)).markdown()
 
 
 def test_the_checks_stand_under_the_numbers(built: report.Report) -> None:
-    text = built.markdown()
+    text = Page(built).markdown()
     assert "| TeCoA ε=2 | 1 | 8: pgd-10 still gains | none | none | yes |" in text
     assert report.MARK not in text
     assert "## fare against plain" in text
@@ -142,21 +143,21 @@ def test_a_hard_failure_keeps_a_number_out_of_every_ranking(model: str, monkeypa
     lines: list[list[str]] = []
     monkeypatch.setattr(figures, "curve", lambda clean, robust, ranked: lines.append(ranked) or b"")
     built = report.from_records(synthetic(), PROTOCOL, checks=HEALTHY | {model: [PASSED, BROKEN]})
-    built.figures()
+    Page(built).figures()
     assert lines == [[name for name in HEALTHY if name != model]]
-    text = built.markdown()
+    text = Page(built).markdown()
     assert f"| {model} {report.MARK} |" in text
     assert "| tecoa |" in text
     assert "no: hard failure of check 4: APGD leaves more right than FGSM" in text
     assert "fare against plain" not in text
     with pytest.raises(UserError, match=f"{model} cannot be compared.*hard failure of check 4"):
-        built.comparison()
+        Page(built).comparison()
 
 
 def test_a_few_survivors_are_named() -> None:
     table = synthetic({"plain": (0.9, 0.0), "tecoa": (0.8, 0.8), "lucky": (0.9, 0.55)})
     built = report.from_records(table, PROTOCOL)
-    text = built.markdown()
+    text = Page(built).markdown()
     survivors = {m: [id_ for each in seen.values() for id_ in each.ids[each.flags(4)]] for m, seen in built.outcomes.items()}
     assert len(survivors["tecoa"]) > report.FEW >= len(survivors["lucky"]) > len(survivors["plain"]) == 0
     assert f"lucky is still right at ε=4 on {', '.join(survivors['lucky'])}." in text
@@ -164,11 +165,11 @@ def test_a_few_survivors_are_named() -> None:
 
 
 def test_means_stand_again_without_the_sets_at_chance(built: report.Report) -> None:
-    assert "at chance" not in built.markdown()
+    assert "at chance" not in Page(built).markdown()
     guessing = synthetic({"plain": (0.9, 0.0), "blind": (0.52, 0.5)})  # of two classes in shapes, four in letters, ten in digits
     found = report.from_records(guessing, PROTOCOL)
     assert found.at_chance == ["shapes"]
-    text = found.markdown().partition("## Without sets at chance level")[2]
+    text = Page(found).markdown().partition("## Without sets at chance level")[2]
     left = np.mean([found.outcomes["blind"][name].clean.mean() for name in ("letters", "digits")])
     assert f"| blind ✗ | {100 * left:.1f} [" in text
     assert "over the other 2 sets: on shapes the clean accuracy" in text
@@ -179,15 +180,15 @@ def test_the_spread_over_seeds_stands_beside_the_intervals() -> None:
     found = report.from_records(synthetic(), PROTOCOL, seeds={"fare and its other seeds": models})
     means = [100 * found.mean(model, "clean").mean for model in models]
     line = f"| fare and its other seeds | 2 | {np.mean(means):.1f} ± {np.std(means, ddof=1):.1f} ({min(means):.1f} to {max(means):.1f}) |"
-    assert line in found.markdown()
-    assert "Training luck" not in report.from_records(synthetic(), PROTOCOL).markdown()
+    assert line in Page(found).markdown()
+    assert "Training luck" not in Page(report.from_records(synthetic(), PROTOCOL)).markdown()
 
 
 def test_what_was_not_checked_is_not_ranked() -> None:
     built = report.from_records(synthetic(), PROTOCOL)
     assert set(built.unranked.values()) == {"unchecked"}
     with pytest.raises(UserError, match=r"unchecked; run pipelines/evaluate\.py again"):
-        built.comparison()
+        Page(built).comparison()
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion() -> None:
@@ -221,7 +222,7 @@ def test_two_models_under_one_name_are_refused() -> None:
 def test_the_page_stands_alone_and_escapes_what_comes_from_data(tmp_path: Path) -> None:
     evil = "<script>alert('&')</script>"
     built = report.from_records(synthetic({"plain": (0.9, 0.0), evil: (0.8, 0.5)}), {**PROTOCOL, "name": evil}, notes=[evil])
-    text = Path(built.write(str(tmp_path))).read_text(encoding="utf-8")
+    text = Path(Page(built).write(str(tmp_path))).read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)" in text
     assert not re.search(r"(src|href)=.(?!data:)|@import|url\(", text)

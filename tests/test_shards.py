@@ -14,7 +14,8 @@ from PIL import Image
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data import datasets
-from robustclip.data.datasets import DatasetCard, ensure_set, load, save, set_folder, whole
+from robustclip.data.card import DatasetCard, load, save, whole
+from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import ROW_GROUP, Row, read_rows, scan, write_split
 

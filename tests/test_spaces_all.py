@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from robustclip.base.errors import UserError
+from robustclip.base.values import flatten, from_json, key, override, to_json
 from robustclip.sweeps import spaces, trends
 from robustclip.sweeps.report import order
 from robustclip.sweeps.spaces import Space
 from robustclip.sweeps.trials import Trial
-from robustclip.training.config import Config, flatten, from_json, key, override, to_json
+from robustclip.training.config import Config
+from robustclip.training.installing import install
 
 FOLDER = Path(__file__).parent.parent / "tune_spaces"
 SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.py"))}
@@ -84,11 +86,11 @@ def test_published_points_are_well_formed(space: Space) -> None:
 
 
 def test_prompts_of_the_design_space_are_as_large_as_it_says() -> None:
-    from robustclip.models import model as models
+    from robustclip import names as models
 
     sizes = []
     for sample in combinations(SPACES["prompt_design"]):
-        _, learned = sample["trainable"].install(models.load("tiny-vit8"), 0, ["a"])
+        _, learned = install(sample["trainable"], models.load("tiny-vit8"), 0, ["a"])
         sizes.append(sum(p.numel() for p in learned))
     assert sizes == [2304, 2304, 2304, 2352, 2352, 3072, 2304]
 
@@ -117,8 +119,8 @@ def test_in_a_table_all_images_stand_behind_the_numbers() -> None:
 
 
 def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
-    from robustclip.models import model as models
-    from robustclip.training.trainables import check_pair
+    from robustclip import names as models
+    from robustclip.training.compatible import check_pair
 
     configs = [
         spaces.trial_config(space, spaces.first_config(space), sample) for space in SPACES.values() for sample in combinations(space)
@@ -126,7 +128,7 @@ def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
     pairs = {(type(config.defense), config.trainable): config for config in configs}
     for config in pairs.values():
         check_pair(config.defense, config.trainable)
-        _, learned = config.trainable.install(models.load(config.model), 0, ["a"])
+        _, learned = install(config.trainable, models.load(config.model), 0, ["a"])
         assert sum(p.numel() for p in learned) > 0
 
 

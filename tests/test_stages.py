@@ -6,12 +6,14 @@ import pytest
 import torch
 from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, step
 
+from robustclip import names as models
 from robustclip.defenses import FARE, Batch, CleanContrastive, CoAdv, LinearAT, TeCoA
-from robustclip.models import model as models
+from robustclip.models import checkpoints
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import InnerAttack
 from robustclip.training.learner import NotFinite
 from robustclip.training.pairing import World
-from robustclip.training.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers, VisualTower
+from robustclip.training.trainables import LoRA, Towers, VisualTower
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -59,7 +61,7 @@ def test_the_average_is_what_is_validated_and_saved_and_the_weights_go_on_from_t
     with averaging.averaged(), torch.no_grad():
         logits = averaging.student(x)
     averaging.finish()
-    models.save(averaging.model, str(tmp_path / "model"))
+    checkpoints.save(averaging.model, str(tmp_path / "model"))
     with torch.no_grad():
         back = models.load(str(tmp_path / "model")).classifier(NAMES, TEMPLATES)(x)
         torch.testing.assert_close(back, logits, atol=1e-4, rtol=1e-4)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from robustclip.base import storage
+from robustclip.base.values import override
 from robustclip.data.plan import read_unit
 from robustclip.runtime import cluster
 from robustclip.training import run as training
-from robustclip.training.config import override
 from robustclip.training.recipes import RECIPES
 
 

@@ -9,14 +9,15 @@ import pytest
 from ray import tune
 
 from robustclip.base import storage
+from robustclip.base.values import override
 from robustclip.evaluation import protocols
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.runtime.tracking import KEY_TAG, PARENT_TAG, Tracker
 from robustclip.sweeps import spaces, tuning
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import Axis, first_config
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
 

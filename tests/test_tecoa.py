@@ -15,13 +15,14 @@ from toys import Linear, ids_of, middle
 from robustclip.attacks import APGD
 from robustclip.attacks.pgd import move, random_start
 from robustclip.base.threat import Ball
+from robustclip.base.values import override
 from robustclip.data.plan import Plan, select
 from robustclip.data.shards import Index
 from robustclip.defenses import Batch, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import Protocol, Resolved
-from robustclip.training.config import Config, InnerAttack, override
-from robustclip.training.trainables import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.training.config import Config, InnerAttack
 
 
 @pytest.mark.parametrize(

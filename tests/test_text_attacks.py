@@ -15,7 +15,7 @@ from robustclip.attacks.text.vocabulary import encode, whole_words
 from robustclip.attacks.text.words import STOP_WORDS, distance, prompts_of
 from robustclip.base.errors import UserError
 from robustclip.base.threat import TextBudget
-from robustclip.training.config import from_json, key, to_json
+from robustclip.base.values import from_json, key, to_json
 
 WORDY = ("grey tent", "red", "great blue fish", "cloud")
 TEMPLATES = ("a photo of a {}.", "one {} here")

@@ -1,26 +1,21 @@
 """What learns: the right parameters and no others, fresh from a seed, ordinary weights in the end, and refusals with a reason."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, step
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.defenses import TeCoA
-from robustclip.models import model as models
-from robustclip.models.model import build
-from robustclip.training.trainables import (
-    LastBlocks,
-    LinearHead,
-    LoRA,
-    NormsAndBiases,
-    PixelPrompt,
-    SameSize,
-    TokenPrompt,
-    VisualTower,
-    dressed,
-)
+from robustclip.models import checkpoints
+from robustclip.models.checkpoints import build, save
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt, dressed
+from robustclip.models.model import Model
+from robustclip.training.installing import install
+from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, SameSize, VisualTower
 
 PROMPTS = (PixelPrompt("pad", 3), PixelPrompt("whole"), TokenPrompt(4), TokenPrompt(2, deep=True))
 # Of a tiny ViT of two blocks, of a ResNet and of a timm tower: the names inside the visual tower that a trainable may touch.
@@ -41,7 +36,7 @@ def sizes(parameters):
 
 @pytest.mark.parametrize("trainable", [*SMALL, *PROMPTS], ids=str)
 def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
-    model, parameters = trainable.install(tiny_model, 0, NAMES)
+    model, parameters = install(trainable, tiny_model, 0, NAMES)
     classifier = model.classifier(NAMES, TEMPLATES)
     assert {id(p) for p in parameters} == {id(p) for p in classifier.parameters() if p.requires_grad}
     assert len(parameters) == len({id(p) for p in parameters}) > 0
@@ -55,7 +50,7 @@ def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
 @pytest.mark.parametrize(("name", "kind"), TOUCHES)
 def test_a_part_of_the_tower_is_all_that_it_is_called(make_model, name, kind):
     trainable = {"VisualTower": VisualTower(), "LastBlocks": LastBlocks(1), "NormsAndBiases": NormsAndBiases()}[name]
-    model, _ = trainable.install(make_model(kind), 0, NAMES)
+    model, _ = install(trainable, make_model(kind), 0, NAMES)
     named = dict(model.clip.visual.named_parameters())
     learning = {name for name, p in named.items() if p.requires_grad}
     assert learning == {each for each in named if re.fullmatch(TOUCHES[name, kind], each)}
@@ -63,13 +58,15 @@ def test_a_part_of_the_tower_is_all_that_it_is_called(make_model, name, kind):
 
 
 def test_the_last_blocks_count_from_the_end(make_model):
-    found = [sizes(LastBlocks(n).install(make_model(), 0, NAMES)[1]) for n in (1, 2)]
+    found = [sizes(install(LastBlocks(n), make_model(), 0, NAMES)[1]) for n in (1, 2)]
     block = sizes(make_model().clip.visual.transformer.resblocks[0].parameters())
     assert found[1] - found[0] == block
     for n in (0, 3):
         with pytest.raises(UserError, match=f"trainable.blocks is {n}: this visual tower has 2 blocks"):
-            LastBlocks(n).install(make_model(), 0, NAMES)
-    assert sizes(LastBlocks(4).install(make_model("resnet"), 0, NAMES)[1]) > sizes(LastBlocks(1).install(make_model("resnet"), 0, NAMES)[1])
+            install(LastBlocks(n), make_model(), 0, NAMES)
+    assert sizes(install(LastBlocks(4), make_model("resnet"), 0, NAMES)[1]) > sizes(
+        install(LastBlocks(1), make_model("resnet"), 0, NAMES)[1]
+    )
 
 
 # --- by number ------------------------------------------------------------------------------------------------------------------------
@@ -81,15 +78,15 @@ def test_prompts_have_as_many_numbers_as_the_papers():
     text = {"vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     model_cfg = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
     config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}}
-    model = models.Model("wide", build(config).requires_grad_(False), len, config, {})
-    assert sizes(TokenPrompt(200).install(model, 0, NAMES)[1]) == 153_600
-    assert sizes(TokenPrompt(200, deep=True).install(model, 0, NAMES)[1]) == 2 * 153_600
-    assert sizes(PixelPrompt("pad", 30).install(model, 0, NAMES)[1]) == 69_840
-    assert sizes(PixelPrompt("fixed patch", 30).install(model, 0, NAMES)[1]) == 3 * 30 * 30
-    assert sizes(PixelPrompt("whole").install(model, 0, NAMES)[1]) == 3 * 224 * 224
-    assert sizes(LinearHead().install(model, 0, NAMES)[1]) == 4 * 8 + 4
-    assert sizes(SameSize().install(model.copy(), 0, NAMES)[1]) == 153_600
-    assert sizes(LoRA(4).install(model.copy(), 0, NAMES)[1]) == 2 * 4 * (4 * 768 + 2 * 768 + 2 * (768 + 4 * 768))
+    model = Model("wide", build(config).requires_grad_(False), len, config, {})
+    assert sizes(install(TokenPrompt(200), model, 0, NAMES)[1]) == 153_600
+    assert sizes(install(TokenPrompt(200, deep=True), model, 0, NAMES)[1]) == 2 * 153_600
+    assert sizes(install(PixelPrompt("pad", 30), model, 0, NAMES)[1]) == 69_840
+    assert sizes(install(PixelPrompt("fixed patch", 30), model, 0, NAMES)[1]) == 3 * 30 * 30
+    assert sizes(install(PixelPrompt("whole"), model, 0, NAMES)[1]) == 3 * 224 * 224
+    assert sizes(install(LinearHead(), model, 0, NAMES)[1]) == 4 * 8 + 4
+    assert sizes(install(SameSize(), model.copy(), 0, NAMES)[1]) == 153_600
+    assert sizes(install(LoRA(4), model.copy(), 0, NAMES)[1]) == 2 * 4 * (4 * 768 + 2 * 768 + 2 * (768 + 4 * 768))
 
 
 @pytest.mark.parametrize("asked", [1, 32, 33, 500, 9_999, 32_384])
@@ -114,7 +111,7 @@ def test_same_size_trains_exactly_the_number_asked(tiny_model, pictures, asked):
 @pytest.mark.parametrize("asked", [0, -1, 32_385])
 def test_same_size_is_refused_where_there_are_not_so_many(tiny_model, asked):
     with pytest.raises(UserError, match=rf"trainable\.parameters is {asked}: this visual tower has 32,384"):
-        SameSize(asked).install(tiny_model, 0, NAMES)
+        install(SameSize(asked), tiny_model, 0, NAMES)
 
 
 # --- inside the weights ---------------------------------------------------------------------------------------------------------------
@@ -138,7 +135,7 @@ def test_at_the_start_nothing_changes_and_the_end_is_an_ordinary_tower(make_mode
     learner.finish()
     assert learner.model.clip.state_dict().keys() == plain.clip.state_dict().keys()
     assert type(learner.model.clip.visual) is type(plain.clip.visual)
-    models.save(learner.model, str(tmp_path / "model"))
+    checkpoints.save(learner.model, str(tmp_path / "model"))
     back = models.load(str(tmp_path / "model"))
     assert back.sha256 == learner.model.sha256 != plain.sha256
     with torch.no_grad():
@@ -173,7 +170,7 @@ def test_a_low_rank_change_has_its_rank_and_its_scale(tiny_model, pictures):
 
 @pytest.mark.parametrize("trainable", [*PROMPTS, PixelPrompt("random patch", 8)], ids=str)
 def test_a_start_is_fixed_by_the_seed_and_looks_standard_normal(make_model, trainable):
-    starts = [trainable.install(make_model(), seed, NAMES)[1] for seed in (0, 0, 1)]
+    starts = [install(trainable, make_model(), seed, NAMES)[1] for seed in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1]))
     assert not torch.equal(starts[0][0], starts[2][0])
     values = torch.cat([p.detach().flatten() for p in starts[0]])
@@ -225,9 +222,9 @@ def test_a_linear_head_starts_at_zero_and_reads_raw_features(tiny_model, picture
 @pytest.mark.parametrize("trainable", SMALL, ids=lambda trainable: type(trainable).__name__)
 @pytest.mark.parametrize(("worn", "said"), [(PixelPrompt("pad", 2), "a prompt"), (LinearHead(), "a linear readout")], ids=str)
 def test_a_model_with_a_prompt_or_a_readout_is_not_trained_again(tiny_model, trainable, worn, said):
-    dressed_up, _ = worn.install(tiny_model, 0, NAMES)
+    dressed_up, _ = install(worn, tiny_model, 0, NAMES)
     with pytest.raises(UserError, match=f"already has {said}: fine-tune the model it was made from"):
-        trainable.install(dressed_up, 0, NAMES)
+        install(trainable, dressed_up, 0, NAMES)
 
 
 EMPTY = [PixelPrompt("pad", 0), PixelPrompt("fixed patch", 0), PixelPrompt("random patch", 0), TokenPrompt(0), TokenPrompt(0, deep=True)]
@@ -236,14 +233,14 @@ EMPTY = [PixelPrompt("pad", 0), PixelPrompt("fixed patch", 0), PixelPrompt("rand
 @pytest.mark.parametrize("trainable", EMPTY, ids=str)
 def test_an_empty_prompt_is_refused(tiny_model, trainable):
     with pytest.raises(UserError, match="nothing to learn"):
-        trainable.install(tiny_model, 0, NAMES)
+        install(trainable, tiny_model, 0, NAMES)
 
 
 def test_what_makes_no_sense_on_a_tower_is_refused(make_model):
     with pytest.raises(UserError, match=r"prompt tokens need a vision transformer.*ModifiedResNet"):
-        TokenPrompt(2).install(make_model("resnet"), 0, NAMES)
+        install(TokenPrompt(2), make_model("resnet"), 0, NAMES)
     with pytest.raises(UserError, match=r"LoRA needs a vision transformer.*ModifiedResNet"):
-        LoRA().install(make_model("resnet"), 0, NAMES)
+        install(LoRA(), make_model("resnet"), 0, NAMES)
     with pytest.raises(UserError, match=r"trainable\.tokens is -1"):
         TokenPrompt(-1)
     with pytest.raises(UserError, match=r"trainable\.shape is 'round'"):
@@ -252,19 +249,23 @@ def test_what_makes_no_sense_on_a_tower_is_refused(make_model):
 
 @pytest.mark.parametrize("trainable", [*SMALL, *PROMPTS], ids=str)
 def test_a_card_says_how_to_build_what_a_model_wears(make_model, trainable):
-    worn, parameters = trainable.install(make_model(), 0, NAMES)
-    built = dressed({**worn.card, "class_names": NAMES}, make_model())
+    worn, parameters = install(trainable, make_model(), 0, NAMES)
+    built = dressed(replace(make_model(), card={**worn.card, "class_names": NAMES}))
     for mine, theirs in ((worn.prompt, built.prompt), (worn.readout, built.readout)):
         assert type(mine) is type(theirs)
         if mine is not None:
             assert [p.shape for p in theirs.parameters()] == [p.shape for p in parameters]
 
 
-def test_a_card_without_a_prompt_or_with_a_newer_one(tiny_model):
+def test_a_card_without_a_prompt_or_with_a_newer_one(tiny_model, tmp_path):
     for card in ({}, {"trainable": {"type": "VisualTower"}}, {"trainable": {"type": "LoRA", "rank": 2, "alpha": 2.0}}):
-        assert dressed(card, tiny_model) is tiny_model
-    for newer in ({"type": "Adapter", "rank": 2}, {"type": "PixelPrompt", "pad": 2, "shape": "pad"}):
-        with pytest.raises(UserError, match="upgrade robustclip"):
-            dressed({"trainable": newer}, tiny_model)
+        plain = replace(tiny_model, card=card)
+        assert dressed(plain) is plain
+    with pytest.raises(UserError, match="upgrade robustclip"):
+        dressed(replace(tiny_model, card={"trainable": {"type": "PixelPrompt", "pad": 2, "shape": "pad"}}))
     with pytest.raises(UserError, match="shape is 'round'"):
-        dressed({"trainable": {"type": "PixelPrompt", "shape": "round"}}, tiny_model)
+        dressed(replace(tiny_model, card={"trainable": {"type": "PixelPrompt", "shape": "round"}}))
+    worn, _ = install(TokenPrompt(2), tiny_model, 0, NAMES)
+    save(worn, str(tmp_path / "newer"), trainable={"type": "Adapter", "rank": 2})
+    with pytest.raises(UserError, match=r"names an unknown trainable .*Adapter.* of prompt.safetensors: upgrade robustclip"):
+        models.load(str(tmp_path / "newer"))

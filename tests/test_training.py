@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.models import model as models
+from robustclip.base.values import override
 from robustclip.runtime import cluster
 from robustclip.training import run as training
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import NAMES, TEMPLATES
 
+from robustclip import names as models
 from robustclip.attacks import MIFGSM, PGD
 from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed
@@ -16,7 +17,6 @@ from robustclip.base.threat import Ball
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.transfers import Transfers
-from robustclip.models import model as models
 from robustclip.models.adaptive import Adaptive
 from robustclip.records import rows as records
 

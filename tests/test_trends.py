@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from robustclip.base.errors import UserError
-from robustclip.records import metrics
+from robustclip.models.dress import PixelPrompt, TokenPrompt
+from robustclip.records import metrics, survival
 from robustclip.records.metrics import Estimate
 from robustclip.sweeps import trends
 from robustclip.sweeps.spaces import Axis, Point, Published
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 AXIS = Axis("data.per_class", "images per class", "log")
 SAMPLES = {
@@ -23,8 +23,8 @@ PUBLISHED = Published("a paper, Fig. 4", "images of ImageNet", {"FT": (Point("1"
 
 
 def estimate(correct: int, n: int = 100) -> Estimate:
-    survival = metrics.Survival(("a",), (1.0,), np.arange(n), np.arange(n) < correct, np.zeros((n, 1, 1), bool))
-    found = metrics.accuracy(survival, "clean")
+    seen = survival.Survival(("a",), (1.0,), np.arange(n), np.arange(n) < correct, np.zeros((n, 1, 1), bool))
+    found = metrics.accuracy(seen, "clean")
     return Estimate(found.mean, found.low, found.high, found.n)
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
+from robustclip.base.values import override
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.sweeps import spaces, tuning
 from robustclip.test_time import TAPT, TPT, TTC, PromptAlign
-from robustclip.test_time import defended as adapted
-from robustclip.training.config import override
 from robustclip.training.recipes import RECIPES
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 SPACES = sorted((Path(__file__).parent.parent / "tune_spaces").glob("*.py"))
 GOOD = spaces.Space("x", "Why?", "demo", {"threat.image.eps": {"grid_search": [1.0, 2.0]}, "optim.lr": 1e-3}, "val/robust", "max")
@@ -141,7 +141,7 @@ def test_a_test_time_defence_is_sampled_over_one_training(tmp_path):
         "ttc:RUN",
     ]
     for name, each in zip(names, sampled, strict=True):
-        read = adapted.named(name)
+        read = models.parse(name)
         assert read.inner == "RUN"
         assert type(read.settings) is type(each)
     assert tuning.Trial({"test_time": sampled[0]}, "key").label == "tpt[views=4,keep=0.5]"

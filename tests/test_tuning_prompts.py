@@ -10,13 +10,14 @@ from toys import ids_of
 
 from robustclip.attacks.pgd import logits_of
 from robustclip.base.errors import UserError
+from robustclip.models.dress import JointTokens
 from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, ViewEnsemble
 from robustclip.test_time import tapt as tapt_module
 from robustclip.test_time.moments import Moments, Targets, block_inputs
 from robustclip.test_time.rtpt import reliability
 from robustclip.test_time.tapt import alignment
 from robustclip.test_time.tuning import entropy, entropy_of_mean, most_confident
-from robustclip.training.trainables import JointTokens
+from robustclip.training.installing import install
 from robustclip.views.crops import crops
 
 TEMPLATE = "a photo of a {}."
@@ -29,7 +30,7 @@ def prompted(make_model, pictures, tmp_path):
     """Return a function that gives a classifier with learned tokens (of one block) and the file of its statistics."""
 
     def make(design, seed=0):
-        worn, parameters = JointTokens(design, 2, 1).install(make_model("vit", seed), 3, NAMES)
+        worn, parameters = install(JointTokens(design, 2, 1), make_model("vit", seed), 3, NAMES)
         with torch.no_grad():
             for p in parameters:
                 p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5))

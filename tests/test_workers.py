@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from robustclip import names as models
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
+from robustclip.base.values import override
 from robustclip.data import world
 from robustclip.data.plan import Plan
 from robustclip.defenses import MMCoA
-from robustclip.models import model as models
-from robustclip.training.config import Config, override
+from robustclip.training.config import Config
 from robustclip.training.learner import Learner
 from robustclip.training.pairing import World
 from robustclip.training.trainables import Towers

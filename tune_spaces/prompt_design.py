@@ -6,8 +6,9 @@ fewer than 3,072. As in the paper, as many parameters of the tower itself are th
 
 from ray import tune
 
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.sweeps.spaces import Axis, Point, Published
-from robustclip.training.trainables import PixelPrompt, SameSize, TokenPrompt
+from robustclip.training.trainables import SameSize
 
 DESIGNS = (
     TokenPrompt(18),

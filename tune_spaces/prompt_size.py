@@ -5,8 +5,8 @@ A token has 128 parameters; frames 1, 2, 4 and 8 pixels wide have 372, 720, 1,34
 
 from ray import tune
 
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.sweeps.spaces import Axis
-from robustclip.training.trainables import PixelPrompt, TokenPrompt
 
 RECIPE = "demo-tokens"
 SPACE = {"trainable": tune.grid_search([*(TokenPrompt(n) for n in (1, 2, 4, 8, 16)), *(PixelPrompt("pad", n) for n in (1, 2, 4, 8))])}

@@ -6,8 +6,9 @@ Each at two learning rates, since prompts need larger ones than weights do, and 
 
 from ray import tune
 
+from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.sweeps.spaces import Axis
-from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, PixelPrompt, SameSize, TokenPrompt, VisualTower
+from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, SameSize, VisualTower
 
 PARTS = (VisualTower(), LastBlocks(1), LoRA(8, 8.0), NormsAndBiases(), SameSize(1024), TokenPrompt(8), PixelPrompt("pad", 4))
 RECIPE = "demo"

@@ -17,12 +17,12 @@ from robustclip.attacks.apgd import APGD
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import PGD, Found, frozen, micro_batches, pgd_best, random_start, resisting
+from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.search import TextAttack
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
-from robustclip.evaluation.rewritings import Rewritten
+from robustclip.base.values import to_json
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.training.config import to_json
 
 SCALES = (1.0, 0.5, 0.75, 1.25, 1.5)  # of the image, in SGA
 TEXT_WEIGHT = 3.0  # of the text's term beside the image's, in Co-Attack

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.data.datasets import CARD, DatasetCard, load, save, whole
+from robustclip.data.card import CARD, DatasetCard, load, save, whole
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import Row, write_split
 from robustclip.data.sources import SPLITS, Entry, Place, entries, place

@@ -5,9 +5,11 @@ import json
 from collections import defaultdict
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from robustclip.base.seeds import derive
-from robustclip.data.datasets import DatasetCard
+from robustclip.data.card import DatasetCard
 from robustclip.data.shards import Index, read_pixels
 
 
@@ -55,3 +57,8 @@ def split_identity(card: DatasetCard, split: str) -> str:
     """Return the hash of a split's shards with the class names and templates it is read with."""
     facts = [[shard["sha256"] for shard in card.shards[split]], card.class_names, card.templates]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def to_images(pixels: np.ndarray | Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return images [B,3,H,W] in [0,1] of 8-bit pixels [B,H,W,3]."""
+    return torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).to(dtype) / 255

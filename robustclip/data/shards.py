@@ -6,7 +6,7 @@ Every row group is thereby a random sample of the split: reading some of them in
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive
+from robustclip.data.card import DatasetCard
 from robustclip.data.images import BadImage, decode
-
-if TYPE_CHECKING:
-    from robustclip.data.datasets import DatasetCard
 
 ROW_GROUP = 128
 ROWS_PER_FILE = 64 * ROW_GROUP
@@ -82,7 +80,7 @@ class Index:
         return len(self.label)
 
 
-def scan(folder: str, card: "DatasetCard", split: str) -> Index:
+def scan(folder: str, card: DatasetCard, split: str) -> Index:
     """Return the index of a split, read from the id and label columns only; rows that contradict the card are a UserError."""
     if split not in card.shards:
         raise UserError(f"{folder}: the set {card.name} has no split {split!r}; it has {', '.join(card.shards) or 'none'}")

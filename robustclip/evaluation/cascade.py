@@ -17,10 +17,10 @@ from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
+from robustclip.base.values import to_json
 from robustclip.evaluation.rules import Protocol
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.records.rows import CLEAN, CLEAN_ONLY, NO_CLASS
-from robustclip.training.config import to_json
 
 TOLERANCE = 1e-6  # in pixel units: what adding and clamping in fp32 may cost
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.values import key
 from robustclip.evaluation.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.evaluation.rewritings import Kept
 from robustclip.evaluation.transfers import Transfers
-from robustclip.models import model as models
+from robustclip.models.model import Model
 from robustclip.records import rows as records
 from robustclip.runtime.cluster import use_threads
-from robustclip.training.config import key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ class Worker:
     def __init__(self, resolved: Resolved, out: str, threads: int, commit: str | None):
         use_threads(threads)
         self.resolved, self.out, self.threads, self.commit = resolved, out, threads, commit
-        self.loaded: tuple[str, models.Model] | None = None
+        self.loaded: tuple[str, Model] | None = None
 
     def run(self, cell: Cell, model_name: str) -> str:
         """Compute one cell, write its records, return its key."""
@@ -102,7 +103,7 @@ class Worker:
         return cell.key
 
 
-def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
+def compute(model: Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
     """Return the attack rows of a cell; what is made of prompts, and of images by grey-box attacks, is kept under `out` for other cells."""
     from robustclip.evaluation.cascade import run_cascade
 
@@ -115,7 +116,7 @@ def compute(model: models.Model, cell: Cell, resolved: Resolved, out: str | None
     return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
 
 
-def transfers_of(model: models.Model, plain: models.Model, classifier: Any, prompts_hash: str, device: str, out: str) -> Transfers | None:
+def transfers_of(model: Model, plain: Model, classifier: Any, prompts_hash: str, device: str, out: str) -> Transfers | None:
     """Return where grey-box attacks on `plain` CLIP and on what a classifier stands on keep their images; None for several towers."""
     from robustclip.models.classifier import ZeroShotClassifier
 
@@ -125,13 +126,13 @@ def transfers_of(model: models.Model, plain: models.Model, classifier: Any, prom
     return Transfers(storage.join(out, "transfers"), seen, (prompts_hash, PRECISION, library_versions(), device))
 
 
-def _static(model: models.Model) -> str:
+def _static(model: Model) -> str:
     """Return what names the classifiers of a model before they adapt: its tensors, its architecture and its kind of prompt."""
     return key(model.sha256, model.open_clip_config, model.card.get("trainable"))
 
 
 def on_device(
-    model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray, out: str | None = None
+    model: Model, resolved: Resolved, dataset: str, rows: np.ndarray, out: str | None = None
 ) -> "tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]":
     """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
     from robustclip.models.classifier import Guides
@@ -149,11 +150,11 @@ def on_device(
     return classifier, images, labels, ids
 
 
-def images_of(model: models.Model, resolved: Resolved, dataset: str, rows: np.ndarray) -> "tuple[Tensor, Tensor, list[str]]":
+def images_of(model: Model, resolved: Resolved, dataset: str, rows: np.ndarray) -> "tuple[Tensor, Tensor, list[str]]":
     """Return images [N,3,H,W] in [0,1] of a set as a model's classifier is shown them, their labels [N] and ids, on a GPU where one is."""
     import torch
 
-    from robustclip.training.learner import to_images
+    from robustclip.data.reading import to_images
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ids, pixels, labels = resolved.read(dataset, rows, model.preprocess.size)

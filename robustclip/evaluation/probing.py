@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from robustclip import names as models
 from robustclip.attacks import Attack
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.evaluation.evaluator import library_versions, on_device
 from robustclip.evaluation.protocols import Resolved
-from robustclip.models import model as models
 from robustclip.records import findings
 from robustclip.records.findings import Finding
 from robustclip.records.rows import CLEAN

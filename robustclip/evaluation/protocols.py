@@ -18,13 +18,14 @@ from robustclip.attacks.modes import TEXTS, joint, modes_of
 from robustclip.attacks.multimodal import CoAttack, Text
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
-from robustclip.data.datasets import CARD, DatasetCard, ensure_set, set_folder
+from robustclip.base.values import RESULT_VERSION, key, to_json
+from robustclip.data.card import CARD, DatasetCard
+from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
 from robustclip.data.shards import Index, scan
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
-from robustclip.training.config import RESULT_VERSION, key, to_json
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
 GUIDES = 4  # images of a class that guide a text attack

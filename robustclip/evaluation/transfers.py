@@ -15,7 +15,7 @@ from robustclip.attacks.base import Attack, Example, Trace
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
-from robustclip.training.config import key
+from robustclip.base.values import key
 
 TRACE = tuple(field.name for field in fields(Trace))
 

@@ -1,6 +1,6 @@
 """The attacked thing is the scored thing: images in [0,1] -> logits over class prompts, everything else inside."""
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,13 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+
+    @classmethod
+    def of(cls, open_clip_config: Mapping[str, Any]) -> "Preprocess":
+        """Return what an open_clip config says of it."""
+        cfg = open_clip_config["preprocess_cfg"]
+        size = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
+        return cls(size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("interpolation", "bicubic"))
 
 
 class Guides(NamedTuple):

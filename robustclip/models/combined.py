@@ -1,174 +1,46 @@
-"""Two models as one, by name: weights between CLIP and one fine-tuned from it, towers of two, an ensemble that averages logits."""
+"""Two models as one: weights between CLIP and one fine-tuned from it, towers of two, an ensemble that averages logits."""
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.models import model as models
-from robustclip.models.model import ZOO, Model
-
-INTERPOLATE, ENSEMBLE, TOWERS = "interpolate:", "ensemble:", "towers:"
-FROZEN_TOWER = {"prompt.safetensors": "a prompt", "readout.safetensors": "a linear readout"}  # files of what trains in its stead
+from robustclip.models.model import Model
 
 
-def named(name: str) -> "Interpolation | Ensemble | TwoTowers | None":
-    """Return the combination that a model's name stands for, None for the name of a single model; raises UserError for one cut short."""
-    if name.startswith(INTERPOLATE):
-        alpha, _, checkpoint = name.removeprefix(INTERPOLATE).partition(":")  # a URI has colons of its own
-        return Interpolation(_share(alpha), checkpoint)
-    if name.startswith(TOWERS):
-        return TwoTowers(tuple(name.removeprefix(TOWERS).split(",")))
-    return Ensemble(tuple(name.removeprefix(ENSEMBLE).split(","))) if name.startswith(ENSEMBLE) else None
+def interpolated(base: Model, tuned: Model, alpha: float, name: str) -> Model:
+    """Return the model with visual tower (1 - alpha) base + alpha tuned, tensor by tensor (TeCoA, arXiv:2212.07016, Fig. 7).
 
-
-@dataclass(frozen=True)
-class Interpolation:
-    """`interpolate:ALPHA:CHECKPOINT`: visual tower (1 - alpha) CLIP + alpha robust, tensor by tensor (TeCoA, arXiv:2212.07016, Fig. 7).
-
-    CLIP is the model that the checkpoint's card names as its base. Raises UserError for what cannot be a checkpoint folder.
+    `tuned` gives its weights up. Raises UserError for two architectures, and for models that differ outside the visual tower.
     """
-
-    alpha: float
-    checkpoint: str
-
-    def __post_init__(self) -> None:
-        _refuse_nested(self.checkpoint)
-        if not self.checkpoint or self.checkpoint.startswith(ZOO):
-            raise UserError(f"{INTERPOLATE}ALPHA:CHECKPOINT needs the folder of a fine-tuned model, not {self.checkpoint!r}")
-
-    def base(self) -> dict[str, str]:
-        """Return name and sha256 of what the checkpoint was fine-tuned from; raises UserError where no tower was, or it names no base."""
-        for file, what in FROZEN_TOWER.items():
-            if storage.exists(storage.join(self.checkpoint, file)):
-                raise UserError(f"{self.checkpoint} trained {what} on its base's own visual tower: there is nothing to interpolate")
-        path = storage.join(self.checkpoint, "config.json")
-        card = storage.read_json(path) if storage.exists(path) else models.load(self.checkpoint).card  # or says what is wrong
-        base = card.get("base") or {}
-        if not {"name", "sha256"} <= base.keys():
-            raise UserError(
-                f"{self.checkpoint}: its config.json names no base, the model it was fine-tuned from, so there is nothing to interpolate "
-                "with: give a checkpoint that pipelines/train.py wrote"
-            )
-        return base
-
-    def load(self) -> Model:
-        """Return the checkpoint's model with the tower in between; raises UserError where base and checkpoint do not belong together."""
-        card, tuned = self.base(), models.load(self.checkpoint)
-        if (found := models.identity(card["name"])) != card["sha256"]:
-            raise UserError(
-                f"{self.checkpoint} was fine-tuned from {card['name']} with sha256 {card['sha256'][:12]}..., what is there now has "
-                f"{found[:12]}...: put the old weights back"
-            )
-        base = models.load(card["name"])
-        if (base.open_clip_config["model_cfg"], base.preprocess) != (tuned.open_clip_config["model_cfg"], tuned.preprocess):
-            raise UserError(f"{self.checkpoint} and its base {base.name} have different open_clip configs: no weights lie between the two")
-        start, end = base.clip.state_dict(), tuned.clip.state_dict()
-        if other := [name for name in end if not name.startswith("visual.") and not torch.equal(start[name], end[name])]:
-            raise UserError(f"{self.checkpoint} differs from its base {base.name} outside the visual tower ({other[0]}): alpha 0 is not it")
-        # The rest is left out, not computed: (1 - alpha) x + alpha x is not x to the bit.
-        tower = {name: between(start[name], end[name], self.alpha) for name in end if name.startswith("visual.")}
-        tuned.clip.load_state_dict(end | tower)
-        return replace(tuned, name=f"{INTERPOLATE}{self.alpha}:{self.checkpoint}")
-
-    def identity(self) -> str:
-        """Return the hash of alpha and of what both weights are told by; nothing is loaded."""
-        return _hash("interpolate", self.alpha, self.base()["sha256"], models.identity(self.checkpoint))
-
-    def display_name(self) -> str:
-        """Return e.g. interpolate-0.25-run-abc."""
-        return f"interpolate-{self.alpha}-{models.display_name(self.checkpoint)}"
-
-    def selection(self) -> frozenset[str] | None:
-        """Return the ids that training and choosing the checkpoint saw, None where it does not say."""
-        return models.selection(self.checkpoint)
-
-    def input_size(self) -> int:
-        """Return the side of its images."""
-        return models.input_size(self.checkpoint)
+    if (base.open_clip_config["model_cfg"], base.preprocess) != (tuned.open_clip_config["model_cfg"], tuned.preprocess):
+        raise UserError(f"{tuned.name} and its base {base.name} have different open_clip configs: no weights lie between the two")
+    start, end = base.clip.state_dict(), tuned.clip.state_dict()
+    if other := [name for name in end if not name.startswith("visual.") and not torch.equal(start[name], end[name])]:
+        raise UserError(f"{tuned.name} differs from its base {base.name} outside the visual tower ({other[0]}): alpha 0 is not it")
+    # The rest is left out, not computed: (1 - alpha) x + alpha x is not x to the bit.
+    tower = {name: between(start[name], end[name], alpha) for name in end if name.startswith("visual.")}
+    tuned.clip.load_state_dict(end | tower)
+    return replace(tuned, name=name)
 
 
-@dataclass(frozen=True)
-class Two:
-    """Two different names of single models; raises UserError for anything else."""
+def two_towers(image: Model, text: Model, name: str) -> Model:
+    """Return the visual tower of one model, and what it wears, with the text tower of the other; `image` gives its weights up.
 
-    parts: tuple[str, ...]
-    prefix: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        if len(self.parts) != 2 or not all(self.parts) or self.parts[0] == self.parts[1]:
-            raise UserError(f"{self.prefix}{','.join(self.parts)}: it is of two different models, written {self.prefix}A,B")
-        for part in self.parts:
-            _refuse_nested(part)
-
-    def display_name(self) -> str:
-        """Return e.g. ensemble-tiny-vit8+run-abc."""
-        return f"{self.prefix.removesuffix(':')}-{'+'.join(models.display_name(part) for part in self.parts)}"
-
-    def selection(self) -> frozenset[str] | None:
-        """Return the ids that training and choosing either saw, None where neither says."""
-        known = [ids for part in self.parts if (ids := models.selection(part)) is not None]
-        return frozenset().union(*known) if known else None
-
-
-@dataclass(frozen=True)
-class TwoTowers(Two):
-    """`towers:A,B`: the visual tower of A, and what it wears, with the text tower of B; both fine-tuned from one model, or one is it.
-
-    So FARE's tower meets a robust text tower, each trained against what the same CLIP said. Raises UserError for two of other origins.
+    So FARE's tower meets a robust text tower, each trained against what the same CLIP said. Raises UserError where the second trained
+    another part than its text tower.
     """
-
-    prefix = TOWERS
-
-    def load(self) -> Model:
-        """Return both towers as one model."""
-        image, text = (models.load(part) for part in self.parts)
-        origins = {part: model.card.get("base", {}).get("sha256", models.identity(part)) for part, model in zip(self.parts, (image, text))}
-        if len(set(origins.values())) > 1:
-            said = ", ".join(f"{part} from {origin[:12]}..." for part, origin in origins.items())
-            raise UserError(f"{TOWERS}{','.join(self.parts)}: two towers understand each other only if one model was before both; {said}")
-        if text.prompt is not None or text.readout is not None:
-            raise UserError(
-                f"{TOWERS}{','.join(self.parts)}: the second gives its text tower alone, and {self.parts[1]} trained another part"
-            )
-        own = {name: t for name, t in text.clip.state_dict().items() if not name.startswith("visual.")}
-        image.clip.load_state_dict(image.clip.state_dict() | own)
-        card = dict(image.card) if "base" in image.card else {**image.card, "base": text.card.get("base")}
-        return replace(image, name=f"{TOWERS}{','.join(self.parts)}", card=card)
-
-    def identity(self) -> str:
-        """Return the hash of what both models are told by, the visual tower's first."""
-        return _hash("towers", *(models.identity(part) for part in self.parts))
-
-    def input_size(self) -> int:
-        """Return the side of the images of the visual tower."""
-        return models.input_size(self.parts[0])
-
-
-@dataclass(frozen=True)
-class Ensemble(Two):
-    """`ensemble:A,B`: one classifier whose logits are the mean of two models', each with its own preprocessing, prompt and text tower."""
-
-    prefix = ENSEMBLE
-
-    def load(self) -> Model:
-        """Return both models as one."""
-        return together(f"{ENSEMBLE}{','.join(self.parts)}", [models.load(part) for part in self.parts])
-
-    def identity(self) -> str:
-        """Return the hash of what both models are told by, in either order: a mean has none."""
-        return _hash("ensemble", *sorted(models.identity(part) for part in self.parts))
-
-    def input_size(self) -> int:
-        """Return the side of the images of the one that sees more."""
-        return max(models.input_size(part) for part in self.parts)
+    if text.prompt is not None or text.readout is not None:
+        raise UserError(f"{name}: the second gives its text tower alone, and {text.name} trained another part")
+    own = {name: t for name, t in text.clip.state_dict().items() if not name.startswith("visual.")}
+    image.clip.load_state_dict(image.clip.state_dict() | own)
+    card = dict(image.card) if "base" in image.card else {**image.card, "base": text.card.get("base")}
+    return replace(image, name=name, card=card)
 
 
 class Towers(nn.ModuleList):
@@ -200,7 +72,7 @@ class EnsembleModel(Model):
     @property
     def sha256(self) -> str:
         """The hash of every tensor of every member."""
-        return _hash(*sorted(member.sha256 for member in self.members))
+        return hash_of(*sorted(member.sha256 for member in self.members))
 
     # No ZeroShotClassifier: it has two towers and two tables of class embeddings, and the checks that look at one say so.
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> EnsembleClassifier:  # type: ignore[override]
@@ -228,20 +100,6 @@ def between(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * base + alpha * tuned
 
 
-def _share(text: str) -> float:
-    try:
-        alpha = float(text)
-    except ValueError:
-        alpha = math.nan
-    if not 0 <= alpha <= 1:
-        raise UserError(f"{INTERPOLATE}ALPHA:CHECKPOINT: ALPHA is a number from 0 (the base) to 1 (the checkpoint), not {text!r}")
-    return alpha
-
-
-def _refuse_nested(part: str) -> None:
-    if part.startswith((INTERPOLATE, ENSEMBLE, TOWERS)):
-        raise UserError(f"{part} is a combination, and combinations do not nest: name single models")
-
-
-def _hash(*parts: Any) -> str:
+def hash_of(*parts: Any) -> str:
+    """Return the hash that names what is made of several parts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

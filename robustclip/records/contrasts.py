@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from robustclip.records.metrics import DRAWS, Column, Estimate, Outcomes, check_same_images
+from robustclip.records.metrics import DRAWS, Estimate, check_same_images
+from robustclip.records.survival import Column, Outcomes
 
 Term = tuple[float, Sequence[Outcomes]]  # a weight and the runs of one method, its training seeds, whose flags are averaged per image
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip.records import metrics
+from robustclip.records import survival
 from robustclip.records.rows import CLEAN
 
 
@@ -17,7 +17,7 @@ class Rung:
 
     title: str
     eps: float
-    outcomes: Mapping[str, metrics.Outcomes]
+    outcomes: Mapping[str, survival.Outcomes]
     clean_ms: Mapping[str, float]
     attack_ms: Mapping[str, float]
 
@@ -38,7 +38,7 @@ def of(table: pa.Table, protocol: Mapping[str, Any], skips: Mapping[str, Sequenc
     rungs = []
     for eps in map(float, protocol["eps"]):
         for title, names in sorted(attacks.items()):
-            outcomes = metrics.alone(table, names, eps, skips)
+            outcomes = survival.alone(table, names, eps, skips)
             rungs.append(Rung(title, eps, outcomes, milliseconds(table, [CLEAN], 0.0), milliseconds(table, names, eps)))
     return rungs
 

@@ -1,37 +1,36 @@
 """What a table of records says as plain metrics, by name: what Tune, MLflow and the last lines of a command show."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustclip.evaluation.protocols import Resolved
 from robustclip.records import metrics
-from robustclip.records.metrics import CLEAN_ATTACKED
 from robustclip.records.rows import CLEAN
+from robustclip.records.survival import CLEAN_ATTACKED, Column, alone, outcomes_of, skips_of
 
 
-def set_metrics(table: pa.Table, resolved: Resolved) -> dict[str, float]:
+def set_metrics(table: pa.Table, protocol: Mapping[str, Any]) -> dict[str, float]:
     """Return test/clean, test/robust_4, ... of one model, averaged over sets, and the same per set as test/<set>/clean, ..., in [0,1].
 
-    Raises UserError when a set of the protocol has no records.
+    `protocol` is as the evaluator describes it. Raises UserError when a set of it has no records.
     """
-    protocol = resolved.protocol
-    found = metrics.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips, protocol.apart)
-    (outcomes,) = found.values()
-    classes = {name: len(test_set.card.class_names) for name, test_set in resolved.sets.items()}
+    (outcomes,) = outcomes_of(table, protocol).values()
+    classes = {name: len(each["class_names"]) for name, each in protocol["sets"].items()}
     values: dict[str, float] = {}
-    columns: tuple[metrics.Column, ...] = (CLEAN, *([CLEAN_ATTACKED] if protocol.attacked else []), *protocol.eps)
+    columns: tuple[Column, ...] = (CLEAN, *([CLEAN_ATTACKED] if protocol["attacked"] else []), *protocol["eps"])
     for column in columns:
         title = column if isinstance(column, str) else f"robust_{column:g}"
         average = metrics.macro(outcomes, column, classes, tuple(classes))
         values |= {f"test/{title}": average.mean, f"test/{title}_above_chance": average.above_chance}
         for name, outcome in outcomes.items():
             values[f"test/{name}/{title}"] = metrics.accuracy(outcome, column).mean
-    for attack in protocol.attacks if protocol.independent else ():
-        for eps in protocol.eps:
-            ((_, own),) = metrics.alone(table, [attack.name], eps, resolved.skips).items()
-            title = re.sub(r"[^a-zA-Z0-9_./-]", "_", f"alone/{attack.name}_{eps:g}")  # what MLflow takes in a name
+    for attack in protocol["attacks"] if protocol["independent"] else ():
+        for eps in protocol["eps"]:
+            ((_, own),) = alone(table, [attack], eps, skips_of(protocol)).items()
+            title = re.sub(r"[^a-zA-Z0-9_./-]", "_", f"alone/{attack}_{eps:g}")  # what MLflow takes in a name
             values[f"test/{title}"] = metrics.macro(own, eps, classes, tuple(own)).mean
     return values
 

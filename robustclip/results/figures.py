@@ -1,12 +1,9 @@
-"""What a report is made of: tables as text, figures as PNG bytes on a canvas of their own (no global state, nothing at import)."""
+"""The figures of a report, as PNG bytes on a canvas of their own: no global state, nothing at import."""
 
 import io
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -35,66 +32,6 @@ CAPTIONS = {
     "security_curve": "Worst-case accuracy against the radius ε of the attack, with 95 % Wilson intervals; ε = 0 is clean. "
     "Models at the same ε are set apart a little, so that no interval hides another.",
 }
-
-STYLE = """
-body{max-width:980px;margin:3rem auto;padding:0 1.5rem;font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff}
-h1{font-size:1.7rem;font-weight:600;margin:0}h2{font-size:1.15rem;font-weight:600;margin:2.6rem 0 .7rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
-table{border-top:2px solid #1c1c1c;border-bottom:2px solid #1c1c1c}thead{border-bottom:1px solid #1c1c1c}
-th{font-weight:600;vertical-align:bottom}th,td{text-align:right;padding:.34rem .6rem}
-.left{text-align:left}th:first-child,td:first-child{padding-left:0}
-tbody tr+tr{border-top:1px solid #ececec}td small{color:#6b6b6b;white-space:nowrap;font-size:.8em;display:block}
-.caption,figcaption{color:#555;font-size:.86rem;margin:.6rem 0;overflow-wrap:anywhere}
-figure{margin:2.4rem 0}img{width:100%;max-width:700px;display:block}
-ul{padding-left:1.2rem}li{margin:.35rem 0;overflow-wrap:anywhere}code{font-size:.92em}
-"""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table of text; the first columns, as many as `left`, name the row and are set flush left."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str
-    left: int = 1
-
-    def markdown(self) -> str:
-        """Return the sheet as a Markdown section."""
-        lines = [self.header, ("---",) * self.left + ("---:",) * (len(self.header) - self.left), *self.rows]
-        table = "\n".join("| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines)
-        return f"## {self.title}\n\n{table}\n\n{self.caption}\n"
-
-    def html(self) -> str:
-        """Return the sheet as an HTML section; intervals are set smaller than the numbers they belong to."""
-        side = ["<{} class=left>"] * self.left + ["<{}>"] * (len(self.header) - self.left)
-        head = "".join(f"{tag.format('th')}{escape(cell)}</th>" for tag, cell in zip(side, self.header, strict=True))
-        lines = ("".join(f"{tag.format('td')}{_small_interval(escape(cell))}</td>" for tag, cell in zip(side, row)) for row in self.rows)
-        body = "".join(f"<tr>{line}</tr>\n" for line in lines)
-        table = f"<div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-        return f"<section><h2>{escape(self.title)}</h2>\n{table}\n<p class=caption>{escape(self.caption)}</p></section>\n"
-
-    def latex(self) -> str:
-        """Return the sheet as a booktabs table."""
-        lines = [" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.rows)]
-        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-        columns = "l" * self.left + "r" * (len(self.header) - self.left)
-        caption = f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(self.caption)}}}\n"
-        return f"{caption}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n"
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _small_interval(cell: str) -> str:
-    return re.sub(r" (\[[^\]]*\])$", r" <small>\1</small>", cell)
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "−": "--"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def blank_figure(height: float) -> Any:

@@ -1,19 +1,15 @@
 """The tables of a report, one function each: what stands in a cell, and the caption that says what it means."""
 
-from typing import TYPE_CHECKING
-
 from robustclip.records import findings, metrics
 from robustclip.records.rows import CLEAN
-from robustclip.results.figures import Sheet
-
-if TYPE_CHECKING:
-    from robustclip.results.report import Report
+from robustclip.results.report import Report
+from robustclip.results.sheet import Sheet
 
 PROMPTS = "prompts.csv"
 VERDICTS = {1: "better", -1: "worse", 0: "not distinguishable"}
 
 
-def main(report: "Report") -> Sheet:
+def main(report: Report) -> Sheet:
     """Return the table of means: clean and robust accuracy of every model."""
     largest, separate = report.eps[-1], report.real if len(report.real) < len(report.classes) else []
     header = ["model", *report.columns.values(), f"above chance, clean / ε={largest:g}"]
@@ -28,7 +24,7 @@ def main(report: "Report") -> Sheet:
     return Sheet("Clean and robust accuracy", tuple(header), tuple(rows), _main_caption(report))
 
 
-def _main_caption(report: "Report") -> str:
+def _main_caption(report: Report) -> str:
     seen = report.outcomes[report.baseline]
     sizes = {name: len(outcome.ids) for name, outcome in seen.items()}
     attacked = sum(len(outcome.ids[outcome.attacked]) for outcome in seen.values())
@@ -45,7 +41,7 @@ def _main_caption(report: "Report") -> str:
     )
 
 
-def per_set(report: "Report") -> Sheet:
+def per_set(report: Report) -> Sheet:
     """Return the table of every set and model."""
     rows = tuple(
         (
@@ -62,7 +58,7 @@ def per_set(report: "Report") -> Sheet:
     return Sheet("Every set", ("set", "model", "classes", "n", *report.columns.values()), rows, caption, left=2)
 
 
-def stages(report: "Report") -> Sheet:
+def stages(report: Report) -> Sheet:
     """Return the table of what is left after each attack of the cascade."""
     names = [(e, attack) for e in report.eps for attack in report.counted]
     rows = tuple((report.marked(model), *(percent(report.mean(model, stage)) for stage in names)) for model in report.outcomes)
@@ -70,7 +66,7 @@ def stages(report: "Report") -> Sheet:
     return Sheet("Which attack breaks what", ("model", *(f"ε={e:g} after {attack}" for e, attack in names)), rows, caption + report.reduced)
 
 
-def alone(report: "Report") -> Sheet:
+def alone(report: Report) -> Sheet:
     """Return the table of what each of the independent attacks leaves."""
     columns = sorted(report.alone, key=lambda column: column[0])
     rows = []
@@ -82,7 +78,7 @@ def alone(report: "Report") -> Sheet:
     return Sheet("Each attack on its own", ("model", *titles), tuple(rows), caption + report.reduced)
 
 
-def levels(report: "Report") -> Sheet:
+def levels(report: Report) -> Sheet:
     """Return the table of what attackers of every level leave, each level the worst case of its own attacks."""
     rows = []
     for model in report.outcomes:
@@ -99,7 +95,7 @@ def levels(report: "Report") -> Sheet:
     return Sheet("Attacker levels", ("model", "clean", *titles, *worst), tuple(rows), caption + report.reduced)
 
 
-def cost_of_levels(report: "Report") -> Sheet:
+def cost_of_levels(report: Report) -> Sheet:
     """Return the table of what an answer and an attack of every level cost."""
     rows = []
     for model in report.outcomes:
@@ -110,17 +106,16 @@ def cost_of_levels(report: "Report") -> Sheet:
     return Sheet("What it costs", ("model", "answer", *titles), tuple(rows), caption)
 
 
-def prompts(report: "Report") -> Sheet:
+def prompts(report: Report) -> Sheet:
     """Return the table of what text attacks made of the class prompts, with the prompt that went farthest."""
     rows = []
-    for each in report.prompts:
-        now = each.rewritten
+    for now in report.prompts:
         far = min(range(len(now.texts)), key=lambda i: now.cosines[i])
         changed = sum(a != b for a, b in zip(now.clean, now.texts, strict=True))
         mean = sum(now.cosines) / len(now.cosines)
         farthest = f"{now.clean[far]} → {now.texts[far]} ({now.cosines[far]:.2f})"
         counts = (f"{changed} of {len(now.texts)}", f"{mean:.2f}", f"{100 * now.collisions:.0f} %")
-        rows.append((each.dataset, report.name(each.model), each.attack, *counts, farthest))
+        rows.append((now.dataset, report.name(now.model), now.attack, *counts, farthest))
     header = ("set", "model", "attack", "prompts changed", "mean cosine", "collisions", "farthest")
     caption = (
         "What text attacks made of the class prompts, the same for all images of a set: cosine of the new prompt's features with the clean "
@@ -129,7 +124,7 @@ def prompts(report: "Report") -> Sheet:
     return Sheet("Attacked prompts", header, tuple(rows), caption, left=7)
 
 
-def checks(report: "Report") -> Sheet:
+def checks(report: Report) -> Sheet:
     """Return the table of what the checks found on every model's probe."""
     rows = []
     for model in report.outcomes:
@@ -139,13 +134,13 @@ def checks(report: "Report") -> Sheet:
         ranked = f"no: {report.unranked[model]}" if model in report.unranked else "yes"
         rows.append((report.marked(model), str(len(passed)), warned, broken, ", ".join(each.number for each in skipped) or "none", ranked))
     caption = (
-        "The 22 checks of an honest robust accuracy and ten guards (robustclip/evaluation/checks), run with attacks of their own on a probe of the "
+        "The 22 checks of an honest robust accuracy and ten guards (docs/honest.md), run with attacks of their own on a probe of the "
         "model's best set; a warning is printed with its reason, a hard failure keeps the model's numbers out of every ranking."
     )
     return Sheet("Checks", ("model", "passed", "warnings", "hard failures", "not applicable", "ranked"), tuple(rows), caption, left=6)
 
 
-def paired(report: "Report") -> Sheet:
+def paired(report: Report) -> Sheet:
     """Return the table of the chosen model against the baseline on the same images."""
     a, b = report.name(report.chosen), report.name(report.baseline)
     rows = []
@@ -161,7 +156,7 @@ def paired(report: "Report") -> Sheet:
     return Sheet(f"{a} against {b}", header, tuple(rows), caption)
 
 
-def without_chance(report: "Report") -> Sheet:
+def without_chance(report: Report) -> Sheet:
     """Return the table of means again, without the sets on which some model does not know better than guessing."""
     left = tuple(name for name in report.classes if name not in report.at_chance)
     rows = tuple(
@@ -175,7 +170,7 @@ def without_chance(report: "Report") -> Sheet:
     return Sheet("Without sets at chance level", ("model", *report.columns.values()), rows, caption)
 
 
-def luck(report: "Report") -> Sheet:
+def luck(report: Report) -> Sheet:
     """Return the spread of the means over training seeds, for every group of models that differ in their seed alone."""
     rows = []
     for title, models in report.seeds.items():
@@ -186,7 +181,7 @@ def luck(report: "Report") -> Sheet:
     return Sheet("Training luck", ("models", "seeds", *report.columns.values()), tuple(rows), caption)
 
 
-def set_by_set(report: "Report") -> Sheet:
+def set_by_set(report: Report) -> Sheet:
     """Return McNemar's test for every set and column."""
     a, b = report.name(report.chosen), report.name(report.baseline)
     rows = tuple(

@@ -11,7 +11,7 @@ from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.training.config import Config, value_of
+from robustclip.base.values import value_of
 
 
 def say_on_terminal() -> None:
@@ -36,9 +36,9 @@ def out_folder(args: argparse.Namespace) -> str:
     return storage.resolve(args.out)
 
 
-def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse the command line into the parser's own arguments and the changes to the recipe, wherever in the line each stands."""
-    keys, mine, theirs, words = {field.name for field in dataclasses.fields(Config)}, [], [], sys.argv[1:]
+def parse(parser: argparse.ArgumentParser, config: type) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse the command line into the parser's own arguments and the changes to a recipe's `config`, wherever in the line each stands."""
+    keys, mine, theirs, words = {field.name for field in dataclasses.fields(config)}, [], [], sys.argv[1:]
     while words:
         word = words.pop(0)
         name, joined, _ = word.removeprefix("--").partition("=")

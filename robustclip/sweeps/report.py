@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.protocols import Protocol, Resolved, resolve
-from robustclip.models import model as models
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records.findings import Finding, summary
 from robustclip.records.rows import CLEAN
 from robustclip.results import figures, report
+from robustclip.results.page import Page
 from robustclip.runtime.cluster import total
 from robustclip.runtime.tracking import Tracker, how_to_open
 from robustclip.sweeps import trends
@@ -65,10 +66,10 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     built = replace(built, notes=(*built.notes, *trades(built)))
     attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(chosen.model, resolved)}
     pictures = trend(space, finished, built) | attacked | {"training": curves(finished)}
-    page = built.write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
+    page = Page(built).write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
-    return "\n".join([built.markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
+    return "\n".join([Page(built).markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
 
 
 def order(space: Space, trial: Trial) -> list[tuple[float, int]]:
@@ -112,7 +113,7 @@ def trend(space: Space, finished: Sequence[Trial], built: report.Report) -> dict
     if space.axis is None:
         return {}
     samples = {models.display_name(trial.model): trial.sample for trial in finished}
-    columns = {name: column for column, name in built.columns.items() if column != metrics.CLEAN_ATTACKED}
+    columns = {name: column for column, name in built.columns.items() if column != survival.CLEAN_ATTACKED}
     means = {name: {model: built.mean(model, column) for model in samples} for name, column in columns.items()}
     undefended = {name: built.mean(built.baseline, column) for name, column in columns.items()}
     return {"trend": trends.trend(space.axis, trends.lines(space.axis, samples, means), undefended, space.published)}
@@ -128,8 +129,8 @@ def examples(name: str, resolved: Resolved) -> bytes:
     """Return the picture of a few images of the first set, attacked under one model and the last eps: original, perturbation, attacked."""
     import torch
 
+    from robustclip.data.reading import to_images
     from robustclip.evaluation.cascade import predict
-    from robustclip.training.learner import to_images
 
     (dataset, first), *_ = resolved.sets.items()
     protocol, loaded = resolved.protocol, models.load(name)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.values import flatten, override
 from robustclip.test_time import TestTime
-from robustclip.training.config import Config, flatten, override
+from robustclip.training.config import Config
 from robustclip.training.recipes import named
 
 # Sampled keys that are no field of a config: the recipe a trial starts from, and what is evaluated in place of its trained model: one that

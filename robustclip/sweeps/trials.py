@@ -10,11 +10,12 @@ from typing import Any
 
 from ray import tune
 
+from robustclip.base.values import key
+from robustclip.names import written
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.spaces import INTERPOLATION, RECIPE, TEST_TIME, Space, first_config, shared, trial_config
 from robustclip.test_time import TestTime
-from robustclip.test_time.defended import written
-from robustclip.training.config import Config, key
+from robustclip.training.config import Config
 
 log = logging.getLogger(__name__)
 

@@ -11,22 +11,22 @@ from typing import Any
 
 from ray import tune
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.values import from_json, key, override, to_json
 from robustclip.data.reading import read_images
 from robustclip.evaluation.evaluator import Progress, evaluate
 from robustclip.evaluation.protocols import Protocol, resolve
-from robustclip.models import model as models
-from robustclip.models.combined import INTERPOLATE
+from robustclip.names import INTERPOLATE, written
 from robustclip.records.summary import cost, set_metrics
 from robustclip.runtime.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.spaces import EVALUATED, INTERPOLATION, TEST_TIME, Space, check_space, count, starts, trial_config
 from robustclip.sweeps.trials import SweepCallback, Trial
 from robustclip.test_time import TAPT, PromptAlign
-from robustclip.test_time.defended import written
 from robustclip.training import proxy
-from robustclip.training.config import Config, from_json, key, override, to_json
+from robustclip.training.config import Config
 from robustclip.training.run import Job, fit, forget, prepare
 from robustclip.training.statistics import Images, statistics
 
@@ -78,7 +78,7 @@ def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     share = settings.share
     table = evaluate([name], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress)
     seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
-    tested = set_metrics(table, resolved) | cost(table)
+    tested = set_metrics(table, resolved.describe()) | cost(table)
     # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
     tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name})
 
@@ -122,7 +122,7 @@ def validate(name: str, job: Job, threads: int) -> dict[str, float]:
     """Measure a model on the held-out images of a job: the body of a Ray task."""
     import torch
 
-    from robustclip.training.learner import to_images
+    from robustclip.data.reading import to_images
 
     use_threads(threads)
     device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config

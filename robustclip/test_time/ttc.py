@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class TTC:
     steps: int = 2
     beta: float = 2.0
     threshold: float = 0.2
+    asks_original: ClassVar[bool] = True
 
     def classifier(self, base: ZeroShotClassifier, seed: int) -> "Counterattack":
         """Return the classifier that moves its images first."""

@@ -1,22 +1,13 @@
 """A run is a value: one tree of frozen dataclasses, of which command line, sweep, MLflow and checkpoint are views."""
 
-import dataclasses
-import difflib
-import hashlib
-import json
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from robustclip.base.errors import UserError
 from robustclip.base.threat import ThreatModel
 from robustclip.defenses import AnyDefense, TeCoA
 from robustclip.training.trainables import Trainable, VisualTower
 
-RESULT_VERSION = 2  # bump by hand when the same config would give other results: finished work is then done again
-T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
 
 
@@ -113,122 +104,3 @@ class Config:
                 f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} works on the images of a micro-batch "
                 "together, give it 2 or more"
             )
-
-
-def to_json(value: Any) -> Any:
-    """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back.
-
-    Fields marked as `loaded` hold what a file said: the file's hash beside them stands for them.
-    """
-    if dataclasses.is_dataclass(value):
-        own = [f.name for f in dataclasses.fields(value) if not f.metadata.get("loaded")]
-        return {"type": type(value).__name__, **{name: to_json(getattr(value, name)) for name in own}}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    return [to_json(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def key(*parts: Any) -> str:
-    """Return 16 hex digits that name the work `parts` describe: the hash of their canonical JSON and RESULT_VERSION."""
-    text = json.dumps([RESULT_VERSION, *(to_json(part) for part in parts)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of a dataclass tree by its dotted path, a union member also by its type name."""
-    leaves: dict[str, Any] = {}
-    for name, item in to_json(value).items() if dataclasses.is_dataclass(value) else ():
-        path = f"{prefix}{name}"
-        child = getattr(value, name, None)
-        if dataclasses.is_dataclass(child):
-            leaves |= {path: type(child).__name__} | flatten(child, f"{path}.")
-        elif name != "type":
-            leaves[path] = item
-    return leaves
-
-
-def override(config: T, changes: Mapping[str, Any]) -> T:
-    """Return config with the leaves at dotted paths replaced; {"trainable": "TokenPrompt"} replaces a node by its type's default.
-
-    Nodes are replaced before their leaves, whatever the order of `changes`, and all leaves of a node at once, so that those which depend
-    on each other can change together. Raises UserError for an unknown path (with a suggestion) or a value of a wrong type.
-    """
-    return _replaced(config, changes, "")
-
-
-def _replaced(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
-    """Return the node with changes by their paths below it; `prefix` is its own path and a dot."""
-    hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
-    fields: dict[str, dict[str, Any]] = {}
-    for path, value in changes.items():
-        name, _, rest = path.partition(".")
-        if name not in hints:
-            known = [f"{prefix}{leaf}" for leaf in flatten(node)]
-            near = difflib.get_close_matches(f"{prefix}{path}", known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'nothing below ' + prefix.rstrip('.')}"
-            raise UserError(f"unknown recipe key {prefix + path!r}: {hint}")
-        fields.setdefault(name, {})[rest] = value
-    new = {}
-    for name, below in fields.items():
-        child = getattr(node, name)
-        if "" in below:
-            child = _checked(below.pop(""), hints[name], f"{prefix}{name}", child)
-        new[name] = _replaced(child, below, f"{prefix}{name}.") if below else child
-    return dataclasses.replace(node, **new)
-
-
-def _type_name(choice: Any) -> str | None:
-    return choice.__name__ if isinstance(choice, type) and dataclasses.is_dataclass(choice) else None
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
-    """Return the value as the annotated type: numbers become floats, lists tuples, a type's name its default (or `current`, if of it)."""
-    choices = _choices(hint)
-    for choice in choices:
-        if value is not None and value == _type_name(choice):
-            return current if type(current) is choice else choice()
-        origin = typing.get_origin(choice)
-        if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if origin is Literal and value in typing.get_args(choice):
-            return value
-        kinds = typing.get_args(choice)
-        if origin is tuple and isinstance(value, tuple | list) and (kinds[-1] is ... or len(kinds) == len(value)):
-            return tuple(from_json(kinds[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-        if origin is None and isinstance(choice, type) and isinstance(value, choice) and not (choice is int and isinstance(value, bool)):
-            return value
-    raise UserError(f"recipe key {path!r} takes {' or '.join(map(_said, choices))}, not {value!r}")
-
-
-def _said(choice: Any) -> str:
-    """Return an annotation as a reader knows it: the values of a Literal, the name of a class."""
-    if typing.get_origin(choice) is Literal:
-        return " or ".join(map(repr, typing.get_args(choice)))
-    return str(choice) if typing.get_origin(choice) else choice.__name__
-
-
-def value_of(word: str) -> Any:
-    """Return a word of a command line as the JSON value it is, or as text."""
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return {"None": None, "True": True, "False": False}.get(word, word)
-
-
-def from_json(kind: Any, data: Any, path: str = "config") -> Any:
-    """Return the dataclass tree that `to_json` wrote, read as the annotated type `kind`; raises UserError for what does not fit."""
-    if isinstance(data, Mapping) and "type" in data:
-        classes: dict[str | None, Any] = {_type_name(choice): choice for choice in _choices(kind)}
-        if data["type"] not in classes:
-            raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(filter(None, classes))}")
-        cls = classes[data["type"]]
-        hints = typing.get_type_hints(cls)
-        unknown = [name for name in data if name not in hints and name != "type"]
-        if unknown:
-            raise UserError(f"{path}: {data['type']} has no field {unknown[0]!r}")
-        return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name != "type"})
-    return _checked(data, kind, path)

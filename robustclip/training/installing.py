@@ -1,15 +1,26 @@
 """What all trainables share: a model with everything frozen but what learns, and a card that says how it was made."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from robustclip.base.errors import UserError
+from robustclip.models.dress import Dress, worn_by
 from robustclip.models.model import Model
 
 Installed = tuple[Model, list[nn.Parameter]]  # the model to train, everything else in it frozen, and its parameters that learn
+
+
+def install(trainable: Any, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+    """Return the model with `trainable` in it or on it; raises UserError for what the model cannot take, or nothing to learn."""
+    if not isinstance(trainable, Dress):
+        return trainable.install(model, seed, class_names)
+    frozen_tower(model)
+    part = trainable.build(model, seed, class_names)
+    if not any(p.numel() for p in part.parameters()):
+        raise UserError(f"{model.name}: a prompt of size 0 leaves nothing to learn; make it larger")
+    return worn_by(model, part, trainable), list(part.parameters())
 
 
 def frozen_tower(model: Model) -> nn.Module:
@@ -32,8 +43,3 @@ def learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     for p in wanted:
         p.requires_grad_(True)
     return wanted
-
-
-def says(model: Model, trainable: Any) -> dict[str, Any]:
-    """Return the model's card with what `load` needs to build a prompt or readout again."""
-    return {**model.card, "trainable": {"type": type(trainable).__name__, **asdict(trainable)}}

@@ -15,15 +15,17 @@ from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD, frozen, pgd, random_start
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
+from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, Paired, Roles
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.lowrank import bake
 from robustclip.models.model import Model
 from robustclip.training import pairing
+from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config, Optim, Precision
+from robustclip.training.installing import install
 from robustclip.training.pairing import Waiting, World
 from robustclip.training.proxy import share_right
-from robustclip.training.trainables import check_pair
 from robustclip.views.crops import crops
 
 SHOWN_IDS = 8  # of a batch that stopped a run
@@ -40,11 +42,6 @@ def lr_at(step: int, optim: Optim, steps: int) -> float:
     if optim.schedule == "constant":
         return optim.lr
     return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - optim.warmup) / max(steps - optim.warmup, 1)))
-
-
-def to_images(pixels: np.ndarray | Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return images [B,3,H,W] in [0,1] of 8-bit pixels [B,H,W,3]."""
-    return torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).to(dtype) / 255
 
 
 class Learner:
@@ -72,7 +69,7 @@ class Learner:
         model.clip.to(device, dtype)
         templates = config.templates or templates
         teacher = model.copy().classifier(class_names, templates).to(device, dtype).requires_grad_(False)
-        self.model, self.parameters = config.trainable.install(model, config.seed, class_names)
+        self.model, self.parameters = install(config.trainable, model, config.seed, class_names)
         student = self.model.classifier(class_names, templates).to(device, dtype)
         head = config.defense.head(student, config.seed)
         self.roles = Roles(student, teacher, head if head is None else head.to(device, dtype))

@@ -20,10 +20,11 @@ from robustclip.defenses import (
     MMCoA,
     PseudoTeCoA,
 )
+from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import Config, Data, InnerAttack, Optim, Validation
 from robustclip.training.recipe import DEMO, NOT_RUN, TECOA, Recipe, demo
 from robustclip.training.recipes_prompts import EMBEDDED_PROMPTS, PUBLISHED_PROMPTS
-from robustclip.training.trainables import LinearHead, LoRA, PixelPrompt, TokenPrompt, Towers
+from robustclip.training.trainables import LoRA, Towers
 
 # TeCoA's own comparison, each for the whole tower ("demo-adv") and for deep prompt tokens ("demo-deep-adv").
 COMPARED: dict[str, tuple[AnyDefense, str]] = {

@@ -5,9 +5,10 @@ from typing import Any
 
 from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import APT, FAP, AnyDefense, HalfTeCoA, TeCoA
+from robustclip.models.dress import FramedTokens, JointTokens
 from robustclip.training.config import Config, InnerAttack, Optim
 from robustclip.training.recipe import DEMO, NOT_RUN, TECOA, Recipe, demo
-from robustclip.training.trainables import FramedTokens, JointTokens, Trainable
+from robustclip.training.trainables import Trainable
 
 # --- the embedded world: its images, and a rate that suits AdamW; towers of 3 and 2 blocks allow a depth of 2 ---------
 

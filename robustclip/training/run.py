@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.data.datasets import DatasetCard, ensure_set
+from robustclip.base.values import key, to_json
+from robustclip.data.card import DatasetCard
+from robustclip.data.datasets import ensure_set
 from robustclip.data.plan import Plan, read_unit, select
 from robustclip.data.reading import decoded_size, read_images, split_identity
 from robustclip.data.shards import Index, scan
-from robustclip.models import model as models
+from robustclip.models import checkpoints
 from robustclip.runtime.cluster import Share, use_threads
-from robustclip.training.config import Config, key, to_json
-from robustclip.training.trainables import check_pair
+from robustclip.training.compatible import check_pair
+from robustclip.training.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +283,7 @@ def validation_images(job: Job, learner: Any) -> tuple[Any, Any, list[str]]:
     """Return images [N,3,S,S], labels [N] and ids of the held-out rows that `val/` is measured on."""
     import torch
 
-    from robustclip.training.learner import to_images
+    from robustclip.data.reading import to_images
 
     ids, pixels, labels = read_images(job.index, job.val_rows[: job.config.validation.images], job.size, job.config.data.resize)
     return to_images(pixels, learner.device), torch.as_tensor(labels), ids
@@ -296,8 +299,8 @@ def finish(job: Job, learner: Any, history: list[dict[str, float]]) -> dict[str,
     if ray.train.get_context().get_world_rank() == 0:
         learner.finish()
         seen = np.concatenate([job.train_rows, job.val_rows])
-        storage.write_table(storage.join(folder, models.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
-        models.save(
+        storage.write_table(storage.join(folder, checkpoints.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
+        checkpoints.save(
             learner.model,
             folder,
             run=job.key,

@@ -10,16 +10,15 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from robustclip import names as models
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.data.datasets import ensure_set
 from robustclip.data.plan import select
-from robustclip.data.reading import decoded_size, read_images
+from robustclip.data.reading import decoded_size, read_images, to_images
 from robustclip.data.shards import Index, scan
-from robustclip.models import model as models
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.runtime.cluster import use_threads
 from robustclip.test_time.moments import Crop, Moments, Targets, block_inputs
-from robustclip.training.learner import to_images
 from robustclip.views.crops import crops
 
 log = logging.getLogger(__name__)

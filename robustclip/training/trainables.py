@@ -1,19 +1,18 @@
 """What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, or prompt tokens."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
 
 from torch import nn
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import generator
-from robustclip.defenses import Defense, Paired
+from robustclip.models.dress import DRESSES, FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.insertion import require_vit
 from robustclip.models.lowrank import LowRank, Tail, put_inside
-from robustclip.models.model import LinearReadout, Model
-from robustclip.training.installing import Installed, frozen_tower, learning, says
-from robustclip.training.trainable_prompts import PROMPTS, FramedTokens, JointTokens, PixelPrompt, TokenPrompt
+from robustclip.models.model import Model
+from robustclip.training.installing import Installed, frozen_tower, learning
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
@@ -142,21 +141,6 @@ class LoRA:
         return model, found
 
 
-@dataclass(frozen=True)
-class LinearHead:
-    """A linear readout of the frozen tower's raw features trains, TeCoA's linear probe: it knows its own classes and no others."""
-
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with a readout of `class_names`, zero at first, and its parameters."""
-        frozen_tower(model)
-        probe = self.build(model, class_names)
-        return replace(model, readout=probe, card=says(model, self)), list(probe.parameters())
-
-    def build(self, model: Model, class_names: Sequence[str]) -> LinearReadout:
-        """Return the readout with zero weights."""
-        return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
-
-
 Trainable = (
     VisualTower
     | Towers
@@ -170,35 +154,10 @@ Trainable = (
     | FramedTokens
     | JointTokens
 )
-TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, LinearHead, *PROMPTS)
+TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, *DRESSES)
 
 # What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
 AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
-
-
-def check_pair(defense: Defense, trainable: Trainable) -> None:
-    """Raise UserError for a defence that a trainable cannot serve."""
-    if isinstance(trainable, LinearHead) and defense.reads == "features":
-        raise UserError(
-            f"{type(defense).__name__} works on the features of the visual tower, which LinearHead leaves as they are: "
-            "choose another trainable"
-        )
-    if isinstance(trainable, JointTokens) and trainable.design == "text" and defense.reads == "features":
-        raise UserError(
-            f"{type(defense).__name__} works on the features of the visual tower, which a prompt in the texts leaves as they are: "
-            "choose another trainable"
-        )
-    if isinstance(trainable, JointTokens) and trainable.design != "visual" and isinstance(defense, Paired):
-        raise UserError(f"{type(defense).__name__} trains the towers, not tokens in the texts: choose Towers or VisualTower")
-    if defense.reads == "texts" and not (isinstance(trainable, Towers) and trainable.which == "text"):
-        raise UserError(f"{type(defense).__name__} trains the text tower alone: choose Towers with which=text")
-    if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
-        raise UserError(f"{type(defense).__name__} compares images with prompts, which LinearHead does not read: choose another trainable")
-    if isinstance(trainable, Towers) and defense.reads != "texts" and not isinstance(defense, Paired):
-        raise UserError(
-            f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
-            "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"
-        )
 
 
 def block_names(visual: nn.Module) -> list[str]:
@@ -209,15 +168,3 @@ def block_names(visual: nn.Module) -> list[str]:
         except AttributeError:
             continue
     raise UserError(f"LastBlocks does not know the blocks of a {type(visual).__name__}: choose VisualTower or NormsAndBiases")
-
-
-def dressed(card: Mapping[str, Any], model: Model) -> Model:
-    """Return the model with an unfilled prompt or readout of the kind a checkpoint's card names, if it names one."""
-    settings = dict(card.get("trainable") or {"type": "VisualTower"})
-    kind = {cls.__name__: cls for cls in TRAINABLES}.get(settings.pop("type"))
-    if kind is None or settings.keys() - {field.name for field in fields(kind)}:
-        raise UserError(f"{model.name}: its config.json names an unknown trainable {card['trainable']}: upgrade robustclip")
-    trainable = kind(**settings)
-    if isinstance(trainable, LinearHead):
-        return replace(model, readout=trainable.build(model, card["class_names"]))
-    return replace(model, prompt=trainable.build(model, seed=0)) if isinstance(trainable, PROMPTS) else model

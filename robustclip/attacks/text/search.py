@@ -9,13 +9,13 @@ from torch import Tensor
 
 from robustclip.attacks.text.hotflip import HotFlip
 from robustclip.attacks.text.masked import MaskedWords
+from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.scores import Score, ScoreName, away, image_guided, margin
 from robustclip.attacks.text.sources import Asked, Characters, Neighbours, RandomWords, Table
 from robustclip.attacks.text.vocabulary import encode
 from robustclip.attacks.text.words import OtherNames, Prompt, prompts_of
 from robustclip.base.errors import UserError
 from robustclip.base.threat import TextBudget
-from robustclip.evaluation.rewritings import Rewritten
 from robustclip.models.classifier import ZeroShotClassifier
 
 AnySource = Neighbours | HotFlip | RandomWords | Characters | Table | MaskedWords

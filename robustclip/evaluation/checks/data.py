@@ -18,7 +18,7 @@ from robustclip.evaluation import cascade
 from robustclip.evaluation.checks.ball import declared
 from robustclip.evaluation.checks.base import Subject, Verdict, does_not_apply, verdict
 from robustclip.evaluation.protocols import TestSet
-from robustclip.records import metrics
+from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 
 
@@ -144,7 +144,7 @@ def worst_case_per_image(subject: Subject) -> Verdict:
     rows = cascade.run_cascade(Bright(), images, labels, ids, protocol)  # type: ignore[arg-type]
     shared = {"model": "bright", "model_sha256": "none", "dataset": "halves", "protocol_hash": "none"}
     names = [attack.name for attack in attacks]
-    outcome = metrics.worst_case(records.table(shared | row for row in rows), names, protocol.eps)["bright"]["halves"]
+    outcome = survival.worst_case(records.table(shared | row for row in rows), names, protocol.eps)["bright"]["halves"]
     measured = metrics.accuracy(outcome, 4.0).mean
     faults = [f"two attacks that break disjoint halves leave {measured:.0%}, not 0 %"] if measured else []
     faults += ["broken images are attacked again"] if sorted(met[1]) != [id_ for id_ in ids if int(id_) % 2] else []
@@ -153,10 +153,10 @@ def worst_case_per_image(subject: Subject) -> Verdict:
     )
 
 
-def counted(subject: Subject, rows: pa.Table) -> dict[str, dict[str, metrics.Survival]]:
+def counted(subject: Subject, rows: pa.Table) -> dict[str, dict[str, survival.Survival]]:
     """Return the worst case per image of a run's rows, as its protocol tells which attacks a set goes without."""
     protocol, skips = (subject.protocol, None) if subject.resolved is None else (subject.resolved.protocol, subject.resolved.skips)
-    return metrics.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps, skips, protocol.apart)
+    return survival.worst_case(rows, [attack.name for attack in protocol.attacks], protocol.eps, skips, protocol.apart)
 
 
 def recount(subject: Subject) -> list[str]:
@@ -169,13 +169,13 @@ def recount(subject: Subject) -> list[str]:
         outcomes = counted(subject, rows)
     except UserError as error:
         return [str(error)]
-    for name, survival in next(iter(outcomes.values())).items():
+    for name, seen in next(iter(outcomes.values())).items():
         mine = [row for row in rows.filter(pc.equal(rows["dataset"], name)).to_pylist() if row["attack"] not in protocol.apart]
         for eps in protocol.eps:
             broken = {row["image_id"] for row in mine if row["eps"] <= eps and row["prediction"] != row["label"]}
-            if int(survival.flags(eps).sum()) != len({row["image_id"] for row in mine} - broken):
+            if int(seen.flags(eps).sum()) != len({row["image_id"] for row in mine} - broken):
                 faults.append(
-                    f"{name} at eps {eps:g}: the metrics count {int(survival.flags(eps).sum())} images robust, the rows say otherwise"
+                    f"{name} at eps {eps:g}: the metrics count {int(seen.flags(eps).sum())} images robust, the rows say otherwise"
                 )
     return faults
 

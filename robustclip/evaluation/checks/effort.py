@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks import Attack
+from robustclip.base import values
 from robustclip.base.errors import UserError
 from robustclip.evaluation.checks.ball import declared, has
 from robustclip.evaluation.checks.base import Run, Subject, Verdict, share, verdict
 from robustclip.evaluation.checks.strength import rise
 from robustclip.evaluation.checks.watch import watching
-from robustclip.training import config
 
 FLAT = 0.05  # of the loss gained in all, in the last tenth of the passes; at a constant pace it is 0.1
 
@@ -88,9 +88,9 @@ def settings_are_used(subject: Subject) -> Verdict:
 
 def accepts_anything(attack: Attack) -> list[str]:
     """Return a fault where a misspelt setting of the attack would be accepted."""
-    misspelt = {**config.to_json(attack), "stepz": 1}
+    misspelt = {**values.to_json(attack), "stepz": 1}
     try:
-        config.from_json(type(attack), misspelt)
+        values.from_json(type(attack), misspelt)
     except UserError:
         return []
     return [f"{attack.name} accepts the misspelt setting 'stepz'"]

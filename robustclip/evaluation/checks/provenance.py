@@ -8,13 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.evaluation.checks.base import Subject, Verdict, does_not_apply, verdict
 from robustclip.evaluation.checks.data import counted, of_model
 from robustclip.evaluation.protocols import Resolved
-from robustclip.models import model as models
+from robustclip.models import zoo
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.models.model import ZOO, Model
+from robustclip.models.model import Model
+from robustclip.models.zoo import ZOO
 from robustclip.records import metrics
 
 NAMED = ("model_sha256", "prompts_hash", "protocol_hash", "result_key", "shard_sha256", "versions")
@@ -89,7 +91,7 @@ def right_activation(subject: Subject) -> Verdict:
     if subject.model is None:
         return does_not_apply("no model was given")
     if subject.source is not None and subject.source.startswith(ZOO):
-        models.check_activation(*subject.source.removeprefix(ZOO).partition("/")[::2])
+        zoo.check_activation(*subject.source.removeprefix(ZOO).partition("/")[::2])
     members, classifiers = (getattr(whole, "members", (whole,)) for whole in (subject.model, subject.classifier))  # an ensemble has several
     built, faults = [], []
     for model, classifier in zip(members, classifiers, strict=True):

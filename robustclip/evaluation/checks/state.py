@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from robustclip import names as models
 from robustclip.evaluation.checks.base import SMALL, Subject, Verdict, apart, does_not_apply, logits_of, seeded, verdict
-from robustclip.models import model as models
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import tensors_sha256, worn

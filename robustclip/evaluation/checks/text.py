@@ -3,10 +3,10 @@
 from typing import Any
 
 from robustclip.attacks.multimodal import Multimodal
+from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.words import OtherNames, Prompt, distance, prompts_of
 from robustclip.evaluation.checks.base import Subject, Verdict, does_not_apply, verdict
-from robustclip.evaluation.rewritings import Rewritten
 from robustclip.models.classifier import ZeroShotClassifier
 
 SOME = 12  # prompts, of the first classes

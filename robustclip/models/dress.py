@@ -1,21 +1,33 @@
-"""Prompts that learn in front of a frozen CLIP: pixels, visual tokens, tokens of both towers."""
+"""What a frozen CLIP may wear, as settings: pixels, visual tokens, tokens of both towers, a linear readout.
+
+Training makes it, a checkpoint's card names it, and it is built again before the checkpoint's files fill it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from torch import nn
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import generator
 from robustclip.models.joint import Design, JointPrompt, Start, check_choices
-from robustclip.models.model import Model
+from robustclip.models.model import LinearReadout, Model
 from robustclip.models.prompts import PixelPad, PixelPatch, Prompt, Together, Tokens
-from robustclip.training.installing import Installed, frozen_tower, says
 
 Shape = Literal["pad", "fixed patch", "random patch", "whole"]
 
 
+class Dress:
+    """Settings of what is put on a model whose own weights stay as they are."""
+
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> nn.Module:
+        """Return it as it starts, for a model and, where it needs them, its classes."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class PixelPrompt:
+class PixelPrompt(Dress):
     """Pixels added to the normalised image train, CLIP is frozen (TeCoA Eq. 10 and Fig. 6).
 
     A frame `size` pixels wide ("pad"), a square of that side top left ("fixed patch") or moving about ("random patch"), or every pixel.
@@ -28,11 +40,7 @@ class PixelPrompt:
         if self.shape not in get_args(Shape):
             raise UserError(f"trainable.shape is {self.shape!r}: choose {', '.join(get_args(Shape))}")
 
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh pixels and these."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the pixels with their random start."""
         side, g = model.preprocess.size, generator(seed, "pixel prompt")
         if self.shape == "pad":
@@ -41,7 +49,7 @@ class PixelPrompt:
 
 
 @dataclass(frozen=True)
-class TokenPrompt:
+class TokenPrompt(Dress):
     """`tokens` prompt tokens in front of the visual transformer train, once at the input or (deep) before every block; CLIP is frozen."""
 
     tokens: int = 8
@@ -51,33 +59,25 @@ class TokenPrompt:
         if self.tokens < 0:
             raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
 
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and the tokens; raises UserError for a tower that is no ViT."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the tokens with their random start."""
         return Tokens(model.clip.visual, self.tokens, self.deep, generator(seed, "token prompt"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class FramedTokens:
+class FramedTokens(Dress):
     """`tokens` prompt tokens at the input and a frame `pad` pixels wide train together: TeCoA's own defaults, AdvVP of later papers."""
 
     tokens: int = 5
     pad: int = 30
 
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and pixels and both; raises UserError for a tower that is no ViT."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return both with their random starts."""
         return Together((PixelPrompt("pad", self.pad).build(model, seed), TokenPrompt(self.tokens).build(model, seed)))
 
 
 @dataclass(frozen=True)
-class JointTokens:
+class JointTokens(Dress):
     """`tokens` prompt tokens in front of the first `depth` blocks of one or both towers train, by `design` (joint.py); CLIP is frozen.
 
     AdvVPT is "visual", AdvTP and APT "text" with depth 1, AdvVLP "independent", AdvMaPLe "text to visual", FAP "visual to text". Where
@@ -95,22 +95,40 @@ class JointTokens:
         if self.tokens < 0:
             raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
 
-    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
-        """Return the model with fresh tokens and the tokens; raises UserError for towers that cannot take them."""
-        return with_prompt(model, self, self.build(model, seed))
-
-    def build(self, model: Model, seed: int) -> Prompt:
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the tokens as they start."""
         settings = (self.design, self.tokens, self.depth, self.template, self.start)
         return JointPrompt(model.clip, model.tokenizer, *settings, generator(seed, "joint prompt"))
 
 
-PROMPTS = (PixelPrompt, TokenPrompt, FramedTokens, JointTokens)
+@dataclass(frozen=True)
+class LinearHead(Dress):
+    """A linear readout of the frozen tower's raw features trains, TeCoA's linear probe: it knows its own classes and no others."""
+
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> LinearReadout:
+        """Return the readout of `class_names`, zero at first."""
+        return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
 
 
-def with_prompt(model: Model, trainable: PixelPrompt | TokenPrompt | FramedTokens | JointTokens, prompt: Prompt) -> Installed:
-    """Return the frozen model wearing the prompt, and the prompt's parameters; raises UserError for an empty prompt."""
-    frozen_tower(model)
-    if not any(p.numel() for p in prompt.parameters()):
-        raise UserError(f"{model.name}: a prompt of size 0 leaves nothing to learn; make it larger")
-    return replace(model, prompt=prompt, card=says(model, trainable)), list(prompt.parameters())
+DRESSES: tuple[type[Dress], ...] = (LinearHead, PixelPrompt, TokenPrompt, FramedTokens, JointTokens)
+
+
+def dressed(model: Model) -> Model:
+    """Return the model with an unfilled prompt or readout of the kind its card names, if it names one; raises UserError for a newer one."""
+    settings = dict(model.card.get("trainable") or {"type": None})
+    kind: Any = {cls.__name__: cls for cls in DRESSES}.get(settings.pop("type"))
+    if kind is None:
+        return model
+    if settings.keys() - {field.name for field in fields(kind)}:
+        raise UserError(f"{model.name}: its config.json names an unknown trainable {model.card['trainable']}: upgrade robustclip")
+    dress = kind(**settings)
+    return worn_by(model, dress.build(model, 0, model.card.get("class_names", ())))
+
+
+def worn_by(model: Model, part: nn.Module, dress: Dress | None = None) -> Model:
+    """Return the model wearing a part; with its `dress`, the card says what that is."""
+    card = model.card
+    if dress is not None:
+        card = {**card, "trainable": {"type": type(dress).__name__, **asdict(dress)}}  # type: ignore[call-overload]
+    worn: dict[str, Any] = {"readout" if isinstance(part, LinearReadout) else "prompt": part}
+    return replace(model, card=card, **worn)
