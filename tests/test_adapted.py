@@ -9,7 +9,6 @@ import torch
 from conftest import NAMES
 from toys import ids_of
 
-from robustclip import names as adapted
 from robustclip import names as models
 from robustclip.attacks import PGD, Square
 from robustclip.attacks.levels import Aimed
