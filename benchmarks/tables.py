@@ -9,7 +9,7 @@ from robustclip.records import metrics
 from robustclip.records.contrasts import Term, contrast
 from robustclip.records.survival import Column, Outcomes
 from robustclip.training.config import Config
-from robustclip.training.run import prepare
+from robustclip.training.loop import prepare
 
 
 def finished(config: Config, out: str, command: str) -> str:

@@ -45,7 +45,7 @@ from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, Vi
 from robustclip.training.config import Config
 from robustclip.training.pretraining import Pretraining, pretrain
 from robustclip.training.recipes import named
-from robustclip.training.run import Job, fit, prepare
+from robustclip.training.loop import Job, fit, prepare
 from robustclip.training.statistics import Images, statistics
 
 CLIP = "tiny-vit8"

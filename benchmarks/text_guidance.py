@@ -51,7 +51,7 @@ from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.training.recipes import named
-from robustclip.training.run import fit, prepare
+from robustclip.training.loop import fit, prepare
 
 TOWER = ("demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo", "demo-pseudo")
 PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoadv", "demo-deep", "demo-deep-pseudo")

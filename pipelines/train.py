@@ -14,7 +14,7 @@ from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker, how_to_open
 from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES, named
-from robustclip.training.run import fit, forget, prepare, relay
+from robustclip.training.loop import fit, forget, prepare, relay
 
 log = logging.getLogger("robustclip.train")
 

@@ -22,7 +22,7 @@ from robustclip.records.findings import failed, reasons
 from robustclip.training.config import Config
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import RECIPES
-from robustclip.training.run import prepare
+from robustclip.training.loop import prepare
 
 BASE, SEEDS = "tiny-vit8", range(5)
 RECIPE_OF = {"TeCoA": "demo", "prompted": "demo-tokens"}

@@ -13,7 +13,7 @@ import pytest
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.runtime import cluster
-from robustclip.training import run as training
+from robustclip.training import loop as training
 from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
 

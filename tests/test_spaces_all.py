@@ -134,7 +134,7 @@ def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
 
 @pytest.mark.slow
 def test_the_world_has_as_many_images_of_every_class_as_the_largest_training_set_takes(tmp_path: Path) -> None:
-    from robustclip.training.run import prepare
+    from robustclip.training.loop import prepare
 
     space = SPACES["train_size"]
     config = override(spaces.first_config(space), {"data.per_class": 64})

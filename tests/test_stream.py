@@ -9,7 +9,7 @@ from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.data.plan import read_unit
 from robustclip.runtime import cluster
-from robustclip.training import run as training
+from robustclip.training import loop as training
 from robustclip.training.recipes import RECIPES
 
 

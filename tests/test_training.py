@@ -9,7 +9,7 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.runtime import cluster
-from robustclip.training import run as training
+from robustclip.training import loop as training
 from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
 

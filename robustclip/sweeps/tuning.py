@@ -27,7 +27,7 @@ from robustclip.sweeps.trials import SweepCallback, Trial
 from robustclip.test_time import TAPT, PromptAlign
 from robustclip.training import proxy
 from robustclip.training.config import Config
-from robustclip.training.run import Job, fit, forget, prepare
+from robustclip.training.loop import Job, fit, forget, prepare
 from robustclip.training.statistics import Images, statistics
 
 log = logging.getLogger(__name__)
