@@ -31,6 +31,7 @@ import torch
 import torchattacks
 from parity import original
 from pyautoattack import AutoAttack
+from tables import counted
 from torch import Tensor, nn
 
 from robustclip import names as models
@@ -41,8 +42,6 @@ from robustclip.evaluation.cascade import predict, run_cascade
 from robustclip.evaluation.protocols import CELL_IMAGES, DEMO, Protocol
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import Model
-from robustclip.records import rows as records
-from robustclip.records import survival
 
 RENDER_SEED = 11
 PAIR = replace(DEMO, attacks=(PGD(10), APGD(20)))
@@ -73,9 +72,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def robust(rows: list[dict[str, Any]], protocol: Protocol) -> np.ndarray:
     """Return the flags [eps,n] of images that are right when clean and under every attack up to each eps, by the metrics."""
-    shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
-    table = records.table(shared | row for row in rows)
-    outcomes = survival.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)["m"]["d"]
+    outcomes = counted(rows, protocol)
     return np.stack([outcomes.flags(eps) for eps in protocol.eps])
 
 

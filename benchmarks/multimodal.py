@@ -35,7 +35,7 @@ below it: on classes that did not train, nobody is robust to one.
 
 import argparse
 
-from tables import cell, finished, verdict
+from tables import cell, columns_of, finished, verdict
 
 from robustclip import names as models
 from robustclip.base import storage
@@ -43,7 +43,7 @@ from robustclip.base.errors import main
 from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
-from robustclip.records import metrics, survival
+from robustclip.records import survival
 from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
@@ -88,23 +88,20 @@ def run() -> None:
     names = {BASELINE: [named("demo").config.model], **names}
     cluster.connect()
     table = evaluate([name for each in names.values() for name in each], resolved, out, actors=int(cluster.total()[0]))
-    classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
     alone = {attack.name: survival.alone(table, [attack.name], eps, resolved.skips) for attack in protocol.attacks}
+    columns = columns_of(list(alone), eps)
 
     def runs(title: str, attack: str) -> list[Outcomes]:
         return [alone[attack][models.display_name(name)] for name in names[title]]
 
-    first, *_ = alone
     print(f"protocol {protocol.name}, hash {resolved.hash}, {sum(len(each.ids) for each in resolved.sets.values())} images per run")
-    print(f"| method | clean | {' | '.join(alone)} |\n|{'---|' * (len(alone) + 2)}")
+    print(f"| method | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for title in names:
-        cells = [cell(runs(title, first), metrics.CLEAN, classes), *(cell(runs(title, attack), eps, classes) for attack in alone)]
-        print(f"| {title} | {' | '.join(cells)} |")
+        print(f"| {title} | {' | '.join(cell(runs(title, of), column, resolved.classes) for of, column in columns.values())} |")
     for claim, (a, b) in CLAIMS.items():
         print(f"\n{claim}: {a} - {b}, points, paired 95 % interval over images")
-        for attack in (metrics.CLEAN, *alone):
-            of, column = (first, metrics.CLEAN) if attack == metrics.CLEAN else (attack, eps)
-            print(f"  {attack}: {verdict({a: (1.0, runs(a, of)), b: (-1.0, runs(b, of))}, column)}")
+        for name, (of, column) in columns.items():
+            print(f"  {name}: {verdict({a: (1.0, runs(a, of)), b: (-1.0, runs(b, of))}, column)}")
 
 
 if __name__ == "__main__":

@@ -28,20 +28,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from tables import counted
 
 from robustclip.base import storage
 from robustclip.base.seeds import generator
 from robustclip.data.datasets import ensure_set
 from robustclip.data.reading import read_images, stratified, to_images
 from robustclip.data.shards import Index, scan
-from robustclip.defenses import FARE, AnyDefense, LinearAT, TeCoA
+from robustclip.defenses import FARE, Defense, LinearAT, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import DEMO
 from robustclip.models.checkpoints import embedded
 from robustclip.models.model import Model
 from robustclip.names import load
-from robustclip.records import metrics, survival
-from robustclip.records import rows as records
+from robustclip.records import metrics
 from robustclip.records.contrasts import contrast
 from robustclip.records.survival import Outcomes, Survival
 from robustclip.training.config import Config
@@ -51,7 +51,7 @@ from robustclip.training.recipes import DEMO as RECIPE
 
 SIZE = 32
 TEMPLATES = ("a photo of a {}.", "a blurry photo of a {}.", "a small {}.", "a picture of one {}.", "a cropped photo of the {}.", "{}")
-METHODS: dict[str, AnyDefense] = {"TeCoA": TeCoA(), "linear head": LinearAT(), "FARE": FARE()}
+METHODS: dict[str, Defense] = {"TeCoA": TeCoA(), "linear head": LinearAT(), "FARE": FARE()}
 PROTOCOL = replace(DEMO, eps=(1.0, 2.0, 4.0))
 KEPT = 6  # classes that fine-tuning sees
 
@@ -72,7 +72,7 @@ def pretrained(index: Index, names: Sequence[str], recipe: Pretraining) -> Model
     return replace(load("tiny-vit8"), name="cifar-vit8", clip=clip.requires_grad_(False))
 
 
-def fine_tuned(model: Model, defense: AnyDefense, index: Index, rows: np.ndarray, kept: Sequence[int], names: Sequence[str]) -> Model:
+def fine_tuned(model: Model, defense: Defense, index: Index, rows: np.ndarray, kept: Sequence[int], names: Sequence[str]) -> Model:
     """Return a copy of the model after one run of the demo recipe with `defense` on the rows, whose labels are among `kept`."""
     config: Config = replace(RECIPE, defense=defense)
     batch = config.optim.batch
@@ -99,9 +99,7 @@ def attacked(model: Model, index: Index, classes: Sequence[int], names: Sequence
     own = torch.tensor([classes.index(int(label)) for label in labels])
     classifier = model.classifier([names[k] for k in classes], TEMPLATES[:1])
     found = run_cascade(classifier, to_images(pixels, "cpu"), own, ids, PROTOCOL)
-    shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
-    table = records.table(shared | row for row in found)
-    return survival.worst_case(table, [attack.name for attack in PROTOCOL.attacks], PROTOCOL.eps)["m"]["d"]
+    return counted(found, PROTOCOL)
 
 
 def main() -> None:

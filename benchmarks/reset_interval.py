@@ -31,7 +31,7 @@ from robustclip.attacks.levels import Aimed
 from robustclip.base import storage
 from robustclip.base.threat import Ball
 from robustclip.evaluation import protocols
-from robustclip.evaluation.evaluator import images_of
+from robustclip.evaluation.computing import images_of
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time import TAPT, TPT
 from robustclip.test_time.stream import Stream, run

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tables import finished
+from tables import columns_of, finished
 
 from robustclip import names as models
 from robustclip.base import storage
@@ -27,10 +27,10 @@ from robustclip.data.world import FINE_TUNING
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.protocols import Protocol
-from robustclip.records import metrics, survival
+from robustclip.records import survival
 from robustclip.records.contrasts import contrast
 from robustclip.records.metrics import Estimate
-from robustclip.records.survival import Column, Outcomes
+from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.sweeps import spaces, trends
@@ -68,8 +68,8 @@ def accuracies(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, 
 
 def estimates(found: Mapping[str, Mapping[str, Outcomes]], runs: Sequence[str], eps: float) -> dict[str, Estimate]:
     """Return mode -> accuracy over all seeds of a trial."""
-    columns: dict[str, tuple[str, Column]] = {"clean": (MODES[0], metrics.CLEAN)} | {mode: (mode, eps) for mode in MODES}
     names = [models.display_name(run) for run in runs]
+    columns = columns_of(MODES, eps)
     return {mode: contrast({"all": (1.0, [found[of][name] for name in names])}, column) for mode, (of, column) in columns.items()}
 
 

@@ -1,15 +1,19 @@
-"""What benchmarks that compare trained methods share: finished runs, a cell over seeds, a contrast in words."""
+"""What benchmarks that compare methods share: finished runs, the counting of rows, columns, a cell over seeds, a contrast in words."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.evaluation.rules import Protocol
 from robustclip.records import metrics
+from robustclip.records import rows as records
 from robustclip.records.contrasts import Term, contrast
-from robustclip.records.survival import Column, Outcomes
+from robustclip.records.rows import CLEAN
+from robustclip.records.survival import Column, Outcomes, Survival, worst_case
 from robustclip.training.config import Config
-from robustclip.training.loop import prepare
+from robustclip.training.job import prepare
 
 
 def finished(config: Config, out: str, command: str) -> str:
@@ -18,6 +22,19 @@ def finished(config: Config, out: str, command: str) -> str:
     if not storage.exists(storage.join(job.folder, "result.json")):
         raise UserError(f"run {job.key} (seed {config.seed}) is not trained yet: {command} --out {out}")
     return storage.join(job.folder, "model")
+
+
+def counted(rows: Iterable[Mapping[str, Any]], protocol: Protocol) -> Survival:
+    """Return what became of the images of a cascade's rows under the worst case of a protocol's attacks."""
+    shared = {"model": "m", "model_sha256": "m", "dataset": "d", "protocol_hash": "p", "split": "test", "result_key": "r"}
+    table = records.table(shared | row for row in rows)
+    return worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps)["m"]["d"]
+
+
+def columns_of(attacks: Sequence[str], eps: float) -> dict[str, tuple[str, Column]]:
+    """Return the columns of a table of attacks each on its own: title -> (the attack whose outcomes, their column); clean is in all."""
+    clean: dict[str, tuple[str, Column]] = {"clean": (attacks[0], CLEAN)}
+    return clean | {attack: (attack, eps) for attack in attacks}
 
 
 def cell(runs: Sequence[Outcomes], column: Column, classes: Mapping[str, int]) -> str:

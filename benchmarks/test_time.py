@@ -43,9 +43,10 @@ from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
 from robustclip.training.config import Config
+from robustclip.training.fit import fit
+from robustclip.training.job import Job, prepare
 from robustclip.training.pretraining import Pretraining, pretrain
 from robustclip.training.recipes import named
-from robustclip.training.loop import Job, fit, prepare
 from robustclip.training.statistics import Images, statistics
 
 CLIP = "tiny-vit8"
@@ -142,7 +143,7 @@ def survives(table: pa.Table, resolved: Resolved, rows: dict[str, str]) -> str:
     grey = [attack.name for attack in attacks if isinstance(attack, Aimed) and attack.level in GREY]
     seen = {"grey": survival.alone(table, grey, eps, resolved.skips)}
     seen["all"] = survival.alone(table, [attack.name for attack in attacks], eps, resolved.skips)
-    classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
+    classes = resolved.classes
     said = ["| model | grey-box attackers leave | all attackers leave | above plain CLIP under all |", "|---|---|---|---|"]
     for title, name in rows.items():
         under = {who: [each[models.display_name(name)]] for who, each in seen.items()}

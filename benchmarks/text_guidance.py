@@ -50,8 +50,9 @@ from robustclip.records import metrics, survival
 from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
+from robustclip.training.fit import fit
+from robustclip.training.job import prepare
 from robustclip.training.recipes import named
-from robustclip.training.loop import fit, prepare
 
 TOWER = ("demo-ce", "demo-adv", "demo-coadv", "demo-imgcoadv", "demo", "demo-pseudo")
 PROMPT = ("demo-deep-ce", "demo-deep-adv", "demo-deep-coadv", "demo-deep-imgcoadv", "demo-deep", "demo-deep-pseudo")
@@ -82,7 +83,7 @@ def attacked(names: Sequence[str], protocol: Protocol, out: str) -> dict[str, Ou
     """Return what became of every image of the protocol's sets under each model, by display name, computing what has no records yet."""
     resolved = protocols.resolve(protocol, out)
     table = evaluate(names, resolved, out, actors=int(cluster.total()[0]))
-    return survival.worst_case(table, [attack.name for attack in protocol.attacks], protocol.eps, resolved.skips)
+    return survival.outcomes_of(table, resolved.describe())
 
 
 def linear_probes(protocol: Protocol, out: str) -> Outcomes:
@@ -123,7 +124,7 @@ def run() -> None:
     cluster.connect()
     names = [BASELINE, *(folder for folders in found.values() for folder in folders)]
     outcomes = attacked(names, protocol, out)
-    classes = {name: len(each.card.class_names) for name, each in resolved.sets.items()}
+    classes = resolved.classes
     runs = {recipe: [outcomes[models.display_name(folder)] for folder in folders] for recipe, folders in found.items()}
     images = sum(len(each.ids) for each in resolved.sets.values())
     print(f"protocol {protocol.name}, hash {resolved.hash}, {images} images per run")

@@ -5,7 +5,6 @@ A curve between CLIP and such a folder RUN: python pipelines/evaluate.py interpo
 """
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,16 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip import names as models
-from robustclip.attacks import ATTACKS, Attack
-from robustclip.attacks.ensembles import ENSEMBLES
-from robustclip.attacks.modes import MODES, by_table
+from robustclip.attacks.catalogue import KNOWN, named
+from robustclip.attacks.modes import by_table
 from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
-from robustclip.base.errors import UserError
 from robustclip.base.values import key
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
+from robustclip.evaluation.wanted import same_but_seed
 from robustclip.records.findings import Finding, summary
 from robustclip.records.prompts import read_all
 from robustclip.records.summary import cost, set_metrics
@@ -39,11 +37,10 @@ MODEL = (
     "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, or one of them "
     f"under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
 )
-KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in (ATTACKS | MODES).items()}, **ENSEMBLES}
 log = logging.getLogger("robustclip.evaluate")
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
@@ -56,7 +53,11 @@ def run() -> None:
     parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
     parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def run() -> None:
+    args = parser().parse_args()
     cli.say_on_terminal()
     out = cli.out_folder(args)
     protocol = adapted(protocols.named(args.protocol), args)
@@ -65,13 +66,12 @@ def run() -> None:
     tracker = Tracker(out)
     cluster.connect()
     cluster.warn_of_local_results(out)
-    cpus, gpus = cluster.total()
-    gpu = args.gpus if gpus else 0.0
-    share: dict[str, Any] = {"actors": args.actors or int(gpus / gpu if gpu else cpus), "gpus": gpu, "on_progress": partial(log.info, "%s")}
+    actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
+    share: dict[str, Any] = {"actors": actors, "gpus": gpus, "on_progress": partial(log.info, "%s")}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
-    seeds = {f"{first} and its other seeds": group for first, group in models.same_but_seed(names).items()}
+    seeds = {f"{first} and its other seeds": group for first, group in same_but_seed(names).items()}
     prompts = read_all(out, resolved.hash, {models.identity(name): models.display_name(name) for name in names})
     called = [models.display_name(name) for name in names]
     built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
@@ -101,20 +101,12 @@ def base_of(names: list[str]) -> str:
 
 def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:
     """Return the protocol with what the command line replaces."""
-    unknown = [name for name in args.attacks or () if name not in KNOWN]
-    if unknown:
-        raise UserError(f"no attack {unknown[0]!r}{errors.did_you_mean(unknown[0], KNOWN)}; there are {', '.join(KNOWN)}")
-    changes: dict[str, Any] = {
-        "sets": tuple(args.sets or ()),
-        "attacks": tuple(dict.fromkeys(attack for name in args.attacks or () for attack in KNOWN[name])),
-        "eps": tuple(args.eps or ()),
-        "n": args.n,
-        "independent": args.independent,
-    }
-    changes = {name: value for name, value in changes.items() if value}
+    attacks = named(args.attacks or ())
     if args.table:
-        changes["attacks"] = by_table(changes.get("attacks", protocol.attacks), Table.read(args.table))
-    return dataclasses.replace(protocol, **changes, name=f"{protocol.name} (changed)") if changes else protocol
+        attacks = by_table(attacks or protocol.attacks, Table.read(args.table))
+    return protocol.changed(
+        sets=tuple(args.sets or ()), attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from robustclip.test_time.moments import Crop
 from robustclip.training.statistics import Images, statistics
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder, embedded name or open_clip:NAME/TAG of a model with a vision transformer")
     parser.add_argument("--data", default=Images.name, help="set the images are of (default: %(default)s)")
@@ -26,15 +26,18 @@ def run() -> None:
     parser.add_argument("--workers", type=int, help="processes at once (default: as many as fit)")
     parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each process takes (default: %(default)s)")
     cli.add_out(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def run() -> None:
+    args = parser().parse_args()
     cli.say_on_terminal()
     images = Images(args.data, args.n, args.split, args.crop, args.seed, args.resize)
     out, file = cli.out_folder(args), storage.resolve(args.to)
     cluster.connect()
     cluster.warn_of_local_results(out)
-    cpus, gpus = cluster.total()
-    gpu = args.gpus if gpus else 0.0
-    targets = statistics(args.model, images, out, workers=args.workers or int(gpus / gpu if gpu else cpus), gpus=gpu)
+    workers, gpus = cluster.fitting_actors(args.workers, args.gpus)
+    targets = statistics(args.model, images, out, workers=workers, gpus=gpus)
     targets.write(file)
     blocks, tokens, width = targets.mean.shape
     print(f"{targets.count} images of {args.data}, {blocks} blocks, {tokens} tokens of width {width}: {file}")

@@ -17,7 +17,7 @@ from robustclip.data.world import FINE_TUNING
 SHOWN = 10  # skipped files named at the end; the rest are in skipped.json
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", nargs="+", help="folder or tar of {class}/image or {split}/{class}/image; or one world:SET")
     parser.add_argument("--name", help="name of the set (an embedded set has its own)")
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--licence", default="unknown: ask its source", help="noted in dataset.json")
     parser.add_argument("--images", type=int, help="world:SET only: images to render (default: 8192 for train, 1000 for others)")
     parser.add_argument("--render-seed", type=int, default=0, help="world:SET only (default: %(default)s)")
-    return parser.parse_args()
+    return parser
 
 
 def progress() -> Callable[[int], None]:
@@ -58,7 +58,7 @@ def prepare_world(out: str, args: argparse.Namespace) -> DatasetCard:
 
 
 def run() -> None:
-    args = arguments()
+    args = parser().parse_args()
     out = storage.resolve(args.out)
     if args.source[0].startswith("world:"):
         card = prepare_world(out, args)

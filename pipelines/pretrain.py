@@ -24,13 +24,17 @@ EMBEDDED = Path(__file__).parents[1] / "robustclip" / "models" / "embedded"
 EVERY = 100  # steps between two lines of progress
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     names = sorted(path.parent.name for path in EMBEDDED.glob("*/open_clip_config.json"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=names, help="the architecture in robustclip/models/embedded/NAME/open_clip_config.json")
     parser.add_argument("--to", required=True, help="folder or URI for model.safetensors, open_clip_config.json and config.json")
     parser.add_argument("--threads", type=int, default=2, help="other numbers give slightly other weights (default: %(default)s)")
-    args = parser.parse_args()
+    return parser
+
+
+def run() -> None:
+    args = parser().parse_args()
     cli.say_on_terminal()
     torch.set_num_threads(args.threads)
     config, recipe = storage.read_json(str(EMBEDDED / args.name / "open_clip_config.json")), Pretraining()

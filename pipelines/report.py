@@ -16,13 +16,13 @@ from robustclip.results import report
 from robustclip.results.page import Page
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="in this order, the last against the first (default: all, by name)")
     parser.add_argument("--out", default="outputs", help="path or file://, s3://, gs:// URI (default: %(default)s)")
     parser.add_argument("--protocol", default="", help="name or start of the hash; needed when there are records of several")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="only say whether A is better than B")
-    return parser.parse_args()
+    return parser
 
 
 def choose(folder: str, protocol: str) -> tuple[str, list[str]]:
@@ -61,7 +61,7 @@ def _name(model: str) -> str:
 
 
 def run() -> None:
-    args = arguments()
+    args = parser().parse_args()
     out = storage.resolve(args.out)
     folder = storage.join(out, "records")
     protocol_hash, paths = choose(folder, args.protocol)

@@ -20,7 +20,7 @@ from robustclip.training.config import Config
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "space", nargs="?", default="epsilon", help="file name in tune_spaces/ without .py, or a path (default: %(default)s)"
@@ -33,7 +33,11 @@ def run() -> None:
     parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
     cli.add_out(parser)
-    args, changes = cli.parse(parser, Config)
+    return parser
+
+
+def run() -> None:
+    args, changes = cli.parse(parser(), Config)
     cli.say_on_terminal()
     started, out = time.monotonic(), cli.out_folder(args)
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"

@@ -13,20 +13,25 @@ from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker, how_to_open
 from robustclip.training.config import Config
+from robustclip.training.fit import fit, relay
+from robustclip.training.job import forget, prepare
 from robustclip.training.recipes import RECIPES, named
-from robustclip.training.loop import fit, forget, prepare, relay
 
 log = logging.getLogger("robustclip.train")
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of pipelines/words.py: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
-    args, changes = cli.parse(parser, Config)
+    return parser
+
+
+def run() -> None:
+    args, changes = cli.parse(parser(), Config)
     cli.say_on_terminal()
     out = cli.out_folder(args)
     config = override(named(args.recipe).config, changes)

@@ -13,7 +13,7 @@ from robustclip.evaluation import protocols
 from robustclip.runtime import cli
 
 
-def run() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="local folder of a masked language model: vocab.txt, config.json, model.safetensors")
     parser.add_argument("--protocol", default="multimodal", help="the sets whose prompts (default: %(default)s)")
@@ -21,7 +21,11 @@ def run() -> None:
     parser.add_argument("--k", type=int, default=10, help="likely tokens of each word (default: %(default)s)")
     parser.add_argument("--cls-offset", type=int, choices=(0, 1), default=1, help="0: of the row before it, as the published code does")
     cli.add_out(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def run() -> None:
+    args = parser().parse_args()
     cli.say_on_terminal()
     source = MaskedWords.read(args.model, k=args.k, cls_offset=args.cls_offset)
     resolved = protocols.resolve(protocols.named(args.protocol), cli.out_folder(args))

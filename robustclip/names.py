@@ -1,20 +1,16 @@
 """Models by name: loading, and what is known of one without loading it.
 
-A name is a checkpoint folder, an embedded model, `open_clip:NAME/TAG`; two of them as one, `interpolate:ALPHA:CHECKPOINT`,
-`ensemble:A,B`, `towers:IMAGES,TEXTS`; or one of all these under a test-time defence, `KIND[setting=value,...]:MODEL`. Names are read here
-and nowhere below: what combines or defends models is handed models.
+A checkpoint folder, an embedded model, `open_clip:NAME/TAG`; two as one, `interpolate:ALPHA:CHECKPOINT`, `ensemble:A,B`, `towers:A,B`; or
+one under a test-time defence, `KIND[setting=value,...]:MODEL`. Names are read here alone: what combines or defends takes models.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Protocol
-
-from torch import nn
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
@@ -47,7 +43,6 @@ class Single:
 
     @property
     def folder(self) -> str:
-        """The folder it lies in."""
         return str(checkpoints.embedded().get(self.name, self.name))
 
     def load(self) -> Model:
@@ -62,9 +57,8 @@ class Single:
         return checkpoints.load(self.name, self.folder)
 
     def identity(self) -> str:
-        if self.name.startswith(zoo.ZOO):
-            return self.load().sha256
-        return checkpoints.identity(self.folder) or self.load().sha256  # which says what is wrong
+        known = None if self.name.startswith(zoo.ZOO) else checkpoints.identity(self.folder)
+        return known or self.load().sha256  # or says what is wrong
 
     def display_name(self) -> str:
         if self.name.startswith(zoo.ZOO) or self.name in checkpoints.embedded():
@@ -96,10 +90,7 @@ class Around:
 
 @dataclass(frozen=True)
 class Interpolation(Around):
-    """`interpolate:ALPHA:CHECKPOINT`: as far as `alpha` from CLIP, the base that the checkpoint's card names, to the checkpoint.
-
-    Raises UserError for what cannot be a checkpoint folder.
-    """
+    """`interpolate:ALPHA:CHECKPOINT`: the share `alpha` of the way from the base that the checkpoint's card names to the checkpoint."""
 
     alpha: float
 
@@ -214,17 +205,15 @@ class AtTestTime(Around):
         own = {field.name: getattr(inner, field.name) for field in fields(inner)} | {"name": f"{self.kind}:{self.inner}"}
         return AdaptiveModel(**own, defence=self.settings, began_as=partial(origin, inner) if inner.card.get("base") else None)
 
-    def files(self) -> dict[str, str]:
-        """Return the sha256 of every file that the settings name."""
-        paths = {name: getattr(self.settings, name, "") for name in ("adversarial", "clean")}
-        missing = [path for path in paths.values() if path and not storage.exists(storage.resolve(path))]
-        if missing:
-            raise UserError(f"{self.kind}: there is no file {missing[0]}: make it with pipelines/moments.py")
-        return {name: storage.sha256_file(storage.resolve(path)) for name, path in paths.items() if path}
-
-    def _said(self) -> dict[str, object]:
-        """Return the settings with the hashes of files in place of where they lie."""
-        return {**to_json(self.settings), **self.files()}
+    def _said(self) -> dict[str, Any]:
+        """Return the settings with the hashes of files in place of where they lie; raises UserError for a file that is not there."""
+        said = to_json(self.settings)
+        for field in ("adversarial", "clean"):
+            if path := getattr(self.settings, field, ""):
+                if not storage.exists(storage.resolve(path)):
+                    raise UserError(f"{self.kind}: there is no file {path}: make it with pipelines/moments.py")
+                said[field] = storage.sha256_file(storage.resolve(path))
+        return said
 
     def identity(self) -> str:
         """Return the hash of the settings, of the files they name and of what the inner model, and a CLIP it asks beside, are told by."""
@@ -309,19 +298,3 @@ def origin(model: Model) -> Model:
     while base := model.card.get("base"):
         model = load(base["name"])
     return model
-
-
-def undefended(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> nn.Module:
-    """Return the classifier of the model that all fine-tuning of this one began with, adapting to nothing."""
-    classifier: Any = origin(model).classifier(class_names, templates)
-    return getattr(classifier, "base", classifier)
-
-
-def same_but_seed(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the groups of checkpoints whose configs differ in the seed alone: the first one's display name -> those of all."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        config = checkpoints.card(name).get("config") if isinstance(parse(name), Single) else None
-        if config:
-            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(display_name(name))
-    return {group[0]: group for group in groups.values() if len(group) > 1}

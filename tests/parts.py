@@ -6,7 +6,7 @@ from torch import nn
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.threat import Ball, ThreatModel
-from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles
+from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles, TeCoA
 from robustclip.models.dress import FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import Config, InnerAttack, Optim, Validation
 from robustclip.training.learner import Learner
@@ -57,7 +57,7 @@ def refusal(defense, trainable, kind="vit"):
 
 def pairs():
     """Return a spread of the pairs that work: every defence on the whole tower, every trainable under TeCoA and under another defence."""
-    tecoa, *others = (made(kind) for kind in DEFENSES)
+    tecoa, others = TeCoA(), [made(kind) for kind in DEFENSES if kind is not TeCoA]
     chosen = [(defense, TOWER) for defense in (tecoa, *others)] + [(tecoa, part) for part in SMALL[1:]]
     chosen += [(others[(i + 6) % len(others)], part) for i, part in enumerate(SMALL[1:])]
     return [pair for pair in chosen if refusal(*pair) is None]

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from unittest.mock import patch
 
+import pyarrow as pa
 import pytest
 import torch
 from conftest import NAMES
@@ -13,12 +14,14 @@ from robustclip import names as models
 from robustclip.attacks import PGD, Square
 from robustclip.attacks.levels import Aimed
 from robustclip.base.errors import UserError
+from robustclip.evaluation import computing, probing, protocols
 from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import probing, protocols
 from robustclip.evaluation.checks import run_checks
+from robustclip.evaluation.checks.state import prompts_of_the_checkpoint
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.checkpoints import save
 from robustclip.models.dress import JointTokens
+from robustclip.records import rows as records
 from robustclip.results import figures, report
 from robustclip.results.page import Page
 from robustclip.test_time import TEST_TIME, TPT
@@ -150,13 +153,9 @@ def test_checks_look_at_a_defence_that_adapts(tmp_path):
     found = {}
     for name in ("tiny-vit8", f"tpt[{SMALL}]:tiny-vit8"):
         loaded = models.load(name)
-        rows = evaluation.compute(loaded, resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
-        shared = evaluation.provenance(resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
-        from robustclip.records import rows as records
-
+        rows = computing.compute(loaded, resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
+        shared = computing.provenance(resolved.cells(models.display_name(name), models.identity(name))[0], resolved)
         found[name] = records.table([shared | row for row in rows])
-    import pyarrow as pa
-
     table = pa.concat_tables(found.values())
     subject = probing.probe(f"tpt[{SMALL}]:tiny-vit8", "tiny-vit8", resolved, table)
     said = {finding.number: finding for finding in run_checks(subject)}
@@ -166,8 +165,6 @@ def test_checks_look_at_a_defence_that_adapts(tmp_path):
 
 
 def test_a_reset_that_loses_the_prompt_trips_the_guard(prompted, tmp_path):
-    from robustclip.evaluation.checks.state import prompts_of_the_checkpoint
-
     folder, path = prompted
     verdicts = []
     for reset in ("false", "true"):
@@ -188,7 +185,7 @@ def test_plain_clip_is_where_fine_tuning_began(tiny_model, make_model, pictures,
     images = pictures(2)[0]
     plain = make_model("vit", seed=1).classifier(NAMES, ("{}",))
     for name in (str(tmp_path / "tuned"), f"tpt[{SMALL}]:{tmp_path / 'tuned'}", f"views[{SMALL}]:{tmp_path / 'base'}"):
-        found = models.undefended(models.load(name), NAMES, ("{}",))
+        found = computing.undefended(models.load(name), NAMES, ("{}",))
         assert torch.equal(found(images), plain(images))
 
 

@@ -19,8 +19,8 @@ from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.evaluation import computing, progress, protocols
 from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import protocols
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import Protocol
 from robustclip.models.model import Model
@@ -155,7 +155,7 @@ def test_one_line_says_what_happened_and_only_those_cells_are_left_to_do(
     folder = tmp_path / "records"
     assert [path.name for path in folder.iterdir()] == [f"{good.key}.parquet"]
     kept = records.read(str(folder), good.key)
-    seen: list[evaluation.Progress] = []
+    seen: list[progress.Progress] = []
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5, on_progress=seen.append)
     assert seen[-1].total == len(bad)
     assert records.read(str(folder), good.key) == kept
@@ -184,8 +184,8 @@ def test_a_set_that_is_damaged_later_costs_no_finished_record(
     folder, model = str(tmp_path / "records"), models.load(tiny_checkpoint)
     cells = resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint))
     for cell in cells:
-        rows = evaluation.compute(model, cell, resolved)
-        records.write(folder, cell.key, records.table([evaluation.provenance(cell, resolved) | row for row in rows]))
+        rows = computing.compute(model, cell, resolved)
+        records.write(folder, cell.key, records.table([computing.provenance(cell, resolved) | row for row in rows]))
     before = [records.read(folder, cell.key) for cell in cells]
     card = resolved.sets["shapes"].card
     damage(Path(card.folder), Path(card.folder) / card.shards["test"][0]["file"])

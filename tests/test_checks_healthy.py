@@ -13,8 +13,7 @@ from robustclip import names as models
 from robustclip.attacks import ATTACKS, FABT, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.data.reading import read_images, to_images
-from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import protocols
+from robustclip.evaluation import computing, protocols
 from robustclip.evaluation.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.evaluation.checks.ball import FULL
 from robustclip.models import checkpoints
@@ -73,7 +72,7 @@ def test_the_embedded_model_through_the_evaluator(tmp_path):
     resolved = protocols.resolve(protocols.named("smoke"), str(tmp_path))
     model, sha256, rows = models.load("tiny-vit8"), models.identity("tiny-vit8"), []
     for cell in resolved.cells("tiny-vit8", sha256):
-        rows += [evaluation.provenance(cell, resolved) | row for row in evaluation.compute(model, cell, resolved)]
+        rows += [computing.provenance(cell, resolved) | row for row in computing.compute(model, cell, resolved)]
     digits = resolved.sets["digits"]
     ids, pixels, labels = read_images(digits.index, digits.rows, None, None)
     classifier = model.classifier(digits.card.class_names, digits.card.templates)

@@ -13,16 +13,15 @@ import torch
 from robustclip import names as models
 from robustclip.base.values import override, to_json
 from robustclip.data.plan import read_unit
-from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import probing, protocols
+from robustclip.evaluation import computing, probing, protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
 from robustclip.models import checkpoints
 from robustclip.records import rows as records
 from robustclip.records.findings import failed, reasons
 from robustclip.training.config import Config
+from robustclip.training.job import prepare
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import RECIPES
-from robustclip.training.loop import prepare
 
 BASE, SEEDS = "tiny-vit8", range(5)
 RECIPE_OF = {"TeCoA": "demo", "prompted": "demo-tokens"}
@@ -52,7 +51,7 @@ def rows_of(name: str, resolved: protocols.Resolved) -> pa.Table:
     """Return the records of a model as a worker writes them."""
     model, rows = models.load(name), []
     for cell in resolved.cells(models.display_name(name), models.identity(name)):
-        rows += [evaluation.provenance(cell, resolved) | row for row in evaluation.compute(model, cell, resolved)]
+        rows += [computing.provenance(cell, resolved) | row for row in computing.compute(model, cell, resolved)]
     return records.table(rows)
 
 

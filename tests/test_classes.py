@@ -1,12 +1,14 @@
 """Sets of few classes: what an attack aims at there, what is left out, and what an ensemble may then be called."""
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
+from pipelines.evaluate import adapted
 from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.attacks.classes import for_classes, reductions
+from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.base.errors import UserError
 from robustclip.evaluation.protocols import named
 
@@ -62,49 +64,15 @@ def test_nothing_left_is_an_error():
 
 
 def test_the_published_ensembles():
-    ensembles = pytest.importorskip("robustclip.attacks.ensembles", exc_type=ImportError)
-    ce, targeted, fab, square = ensembles.ENSEMBLES["autoattack"]
+    ce, targeted, fab, square = ENSEMBLES["autoattack"]
     assert (ce, targeted) == (APGD(100), APGDT(100, targets=9))
     assert (fab.steps, fab.targets, fab.restarts, square.queries, square.restarts) == (100, 9, 1, 5000, 1)
     assert not square.rescale
-    assert ensembles.ENSEMBLES["fare"] == (APGD(100, restarts=5), APGDT(100, targets=9))
-    assert ensembles.ENSEMBLES["cw"] == (PGD(100, loss="margin"),)
-
-
-@pytest.mark.parametrize(
-    ("ensemble", "classes", "expected"),
-    [
-        ("autoattack", 1000, "autoattack"),
-        ("autoattack", 10, "autoattack"),
-        ("autoattack", 6, "autoattack[t=5]"),
-        ("autoattack", 4, "autoattack[t=3]"),
-        ("fare", 10, "fare"),
-        ("fare", 4, "fare[t=3]"),
-        ("fare", 2, "apgd-ce-100x5[binary]"),
-    ],
-)
-def test_an_ensemble_is_called_what_it_is(ensemble, classes, expected):
-    ensembles = pytest.importorskip("robustclip.attacks.ensembles", exc_type=ImportError)
-    assert ensembles.ensemble_name(ensemble, classes) == expected
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_less_than_autoattack_is_never_called_autoattack(classes):
-    ensembles = pytest.importorskip("robustclip.attacks.ensembles", exc_type=ImportError)
-    said = ensembles.ensemble_name("autoattack", classes)
-    ce, _, fab, square = ensembles.ENSEMBLES["autoattack"]
-    assert "autoattack" not in said
-    names, _, mark = said.partition("[binary]" if classes == 2 else "[3 classes]")
-    fewer = [replace(fab, targets=2).name] if classes == 3 else []
-    assert (names.split("+"), mark) == ([ce.name, *fewer, square.name], "")
-    assert said != names
-    assert replace(fab, targets=2).name != fab.name
+    assert ENSEMBLES["fare"] == (APGD(100, restarts=5), APGDT(100, targets=9))
+    assert ENSEMBLES["cw"] == (PGD(100, loss="margin"),)
 
 
 def test_the_command_line_expands_ensembles():
-    pytest.importorskip("robustclip.attacks.ensembles", exc_type=ImportError)
-    from pipelines.evaluate import adapted
-
     args = argparse.Namespace(sets=None, attacks=["pgd-10", "fare", "pgd-10"], eps=None, n=None, independent=False, table=None)
     assert adapted(named("smoke"), args).attacks == (PGD(10), APGD(100, restarts=5), APGDT(100, targets=9))
     with pytest.raises(UserError, match="did you mean autoattack"):

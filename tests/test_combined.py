@@ -1,14 +1,15 @@
-"""Two models as one: weights in between to the bit, a mean of logits by hand, names that tell what was measured, refusals that teach."""
+"""Two models as one: weights in between to the bit, names that tell what was measured, refusals that teach."""
 
 import json
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
-from probes import NAMES, PROTOCOL, TEMPLATES, healthy
+from probes import PROTOCOL, healthy
+from tuned import moved, pair, saved_run
 
 from robustclip import names as models
 from robustclip.base import storage
@@ -16,43 +17,21 @@ from robustclip.base.errors import UserError
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
+from robustclip.evaluation.wanted import same_but_seed
 from robustclip.models import checkpoints
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.model import tensors_sha256
 from robustclip.records.findings import rankable
 from robustclip.training.installing import install
-from robustclip.training.trainables import VisualTower
 
 EVALUATE = Path(__file__).resolve().parent.parent / "pipelines" / "evaluate.py"
 QUICK = replace(PROTOCOL, eps=(6.0,))
 
 
-def moved(model, seed=5):
-    """Return a copy whose visual tower has slightly other weights and batch norm statistics."""
-    tuned, g = model.copy(), torch.Generator().manual_seed(seed)
-    for tensor in tuned.clip.visual.state_dict().values():
-        tensor += 0.02 * torch.randn(tensor.shape, generator=g) if tensor.is_floating_point() else 7
-    return tuned
-
-
-def saved_run(tuned, folder, base, run="abc", **card):
-    """Save a model as training saves one that was fine-tuned from the folder `base`."""
-    facts = {"base": {"name": base, "sha256": models.identity(base)}, "class_names": ["red", "cat"], "templates": ["a {} thing."]}
-    checkpoints.save(tuned, str(folder), **({"run": run} | facts | card))
-    storage.write_table(str(folder / checkpoints.SELECTION), pa.table({"id": [f"{run}/0", "all/0"]}))
-    return str(folder)
-
-
 @pytest.fixture
 def make_pair(make_model, tmp_path):
     """Return a function that gives the folders of a tiny model and of one fine-tuned from it."""
-
-    def make(kind="vit"):
-        base = make_model(kind)
-        checkpoints.save(base, str(tmp_path / "clip"))
-        return str(tmp_path / "clip"), saved_run(moved(base), tmp_path / "model", str(tmp_path / "clip"))
-
-    return make
+    return partial(pair, make_model, tmp_path)
 
 
 def towers(name):
@@ -167,7 +146,7 @@ def test_names_sizes_and_ids_are_known_without_building_a_model(make_pair, make_
 def test_combinations_are_no_seeds_of_a_recipe(make_pair):
     _, run = make_pair()
     edited(run, config={"seed": 0})
-    assert models.same_but_seed([run, f"interpolate:0.5:{run}", "interpolate:0.5:s3://bucket/runs/a/model"]) == {}
+    assert same_but_seed([run, f"interpolate:0.5:{run}", "interpolate:0.5:s3://bucket/runs/a/model"]) == {}
 
 
 def test_a_checkpoint_may_lie_where_colons_are(make_model, tmp_path):
@@ -256,78 +235,6 @@ def test_what_changed_outside_the_tower_is_refused(make_model, make_pair, tmp_pa
     tuned.clip.logit_scale.data += 1
     run = saved_run(tuned, tmp_path / "scaled", clip)
     refused(f"interpolate:0.5:{run}", r"outside the visual tower \(logit_scale\)")
-
-
-# --- ensembles ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unlike(make_model, tmp_path):
-    """Return the folders of two models that share nothing: size of images, tower, prompt, logit scale and bias, text tower."""
-    prompted, _ = install(TokenPrompt(2), make_model("siglip", 1), 0, [])
-    checkpoints.save(make_model("resnet"), str(tmp_path / "a"))
-    checkpoints.save(prompted, str(tmp_path / "b"))
-    return str(tmp_path / "a"), str(tmp_path / "b")
-
-
-@pytest.mark.parametrize("size", [16, 20, 32])
-def test_logits_are_the_mean_of_both(unlike, pictures, size):
-    x, _, _ = pictures(5, size)
-    a, b = (models.load(name).classifier(NAMES, TEMPLATES)(x) for name in unlike)
-    classifier = models.load(f"ensemble:{','.join(unlike)}").classifier(NAMES, TEMPLATES)
-    assert torch.equal(classifier(x), (a + b) / 2)
-    assert not torch.allclose(a, b)
-    assert torch.equal(models.load(f"ensemble:{','.join(unlike[::-1])}").classifier(NAMES, TEMPLATES)(x), classifier(x))
-    assert classifier.class_names == NAMES
-    assert not any(module.training for module in classifier.modules())
-
-
-def test_a_gradient_flows_through_both(unlike, pictures):
-    x, labels, _ = pictures(5)
-
-    def gradient(name):
-        images = x.clone().requires_grad_(True)
-        logits = models.load(name).classifier(NAMES, TEMPLATES)(images)
-        return torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), images)[0]
-
-    a, b = (gradient(name) for name in unlike)
-    assert a.abs().amax() > 0
-    assert b.abs().amax() > 0
-    assert torch.allclose(gradient(f"ensemble:{','.join(unlike)}"), (a + b) / 2, atol=1e-6)
-
-
-def test_the_hash_of_an_ensemble_sees_every_weight_and_prompt_of_both(unlike):
-    ensemble = models.load(f"ensemble:{','.join(unlike)}")
-    hashes = {ensemble.sha256}
-    for part in (ensemble.members[0].clip, ensemble.members[1].clip, ensemble.members[1].prompt):
-        next(part.parameters()).data += 1e-3
-        hashes.add(ensemble.sha256)
-    assert len(hashes) == 4
-
-
-def test_a_copy_of_an_ensemble_shares_no_weights(unlike):
-    ensemble = models.load(f"ensemble:{','.join(unlike)}")
-    copied, before = ensemble.copy(), ensemble.sha256
-    next(copied.clip.parameters()).data += 1
-    assert ensemble.sha256 == before != copied.sha256
-
-
-def test_the_card_of_an_ensemble_names_what_either_was_trained_on(make_pair, make_model, tmp_path):
-    clip, run = make_pair()
-    other = saved_run(moved(make_model(), seed=6), tmp_path / "other", clip, run="def", class_names=["cat", "dog"])
-    assert models.load(f"ensemble:{run},{other}").card["class_names"] == ["red", "cat", "dog"]
-
-
-def test_an_ensemble_is_not_trained(unlike):
-    ensemble = models.load(f"ensemble:{','.join(unlike)}")
-    with pytest.raises(UserError, match="fine-tune one of its models"):
-        install(VisualTower(), ensemble, 0, [])
-
-
-def test_an_ensemble_looks_at_images_as_large_as_its_larger_model_does(unlike):
-    for names in (unlike, unlike[::-1]):
-        name = f"ensemble:{','.join(names)}"
-        assert models.load(name).preprocess.size == models.input_size(name) == 32
 
 
 # --- attacked, scored, checked --------------------------------------------------------------------------------------------------------

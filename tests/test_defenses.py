@@ -158,7 +158,7 @@ def test_the_training_attack_raises_the_objective_inside_the_ball(defense, tiny_
     assert bool((ball.size(adversarial - batch.images) <= ball.radius + 1e-6).all())
     assert not adversarial.requires_grad
     assert objective(adversarial).loss.mean() > objective(batch.images).loss.mean()
-    assert all(p.grad is None for p in (*learner.student.parameters(), *learner.head_parameters))
+    assert all(p.grad is None for p in (*learner.student.parameters(), *learner.optimiser.head_parameters))
 
 
 def test_parts_are_finite_means_over_the_batch(defense, tiny_model, batch):

@@ -14,8 +14,8 @@ import pytest
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.evaluation import computing, progress, protocols
 from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import protocols
 from robustclip.evaluation.rules import SetRule
 from robustclip.records import rows as records
 from robustclip.records.summary import cost, set_metrics
@@ -35,15 +35,15 @@ def cells_of(resolved: protocols.Resolved, name: str) -> list[protocols.Cell]:
 def test_two_actors_write_what_one_process_computes(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
 ) -> None:
-    seen: list[evaluation.Progress] = []
+    seen: list[progress.Progress] = []
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=seen.append)
     # Whether each cell is told by itself depends on when they finish: the first and the last word are sure, and no step back.
     assert [(each.done, each.total, each.found) for each in (seen[0], seen[-1])] == [(0, 2, 0), (2, 2, 0)]
     assert [each.done for each in seen] == sorted(each.done for each in seen)
     here: list[dict] = []
     for cell in cells_of(resolved, tiny_checkpoint):
-        shared = evaluation.provenance(cell, resolved) | {"threads": 1}
-        here += [shared | row for row in evaluation.compute(models.load(tiny_checkpoint), cell, resolved)]
+        shared = computing.provenance(cell, resolved) | {"threads": 1}
+        here += [shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]
     assert records.content_sha256(table) == records.content_sha256(records.table(here))
     assert table.column("dataset").unique().to_pylist() == list(resolved.protocol.sets)
 
@@ -77,9 +77,9 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     smoke = replace(protocols.named("smoke"), attacked=5, eps=(0.25,), rules=(SetRule("digits", skips=("apgd-ce-3",)),))
     resolved, model = protocols.resolve(smoke, str(tmp_path)), models.load(name)
     rows = [
-        evaluation.provenance(cell, resolved) | row
+        computing.provenance(cell, resolved) | row
         for cell in cells_of(resolved, name)
-        for row in evaluation.compute(model, cell, resolved)
+        for row in computing.compute(model, cell, resolved)
     ]
     built = report.from_records(records.table(rows), resolved.describe())
     (seen,) = built.outcomes.values()
@@ -99,20 +99,20 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
 def test_a_shard_that_changed_is_not_scored_under_its_old_hash(resolved: protocols.Resolved) -> None:
     """Still a readable shard, with one label moved to the next class."""
     cell, *_ = cells_of(resolved, "tiny-vit8")
-    (shard,) = evaluation.shards_of(resolved.sets[cell.dataset], cell)
+    (shard,) = computing.shards_of(resolved.sets[cell.dataset], cell)
     path = storage.join(resolved.sets[cell.dataset].card.folder, shard["file"])
     rows = pq.read_table(path)
     labels = rows["label"].to_pylist()
     moved = pa.array([(labels[0] + 1) % 2, *labels[1:]], rows.schema.field("label").type)
     pq.write_table(rows.set_column(rows.schema.get_field_index("label"), "label", moved), path)
     with pytest.raises(UserError, match=f"{shard['file']} was changed or damaged"):
-        evaluation.compute(models.load("tiny-vit8"), cell, resolved)
+        computing.compute(models.load("tiny-vit8"), cell, resolved)
 
 
 def test_a_cell_is_tried_three_times() -> None:
     cell = protocols.Cell("key", "result", "model", "sha", "set", None, ())  # type: ignore[arg-type]
-    queue = evaluation.Queue([])
-    for _ in range(evaluation.ATTEMPTS - 1):
+    queue = progress.Queue([])
+    for _ in range(progress.ATTEMPTS - 1):
         queue.again(cell, "lost")
         assert queue.todo.pop() is cell
     queue.again(cell, "lost")
@@ -122,13 +122,13 @@ def test_a_cell_is_tried_three_times() -> None:
 
 def test_only_a_cell_that_is_late_and_alone_is_computed_twice() -> None:
     first, second = (protocols.Cell(key, "result", "model", "sha", "set", None, ()) for key in "ab")  # type: ignore[arg-type]
-    running = [evaluation.Running("one", first, 0.0), evaluation.Running("two", second, 3.0)]
-    assert evaluation.late(running, 1.0, evaluation.LATE) is None
-    assert evaluation.late(running, 1.0, evaluation.LATE + 0.1) is first
-    assert evaluation.late(running, 0.0, 99.0) is None  # nothing has finished yet: nobody knows what late is
-    again = [*running, evaluation.Running("three", first, 6.0)]
-    assert evaluation.late(again, 1.0, 8.5) is second
-    assert evaluation.late(again[::2], 1.0, 99.0) is None
+    running = [progress.Running("one", first, 0.0), progress.Running("two", second, 3.0)]
+    assert progress.late(running, 1.0, progress.LATE) is None
+    assert progress.late(running, 1.0, progress.LATE + 0.1) is first
+    assert progress.late(running, 0.0, 99.0) is None  # nothing has finished yet: nobody knows what late is
+    again = [*running, progress.Running("three", first, 6.0)]
+    assert progress.late(again, 1.0, 8.5) is second
+    assert progress.late(again[::2], 1.0, 99.0) is None
 
 
 def workers_at_work() -> list[int]:
@@ -142,10 +142,10 @@ def test_a_worker_that_hangs_holds_nobody_up(
 ) -> None:
     """One of two is stopped in the middle of a cell: the other computes that cell too, and the run ends with the same records."""
     monkeypatch.setattr(protocols, "CELL_IMAGES", 4)
-    monkeypatch.setattr(evaluation, "LATE", 0.5)
+    monkeypatch.setattr(progress, "LATE", 0.5)
     stopped: list[int] = []
 
-    def stop_one(progress: evaluation.Progress) -> None:
+    def stop_one(progress: progress.Progress) -> None:
         if not stopped and (found := workers_at_work()):
             os.kill(found[0], signal.SIGSTOP)
             stopped.append(found[0])
@@ -156,8 +156,8 @@ def test_a_worker_that_hangs_holds_nobody_up(
         os.kill(stopped[0], signal.SIGKILL)
     here: list[dict] = []
     for cell in cells_of(resolved, tiny_checkpoint):
-        shared = evaluation.provenance(cell, resolved) | {"threads": 1}
-        here += [shared | row for row in evaluation.compute(models.load(tiny_checkpoint), cell, resolved)]
+        shared = computing.provenance(cell, resolved) | {"threads": 1}
+        here += [shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]
     assert records.content_sha256(table) == records.content_sha256(records.table(here))
 
 

@@ -22,7 +22,7 @@ from robustclip.evaluation.presets import PRESETS
 from robustclip.evaluation.protocols import Protocol
 from robustclip.models import checkpoints, zoo
 from robustclip.training.config import InnerAttack, Optim
-from robustclip.training.learner import lr_at
+from robustclip.training.optimiser import lr_at
 from robustclip.training.pairing import World
 from robustclip.training.recipes import RECIPES
 

@@ -10,8 +10,8 @@ from robustclip import names as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.base.threat import Ball
+from robustclip.evaluation import computing, protocols
 from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import protocols
 from robustclip.evaluation.protocols import Protocol
 from robustclip.records import rows as records
 
@@ -47,8 +47,8 @@ def test_cells_of_any_size_on_any_number_of_actors_hold_the_same_rows(
 ) -> None:
     resolved, model, whole = protocols.resolve(protocols.named("smoke"), str(tmp_path)), models.load(tiny_checkpoint), []
     for cell in resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint)):
-        shared = evaluation.provenance(cell, resolved) | {"threads": 1}
-        whole += [shared | row for row in evaluation.compute(model, cell, resolved)]
+        shared = computing.provenance(cell, resolved) | {"threads": 1}
+        whole += [shared | row for row in computing.compute(model, cell, resolved)]
     for actors, images in ((1, 5), (2, 7)):
         monkeypatch.setattr(protocols, "CELL_IMAGES", images)
         table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path / f"actors{actors}"), actors=actors, cpus=0.5)
@@ -66,7 +66,7 @@ def test_micro_batch_sizes_agree_on_nearly_every_verdict(tmp_path: Path) -> None
             protocol = Protocol("sizes", (name,), (PGD(10),), (1.0,), n=n, micro_batch=size)
             resolved = protocols.resolve(protocol, str(tmp_path))
             (cell,) = resolved.cells("tiny-vit8", "sha256")
-            for row in evaluation.compute(model, cell, resolved):
+            for row in computing.compute(model, cell, resolved):
                 verdicts[size][row["image_id"]] = row["correct"]  # the last row of an image says whether it survived
     right = {size: sum(each.values()) for size, each in verdicts.items()}
     total = len(verdicts[8])

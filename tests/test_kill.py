@@ -13,8 +13,9 @@ import pytest
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.runtime import cluster
-from robustclip.training import loop as training
 from robustclip.training.config import Config
+from robustclip.training.fit import fit
+from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
 
 KILL_AFTER = (2, 4)  # steps: the first checkpoints at or after which a worker dies; none is the end of an epoch
@@ -51,12 +52,12 @@ def kill_at(folder: str, steps: tuple[int, ...], killed: list[int]) -> None:
 @pytest.mark.timeout(900)
 def test_two_kills_change_no_bit(ray_session: None, tmp_path: Path, config: Config) -> None:
     share = cluster.Share(workers=1, cpus=0.5, gpus=0.0)
-    calm = training.fit(training.prepare(config, str(tmp_path / "calm")), share)
-    job = training.prepare(config, str(tmp_path / "killed"))
+    calm = fit(prepare(config, str(tmp_path / "calm")), share)
+    job = prepare(config, str(tmp_path / "killed"))
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(f"{job.out}/ray/{job.key}", KILL_AFTER, killed), daemon=True)
     killer.start()
-    disturbed = training.fit(job, share)
+    disturbed = fit(job, share)
     killer.join(timeout=5)
     assert len(set(killed)) == len(KILL_AFTER)
     assert disturbed["sha256"] == calm["sha256"]

@@ -13,7 +13,7 @@ from robustclip.base.threat import ThreatModel
 from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, TeCoA
 from robustclip.training.config import Config, InnerAttack, Optim
-from robustclip.training.learner import lr_at
+from robustclip.training.optimiser import lr_at
 from robustclip.training.pairing import World
 
 # What of a tiny ViT each trainable may change; the others change nothing of it.
@@ -84,8 +84,8 @@ def test_item_10_a_resumed_learner_goes_on_bit_for_bit(pair, make_model, batch):
     for _ in range(2):
         resumed = step(second, batch)
     assert resumed == report
-    for part in ("parameters", "head_parameters", "average"):
-        assert all(torch.equal(a, b) for a, b in zip(getattr(second, part), getattr(whole, part), strict=True)), part
+    for part in (lambda of: of.parameters, lambda of: of.optimiser.head_parameters, lambda of: of.average.values):
+        assert all(torch.equal(a, b) for a, b in zip(part(second), part(whole), strict=True))
     assert second.model.sha256 == whole.model.sha256
 
 

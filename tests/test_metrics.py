@@ -58,8 +58,7 @@ HALVES = [{("pgd-10", 1.0)}, {("apgd-ce-20", 1.0)}] * 5
 def test_two_attacks_that_break_disjoint_halves_leave_nothing(cascade: bool) -> None:
     survival = outcomes(rows_of(HALVES, cascade=cascade))["m"]["s"]
     assert [metrics.accuracy(survival, column).mean for column in ("clean", 1.0, 2.0)] == [1.0, 0.0, 0.0]
-    after = metrics.after_each_attack(survival)
-    assert [after[1.0, f"after {attack}"].correct for attack in ATTACKS] == [5, 0]
+    assert [metrics.accuracy(survival, (1.0, attack)).correct for attack in ATTACKS] == [5, 0]
 
 
 def test_independent_attacks_and_a_cascade_in_any_row_order_agree() -> None:

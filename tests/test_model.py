@@ -11,6 +11,8 @@ from parts import NAMES, TEMPLATES
 
 from robustclip import names as models
 from robustclip.base.errors import UserError
+from robustclip.data import world
+from robustclip.evaluation.wanted import same_but_seed
 from robustclip.models import checkpoints
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.model import FORMAT
@@ -34,8 +36,6 @@ def refused(name, said):
 
 @pytest.mark.parametrize("name", checkpoints.embedded())
 def test_every_embedded_model_loads_and_classifies_the_embedded_world(name):
-    from robustclip.data import world
-
     model = models.load(name)
     x, _ = world.images("shapes", 4, 0, "test")
     with torch.no_grad():
@@ -234,5 +234,5 @@ def test_checkpoints_of_one_recipe_are_told_by_their_config(make_model, tmp_path
         return str(tmp_path / run)
 
     names = ["tiny-vit8", saved("a"), saved("b", seed=1), saved("c", optim={"lr": 1e-2}), saved("d", seed=2)]
-    assert models.same_but_seed(names) == {"run-a": ["run-a", "run-b", "run-d"]}
-    assert models.same_but_seed(names[:2]) == {}
+    assert same_but_seed(names) == {"run-a": ["run-a", "run-b", "run-d"]}
+    assert same_but_seed(names[:2]) == {}

@@ -9,8 +9,7 @@ import pytest
 
 from robustclip import names as models
 from robustclip.base import storage
-from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import probing, protocols
+from robustclip.evaluation import computing, probing, protocols
 from robustclip.evaluation.checks import CHECKS
 from robustclip.evaluation.protocols import Resolved
 from robustclip.records import findings
@@ -27,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resolved, pa.Table]:
     resolved = protocols.resolve(protocols.named("smoke"), str(tmp_path_factory.mktemp("run")))
     model, rows = models.load(NAME), []
     for cell in resolved.cells(NAME, models.identity(NAME)):
-        rows += [evaluation.provenance(cell, resolved) | row for row in evaluation.compute(model, cell, resolved)]
+        rows += [computing.provenance(cell, resolved) | row for row in computing.compute(model, cell, resolved)]
     return resolved, records.table(rows)
 
 

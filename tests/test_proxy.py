@@ -5,6 +5,7 @@ import torch
 
 from robustclip.base.values import override
 from robustclip.training import proxy
+from robustclip.training.learner import Learner
 from robustclip.training.recipes import RECIPES
 
 
@@ -65,8 +66,6 @@ def test_what_cannot_be_told_is_not_told(pairs: tuple, why: str) -> None:
 
 def test_the_strong_number_is_of_the_same_images_at_the_same_eps(tiny_model, pictures) -> None:
     """Counted as training counts: right when clean and under the attack, whatever the micro-batch."""
-    from robustclip.training.learner import Learner
-
     x, y, ids = pictures(40)
     names, templates = ["red", "green", "blue", "grey"], ["a photo of a {}."]
     config = override(RECIPES["smoke"].config, {"validation.eps": 1.0, "templates": templates})

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import flatten, from_json, key, override, to_json
 from robustclip.sweeps import spaces, trends
 from robustclip.sweeps.report import order
 from robustclip.sweeps.spaces import Space
 from robustclip.sweeps.trials import Trial
+from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 from robustclip.training.installing import install
+from robustclip.training.job import prepare
 
 FOLDER = Path(__file__).parent.parent / "tune_spaces"
 SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.py"))}
@@ -86,8 +89,6 @@ def test_published_points_are_well_formed(space: Space) -> None:
 
 
 def test_prompts_of_the_design_space_are_as_large_as_it_says() -> None:
-    from robustclip import names as models
-
     sizes = []
     for sample in combinations(SPACES["prompt_design"]):
         _, learned = install(sample["trainable"], models.load("tiny-vit8"), 0, ["a"])
@@ -119,9 +120,6 @@ def test_in_a_table_all_images_stand_behind_the_numbers() -> None:
 
 
 def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
-    from robustclip import names as models
-    from robustclip.training.compatible import check_pair
-
     configs = [
         spaces.trial_config(space, spaces.first_config(space), sample) for space in SPACES.values() for sample in combinations(space)
     ]
@@ -134,8 +132,6 @@ def test_what_is_sampled_can_train_on_the_embedded_model() -> None:
 
 @pytest.mark.slow
 def test_the_world_has_as_many_images_of_every_class_as_the_largest_training_set_takes(tmp_path: Path) -> None:
-    from robustclip.training.loop import prepare
-
     space = SPACES["train_size"]
     config = override(spaces.first_config(space), {"data.per_class": 64})
     job = prepare(config, str(tmp_path))

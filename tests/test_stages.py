@@ -11,7 +11,7 @@ from robustclip.defenses import FARE, Batch, CleanContrastive, CoAdv, LinearAT, 
 from robustclip.models import checkpoints
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import InnerAttack
-from robustclip.training.learner import NotFinite
+from robustclip.training.gradients import NotFinite
 from robustclip.training.pairing import World
 from robustclip.training.trainables import LoRA, Towers, VisualTower
 
@@ -34,9 +34,9 @@ def test_the_running_average_by_hand(tiny_model, batch):
     for _ in range(3):
         step(learner, batch)
         expected = 0.75 * expected + 0.25 * learned(learner)
-        torch.testing.assert_close(torch.cat([p.flatten() for p in learner.average]), expected)
+        torch.testing.assert_close(torch.cat([p.flatten() for p in learner.average.values]), expected)
     assert (expected - learned(learner)).abs().max() > 1e-3
-    assert learner_of(tiny_model, config(TeCoA())).average is None
+    assert learner_of(tiny_model, config(TeCoA())).average.values == []
 
 
 @pytest.mark.parametrize("trainable", [VisualTower(), LoRA(2, 4.0), TokenPrompt(4), LinearHead()], ids=lambda t: type(t).__name__)
@@ -86,7 +86,7 @@ def test_the_head_stage_resumes_bit_for_bit(make_model, batch, stop):
     assert second.in_head_stage == (stop < 3)
     assert [step(second, batch) for _ in range(6 - stop)] == reports[stop:]
     assert torch.equal(learned(second), learned(whole))
-    assert all(torch.equal(a, b) for a, b in zip(second.head_parameters, whole.head_parameters))
+    assert all(torch.equal(a, b) for a, b in zip(second.optimiser.head_parameters, whole.optimiser.head_parameters))
 
 
 def test_two_workers_share_the_head_stage(make_model, batch):
@@ -108,7 +108,7 @@ def test_a_head_that_never_learns_has_no_stage_and_no_state(tiny_model, batch):
     learner = learner_of(tiny_model, config(CoAdv(), batch=16))
     before = learner.roles.head.codes.clone()
     step(learner, batch)
-    assert (learner.head_steps, learner.head_parameters, learner.state()["head"]) == (0, [], [])
+    assert (learner.head_steps, learner.optimiser.head_parameters, learner.state()["head"]) == (0, [], [])
     assert torch.equal(learner.roles.head.codes, before)
 
 

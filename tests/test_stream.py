@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.data.plan import read_unit
 from robustclip.runtime import cluster
-from robustclip.training import loop as training
+from robustclip.training import stream as streaming
+from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
 
 
@@ -18,16 +20,14 @@ def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int
 ) -> None:
     """Ray promises no order between releases: this test is what resume and equal workers rest on. The last block is a short one."""
-    import ray
-
-    monkeypatch.setattr(training, "BLOCK_BYTES", 32 * 3 * 32 * 32)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 32 * 3 * 32 * 32)
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
-    job = training.prepare(config, str(tmp_path))
+    job = prepare(config, str(tmp_path))
     if first:
         for step in (first - 2, first):  # Train has heard of the second alone
             storage.write_bytes(f"{job.out}/ray/{job.key}/step_{step:06d}/state.pt", b"")
         storage.write_json(f"{job.out}/ray/{job.key}/checkpoint_manager_snapshot.json", {"checkpoint_dir_name": f"step_{first:06d}"})
-    stream = training.stream(job, cluster.Share(workers, 0.5, 0.0))
+    stream = streaming.stream(job, cluster.Share(workers, 0.5, 0.0))
     stream.context.execution_options.preserve_order = True
 
     @ray.remote(num_cpus=0)

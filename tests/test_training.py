@@ -9,8 +9,9 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.runtime import cluster
-from robustclip.training import loop as training
 from robustclip.training.config import Config
+from robustclip.training.fit import fit
+from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
 
 
@@ -20,22 +21,22 @@ def smoke(tiny_checkpoint: str) -> Config:
 
 
 def test_a_run_writes_a_checkpoint_that_loads_and_is_not_run_again(ray_session: None, tmp_path: Path, smoke: Config) -> None:
-    job = training.prepare(smoke, str(tmp_path))
-    result = training.fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
+    job = prepare(smoke, str(tmp_path))
+    result = fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
     trained = models.load(result["checkpoint"])
     assert trained.sha256 == result["sha256"] != models.load(smoke.model).sha256
     assert [row["step"] for row in result["history"]] == list(range(1, job.plan.steps + 1))
     assert {"loss", "lr", "val/clean", "val/robust"} <= set(result["metrics"])
     assert list(trained.card["class_names"]) == list(job.card.class_names)
-    again = training.fit(job, cluster.Share(workers=0, cpus=0.0, gpus=0.0))  # impossible resources: nothing may start
+    again = fit(job, cluster.Share(workers=0, cpus=0.0, gpus=0.0))  # impossible resources: nothing may start
     assert again == result
 
 
 def test_a_key_depends_on_config_weights_and_data(tmp_path: Path, smoke: Config) -> None:
-    base = training.prepare(smoke, str(tmp_path)).key
-    assert training.prepare(smoke, str(tmp_path)).key == base
+    base = prepare(smoke, str(tmp_path)).key
+    assert prepare(smoke, str(tmp_path)).key == base
     for change in ({"optim.lr": 0.5}, {"data.render_seed": 7}, {"threat.image.eps": 1}, {"model": "tiny-vit8"}):
-        assert training.prepare(override(smoke, change), str(tmp_path)).key != base
+        assert prepare(override(smoke, change), str(tmp_path)).key != base
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,9 @@ def test_a_key_depends_on_config_weights_and_data(tmp_path: Path, smoke: Config)
 )
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path, smoke: Config, change: dict[str, Any], culprit: str) -> None:
     with pytest.raises(UserError, match=culprit):
-        training.prepare(override(smoke, change), str(tmp_path))
+        prepare(override(smoke, change), str(tmp_path))
 
 
 def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, smoke: Config) -> None:
     with pytest.raises(UserError, match="3 workers"):
-        training.fit(training.prepare(smoke, str(tmp_path)), cluster.Share(workers=3, cpus=0.5, gpus=0.0))
+        fit(prepare(smoke, str(tmp_path)), cluster.Share(workers=3, cpus=0.5, gpus=0.0))

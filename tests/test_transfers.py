@@ -14,8 +14,7 @@ from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
-from robustclip.evaluation import evaluator as evaluation
-from robustclip.evaluation import protocols
+from robustclip.evaluation import computing, protocols
 from robustclip.evaluation.transfers import Transfers
 from robustclip.models.adaptive import Adaptive
 from robustclip.records import rows as records
@@ -108,7 +107,7 @@ def test_records_are_the_same_and_every_plain_model_is_attacked_once(tmp_path: P
         found = []
         for name in names:
             (cell,) = resolved.cells(models.display_name(name), models.identity(name))
-            found += evaluation.compute(models.load(name), cell, resolved, out)
+            found += computing.compute(models.load(name), cell, resolved, out)
         return [{key: value for key, value in row.items() if key not in records.VOLATILE} for row in found]
 
     assert rows(str(tmp_path)) == rows(None)
@@ -126,5 +125,5 @@ def test_another_architecture_is_another_model(tiny_model, tmp_path: Path) -> No
         replace(tiny_model, card={**tiny_model.card, "trainable": "x"}),
     ):
         classifier = model.classifier(NAMES, TEMPLATES)
-        seen.append(evaluation.transfers_of(model, model, classifier, "prompts", "cpu", str(tmp_path)).models["A1"])
+        seen.append(computing.transfers_of(model, model, classifier, "prompts", "cpu", str(tmp_path)).models["A1"])
     assert len(set(seen)) == 3

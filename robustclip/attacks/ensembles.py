@@ -1,8 +1,7 @@
-"""What papers call an attack: what a paper's word stands for, and what it may be called where part of it cannot run."""
+"""What papers call an attack: what a paper's word stands for."""
 
 from robustclip.attacks.apgd import APGD, APGDT
 from robustclip.attacks.base import Attack
-from robustclip.attacks.classes import for_classes, reductions
 from robustclip.attacks.fab import FABT
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
@@ -16,14 +15,3 @@ ENSEMBLES: dict[str, tuple[Attack, ...]] = {
     # "CW" of TeCoA, PMG-AFT, TGA-ZSR and TTC: PGD on the margin. Their cap at confidence 50 only spares images that are broken already.
     "cw": (PGD(100, loss="margin"),),
 }
-
-
-def ensemble_name(name: str, classes: int) -> str:
-    """Return what a table must call an ensemble on so many classes: "autoattack", "autoattack[t=5]", or the attacks that are left of it."""
-    reduced = reductions(ENSEMBLES[name], classes)
-    if not reduced:
-        return name
-    if None not in reduced.values():
-        return f"{name}[t={classes - 1}]"
-    left = "+".join(attack.name for attack in for_classes(ENSEMBLES[name], classes).values())
-    return f"{left}[binary]" if classes == 2 else f"{left}[{classes} classes]"

@@ -82,7 +82,19 @@ def _type_name(choice: Any) -> str | None:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    """Return what an annotation allows: the members of a union; for a class that others are made of, the dataclasses below it."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(choice for member in typing.get_args(hint) for choice in _choices(member))
+    made_of_it = () if _type_name(hint) else filter(dataclasses.is_dataclass, _below(hint))
+    return tuple(sorted(made_of_it, key=lambda kind: kind.__name__)) or (hint,)
+
+
+def _below(kind: Any) -> list[type]:
+    """Return the classes below a class of ours, at any depth; of any other annotation none."""
+    if not isinstance(kind, type) or kind.__module__ == "builtins":
+        return []
+    children: list[type] = kind.__subclasses__()
+    return [each for child in children for each in (child, *_below(child))]
 
 
 def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
 from robustclip.data.shards import Row, write_split
@@ -86,16 +86,13 @@ def _render(folder: str, name: str, split_sizes: Mapping[str, int], seed: int) -
         save(card, stage)
 
 
+@one_thread()
 def _images(name: str, size: int, seed: int, split: str) -> tuple[Tensor, Tensor]:
     """Return world.images, drawn by one thread: the pictures are so small that sharing them out takes several times longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         return world.images(name, size, seed, split)
     except ValueError as error:
         raise UserError(str(error)) from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(name: str, split: str, pixels: Tensor, labels: Tensor) -> list[Row]:

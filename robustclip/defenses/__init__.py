@@ -1,5 +1,9 @@
 """Training-time defences, one paper a file."""
 
+from dataclasses import is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+
 from robustclip.defenses.adversarial import LinearAT
 from robustclip.defenses.apt import APT
 from robustclip.defenses.base import Batch, Defense, Roles
@@ -10,16 +14,21 @@ from robustclip.defenses.fare import FARE
 from robustclip.defenses.guided import PMGAFT, TRADES
 from robustclip.defenses.half import HalfTeCoA
 from robustclip.defenses.leaf import LEAF
-from robustclip.defenses.mix import Mix, Single
-from robustclip.defenses.mmcoa import PAIRED, CleanContrastive, MMCoA, Paired
+from robustclip.defenses.mix import Mix
+from robustclip.defenses.mmcoa import CleanContrastive, MMCoA, Paired
 from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
 from robustclip.defenses.views import ImgCoAdv
 
-AnyDefense = Single | Mix | CleanContrastive | MMCoA | LEAF
-# The contract tests run over every member.
-DEFENSES: tuple[type[Defense], ...] = (
-    TeCoA, PseudoTeCoA, CleanCE, LinearAT, CoAdv, ImgCoAdv, FARE, PMGAFT, TRADES, Mix, HalfTeCoA, APT, FAP,
-)  # fmt: skip
+# A file of this folder is all that a new defence needs: a config reads it back by its name, and the contract tests run over it.
+FILES = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+ALL: tuple[type[Defense], ...] = tuple(
+    kind
+    for file in FILES
+    for kind in vars(file).values()
+    if is_dataclass(kind) and isinstance(kind, type) and issubclass(kind, Defense) and kind.__module__ == file.__name__
+)
+PAIRED: tuple[type[Paired], ...] = tuple(kind for kind in ALL if issubclass(kind, Paired))
+DEFENSES = tuple(kind for kind in ALL if not issubclass(kind, Paired) and kind.reads != "texts")
 
 __all__ = [
     "APT",
@@ -30,7 +39,6 @@ __all__ = [
     "PAIRED",
     "PMGAFT",
     "TRADES",
-    "AnyDefense",
     "Batch",
     "CleanCE",
     "CleanContrastive",

@@ -7,33 +7,30 @@ from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.base.errors import UserError
-from robustclip.defenses.adversarial import LinearAT
-from robustclip.defenses.apt import APT
 from robustclip.defenses.base import Batch, Defense, Roles
-from robustclip.defenses.clean import CleanCE
-from robustclip.defenses.codes import CoAdv
-from robustclip.defenses.fap import FAP
 from robustclip.defenses.fare import FARE
-from robustclip.defenses.guided import PMGAFT, TRADES
-from robustclip.defenses.half import HalfTeCoA
-from robustclip.defenses.tecoa import PseudoTeCoA, TeCoA
-from robustclip.defenses.views import ImgCoAdv
+from robustclip.defenses.mmcoa import Paired
+from robustclip.defenses.tecoa import TeCoA
 from robustclip.models.classifier import ZeroShotClassifier
-
-Single = TeCoA | PseudoTeCoA | HalfTeCoA | APT | CleanCE | LinearAT | CoAdv | ImgCoAdv | FARE | FAP | PMGAFT | TRADES
 
 
 @dataclass(frozen=True)
 class Mix(Defense):
     """sum_i weights[i] L_i: the optimiser lowers it, the attack raises the same sum of the members' objectives (ours, no arXiv number).
 
-    A member of weight 0 takes no part. Raises UserError for another number of weights than parts, a negative weight, or all of them 0.
+    A member of weight 0 takes no part. Raises UserError for a part that is a sum itself or no loss of single images, for another number of
+    weights than parts, a negative weight, or all of them 0.
     """
 
-    parts: tuple[Single, ...] = (TeCoA(), FARE())
+    parts: tuple[Defense, ...] = (TeCoA(), FARE())
     weights: tuple[float, ...] = (1.0, 0.1)
 
     def __post_init__(self) -> None:
+        for i, part in enumerate(self.parts):
+            if isinstance(part, Mix | Paired) or part.reads == "texts":
+                raise UserError(
+                    f"defense.parts[{i}]: {type(part).__name__} has no loss of single images that could be summed: take another"
+                )
         if len(self.parts) != len(self.weights) or any(w < 0 for w in self.weights) or not any(self.weights):
             raise UserError(f"defense.weights is {list(self.weights)}: give one weight, not negative, for each of {len(self.parts)} parts")
         if any(part.head_share for part in self.parts):
@@ -75,7 +72,7 @@ class Mix(Defense):
                 sums[f"{name}_{place}" if name in sums else name] = weight * value
         return sums
 
-    def _members(self) -> list[tuple[Single, float]]:
+    def _members(self) -> list[tuple[Defense, float]]:
         return [(part, weight) for part, weight in zip(self.parts, self.weights) if weight]
 
     def _roles(self, roles: Roles) -> Iterator[Roles]:

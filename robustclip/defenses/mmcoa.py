@@ -1,7 +1,7 @@
 """MMCoA: Zhou et al., "Revisiting the Adversarial Robustness of Vision Language Models: a Multimodal Perspective", arXiv:2404.19287."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,6 @@ class Paired(Defense):
     all its iterates, on both towers.
     """
 
-    whole_step: ClassVar[bool] = True
     text: TextAttack | None = None
     refresh: int = 1
     leak_attack_grads: bool = False
@@ -111,6 +110,3 @@ class MMCoA(Paired):
         if self.lambda_img:
             parts["image"] = self.lambda_img * both_ways(pairs.attacked, pairs.texts, pairs, self.targets)
         return parts
-
-
-PAIRED: tuple[type[Paired], ...] = (CleanContrastive, MMCoA)

@@ -12,7 +12,7 @@ from robustclip import names as models
 from robustclip.attacks import Attack
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.evaluation.evaluator import library_versions, on_device
+from robustclip.evaluation.computing import library_versions, on_device
 from robustclip.evaluation.protocols import Resolved
 from robustclip.records import findings
 from robustclip.records.findings import Finding

@@ -85,9 +85,14 @@ class Resolved:
         return settings | {"set_order": list(self.sets), "sets": sets}
 
     @property
+    def classes(self) -> dict[str, int]:
+        """Return set -> number of classes."""
+        return {name: len(each.card.class_names) for name, each in self.sets.items()}
+
+    @property
     def reduced(self) -> dict[str, dict[str, str | None]]:
         """Return, for every set with too few classes for some attack: its name -> the name of what runs instead, None if nothing does."""
-        return {name: reductions(self.protocol.attacks, len(each.card.class_names)) for name, each in self.sets.items()}
+        return {name: reductions(self.protocol.attacks, classes) for name, classes in self.classes.items()}
 
     @property
     def skips(self) -> dict[str, list[str]]:

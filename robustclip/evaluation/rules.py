@@ -1,6 +1,7 @@
 """What a protocol says, as frozen values: Protocol, and SetRule for what it says of one of its sets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from robustclip.attacks import Attack
 from robustclip.attacks.levels import Aimed
@@ -104,6 +105,11 @@ class Protocol:
     def apart(self) -> tuple[str, ...]:
         """The names of the attacks whose numbers are shown but never part of a worst case."""
         return tuple(attack.name for attack in self.attacks if isinstance(attack, Multimodal) and attack.apart)
+
+    def changed(self, **changes: Any) -> "Protocol":
+        """Return this protocol with other fields and a name that says so; what is empty changes nothing."""
+        wanted = {field: value for field, value in changes.items() if value}
+        return replace(self, **wanted, name=f"{self.name} (changed)") if wanted else self
 
     def rule(self, name: str) -> SetRule:
         """Return what it says of a set."""

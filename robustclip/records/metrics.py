@@ -90,11 +90,6 @@ def accuracy(outcome: Survival, column: Column) -> Accuracy:
     return Accuracy(correct / n, *_wilson(correct, n), n, correct)
 
 
-def after_each_attack(outcome: Survival) -> dict[tuple[float, str], Accuracy]:
-    """Return (eps, "after ATTACK") -> cumulative accuracy: under everything up to and including that attack, never that attack alone."""
-    return {(e, f"after {attack}"): accuracy(outcome, (e, attack)) for e in outcome.eps for attack in outcome.attacks}
-
-
 def macro(outcomes: Outcomes, column: Column, classes: Mapping[str, int], sets: Sequence[str] | None = None) -> Macro:
     """Return the plain mean over sets (default: all) of one model, with K classes per set for the mean above chance.
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from robustclip.records import metrics
 from robustclip.records.rows import CLEAN
-from robustclip.records.survival import CLEAN_ATTACKED, Column, alone, outcomes_of, skips_of
+from robustclip.records.survival import CLEAN_ATTACKED, Column, alone, classes_of, outcomes_of, skips_of
 
 
 def set_metrics(table: pa.Table, protocol: Mapping[str, Any]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def set_metrics(table: pa.Table, protocol: Mapping[str, Any]) -> dict[str, float
     `protocol` is as the evaluator describes it. Raises UserError when a set of it has no records.
     """
     (outcomes,) = outcomes_of(table, protocol).values()
-    classes = {name: len(each["class_names"]) for name, each in protocol["sets"].items()}
+    classes = classes_of(protocol)
     values: dict[str, float] = {}
     columns: tuple[Column, ...] = (CLEAN, *([CLEAN_ATTACKED] if protocol["attacked"] else []), *protocol["eps"])
     for column in columns:

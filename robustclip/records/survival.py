@@ -59,6 +59,11 @@ def skips_of(protocol: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     return {name: each.get("skips", ()) for name, each in protocol["sets"].items()}
 
 
+def classes_of(protocol: Mapping[str, Any]) -> dict[str, int]:
+    """Return set -> number of classes of a described protocol, in its order."""
+    return {name: len(each["class_names"]) for name, each in protocol["sets"].items()}
+
+
 def worst_case(
     table: pa.Table,
     attacks: Sequence[str],

@@ -57,7 +57,7 @@ class Report:
     @cached_property
     def classes(self) -> dict[str, int]:
         """Return set -> number of classes, in the protocol's order."""
-        return {name: len(each["class_names"]) for name, each in self.protocol["sets"].items()}
+        return survival.classes_of(self.protocol)
 
     @cached_property
     def real(self) -> list[str]:

@@ -78,6 +78,13 @@ def divide(concurrent: int, workers: int) -> Share:
     return Share(workers, share, 1.0 if gpus else 0.0)
 
 
+def fitting_actors(wanted: int | None = None, gpu_share: float = 1.0) -> tuple[int, float]:
+    """Return how many actors fit at once, one a CPU or one a `gpu_share` of a GPU, or the `wanted` ones, and the GPUs that each takes."""
+    cpus, gpus = total()
+    share = gpu_share if gpus else 0.0
+    return wanted or max(1, int(gpus / share if share else cpus)), share
+
+
 def warn_of_local_results(out: str) -> None:
     """Warn when workers on other machines could not see a folder of this one (a mounted share is fine)."""
     import ray

@@ -13,12 +13,13 @@ from robustclip.base.errors import UserError
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.protocols import Protocol, Resolved, resolve
+from robustclip.evaluation.wanted import same_but_seed
 from robustclip.records import metrics, survival
 from robustclip.records.findings import Finding, summary
 from robustclip.records.rows import CLEAN
 from robustclip.results import figures, report
 from robustclip.results.page import Page
-from robustclip.runtime.cluster import total
+from robustclip.runtime.cluster import fitting_actors
 from robustclip.runtime.tracking import Tracker, how_to_open
 from robustclip.sweeps import trends
 from robustclip.sweeps.spaces import Space
@@ -40,8 +41,8 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         raise UserError(f"no trial of {space.name} finished: {reasons}")
     resolved = resolve(protocol, out)
     names = [config.model, *(trial.model for trial in finished)]
-    cpus, gpus = total()
-    share: dict[str, Any] = {"actors": max(1, int(gpus or cpus)), "gpus": 1.0 if gpus else 0.0}
+    actors, gpus = fitting_actors()
+    share: dict[str, Any] = {"actors": actors, "gpus": gpus}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, config.model, resolved, table, out, **share, on_progress=log.info)
     titles = {models.display_name(config.model): f"CLIP ({config.model})"}
@@ -55,7 +56,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         baseline=models.display_name(config.model),
         chosen=models.display_name(chosen.model),
         checks=checks,
-        seeds={f"{titles[first]} and its other seeds": group for first, group in models.same_but_seed(names).items()},
+        seeds={f"{titles[first]} and its other seeds": group for first, group in same_but_seed(names).items()},
         notes=[
             f"{space.question.splitlines()[0]} Chosen by {outcome.chosen_by} on held-out images of the fine-tuning set, "
             "never by a number above.",

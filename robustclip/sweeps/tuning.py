@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from ray import tune
 
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.values import from_json, key, override, to_json
-from robustclip.data.reading import read_images
-from robustclip.evaluation.evaluator import Progress, evaluate
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.progress import Progress
 from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.names import INTERPOLATE, written
 from robustclip.records.summary import cost, set_metrics
@@ -27,7 +28,8 @@ from robustclip.sweeps.trials import SweepCallback, Trial
 from robustclip.test_time import TAPT, PromptAlign
 from robustclip.training import proxy
 from robustclip.training.config import Config
-from robustclip.training.loop import Job, fit, forget, prepare
+from robustclip.training.fit import fit
+from robustclip.training.job import Job, forget, prepare
 from robustclip.training.statistics import Images, statistics
 
 log = logging.getLogger(__name__)
@@ -120,15 +122,10 @@ def validated(name: str, job: Job, share: Share) -> dict[str, float]:
 
 def validate(name: str, job: Job, threads: int) -> dict[str, float]:
     """Measure a model on the held-out images of a job: the body of a Ray task."""
-    import torch
-
-    from robustclip.data.reading import to_images
-
     use_threads(threads)
     device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config
-    ids, pixels, labels = read_images(job.index, job.val_rows[: config.validation.images], job.size, config.data.resize)
     classifier = models.load(name).classifier(job.card.class_names, config.templates or job.card.templates).to(device)
-    return proxy.measure(config, classifier, to_images(pixels, device), torch.as_tensor(labels), ids)
+    return proxy.measure(config, classifier, *job.validation_images(device))
 
 
 def forward_epochs() -> Any:

@@ -15,7 +15,7 @@ from robustclip.views.crops import Key
 
 @dataclass(frozen=True)
 class ViewEnsemble(Tuning):
-    """log of the mean prediction over the views of lowest entropy; `keep` = 1 takes them all."""
+    """Answers with the log of the mean prediction over the views of lowest entropy; `keep` = 1 takes them all."""
 
     steps: int = 0
 

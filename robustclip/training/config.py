@@ -5,7 +5,7 @@ from typing import Literal
 
 from robustclip.base.errors import UserError
 from robustclip.base.threat import ThreatModel
-from robustclip.defenses import AnyDefense, TeCoA
+from robustclip.defenses import Defense, TeCoA
 from robustclip.training.trainables import Trainable, VisualTower
 
 Precision = Literal["fp32", "bf16"]
@@ -88,7 +88,7 @@ class Config:
 
     model: str = "tiny-vit8"
     data: Data = Data()
-    defense: AnyDefense = field(default_factory=TeCoA)
+    defense: Defense = field(default_factory=TeCoA)
     trainable: Trainable = field(default_factory=VisualTower)
     threat: ThreatModel = field(default_factory=ThreatModel)
     attack: InnerAttack = InnerAttack()

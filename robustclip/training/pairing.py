@@ -12,8 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustclip.defenses.mmcoa import Paired, Pairs
+from robustclip.attacks.base import Example
+from robustclip.defenses import Batch, Paired
+from robustclip.defenses.mmcoa import Pairs
 from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.training.config import Optim
+from robustclip.training.precision import autocast
 
 
 class Waiting(NamedTuple):
@@ -46,6 +50,29 @@ class World:
         """Return where this worker's micro-batches stand in the step."""
         firsts = [(j * self.workers + self.rank) * size for j in range(parts)]
         return [slice(first, first + size) for first in firsts]
+
+
+class WholeStep:
+    """The attacked micro-batches of a step of a loss over pairs: they wait for each other (`waiting`), their gradient comes at once."""
+
+    def __init__(self, defense: Paired, student: ZeroShotClassifier, optim: Optim):
+        self.defense, self.student, self.optim = defense, student, optim
+        self.waiting: list[Waiting] = []
+
+    def add(self, batch: Batch, attack: Callable[[Batch, Callable[[Tensor], None]], Example]) -> None:
+        """Attack a micro-batch and let it wait; the attack's iterates wait with it where they leak."""
+        iterates: list[Tensor] = []
+        attacked = attack(batch, iterates.append if self.defense.leak_attack_grads else lambda images: None)
+        self.waiting.append(Waiting(batch.images, attacked.images, batch.labels, iterates))
+
+    def backward(self, rewritten: Sequence[str], world: World) -> dict[str, Tensor]:
+        """Add the gradient of this worker's pairs to the student's parameters, let them go, and return its share of the loss by part."""
+        with autocast(self.waiting[0].images.device, self.optim.precision):
+            parts = backward(self.defense, self.student, self.waiting, rewritten, world)
+            if self.defense.leak_attack_grads:
+                leak(self.student, self.waiting, self.optim.batch)
+        self.waiting = []
+        return parts
 
 
 def backward(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from robustclip.base.threat import Ball, ThreatModel
-from robustclip.defenses import AnyDefense
+from robustclip.defenses import Defense
 from robustclip.training.config import Config, Data, InnerAttack, Optim, Validation
 
 
@@ -33,7 +33,7 @@ DEMO = Config(
 UNTIMED = "not measured yet"
 
 
-def demo(about: str, defense: AnyDefense | None = None, **changes: Any) -> Recipe:
+def demo(about: str, defense: Defense | None = None, **changes: Any) -> Recipe:
     """Return the demo recipe with another defence, or other fields."""
     config = replace(DEMO, defense=defense or DEMO.defense, **changes)
     return Recipe(config, about, UNTIMED)

@@ -11,10 +11,10 @@ from robustclip.defenses import (
     LEAF,
     PMGAFT,
     TRADES,
-    AnyDefense,
     CleanCE,
     CleanContrastive,
     CoAdv,
+    Defense,
     ImgCoAdv,
     LinearAT,
     MMCoA,
@@ -27,7 +27,7 @@ from robustclip.training.recipes_prompts import EMBEDDED_PROMPTS, PUBLISHED_PROM
 from robustclip.training.trainables import LoRA, Towers
 
 # TeCoA's own comparison, each for the whole tower ("demo-adv") and for deep prompt tokens ("demo-deep-adv").
-COMPARED: dict[str, tuple[AnyDefense, str]] = {
+COMPARED: dict[str, tuple[Defense, str]] = {
     "ce": (CleanCE(), "Clean fine-tuning, (CE) of TeCoA's tables: the control"),
     "adv": (LinearAT(), "Standard adversarial training with a linear head in two stages, (Adv.) of TeCoA's tables"),
     "coadv": (CoAdv(0.1), "Contrastive adversarial training with random codes for classes, (CoAdv.) of TeCoA's tables"),
@@ -36,7 +36,6 @@ COMPARED: dict[str, tuple[AnyDefense, str]] = {
 }
 DEEP: dict[str, Any] = {"trainable": TokenPrompt(tokens=8, deep=True), "optim": replace(DEMO.optim, lr=1e-2, weight_decay=0.0)}
 
-FASTER = replace(DEMO.optim, lr=3e-3)
 # Both towers for MMCoA and its baselines, and one template as published: every step encodes the prompts of all classes anew. Those of the
 # batch's classes are rewritten at every step; a character, for which a prompt has about a hundred candidates, into all of them every 50.
 ONE: dict[str, Any] = {"templates": ("a photo of a {}.",)}

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from robustclip.base.threat import Ball, ThreatModel
-from robustclip.defenses import APT, FAP, AnyDefense, HalfTeCoA, TeCoA
+from robustclip.defenses import APT, FAP, Defense, HalfTeCoA, TeCoA
 from robustclip.models.dress import FramedTokens, JointTokens
 from robustclip.training.config import Config, InnerAttack, Optim
 from robustclip.training.recipe import DEMO, NOT_RUN, TECOA, Recipe, demo
@@ -15,7 +15,7 @@ from robustclip.training.trainables import Trainable
 FAST = replace(DEMO.optim, lr=1e-2, weight_decay=0.0)
 
 
-def small(about: str, trainable: Trainable, defense: AnyDefense | None = None, lr: float = FAST.lr) -> Recipe:
+def small(about: str, trainable: Trainable, defense: Defense | None = None, lr: float = FAST.lr) -> Recipe:
     """Return the demo recipe with prompt tokens."""
     return demo(f"{about}, on the embedded world.", defense, trainable=trainable, optim=replace(FAST, lr=lr))
 
@@ -45,7 +45,7 @@ EMBEDDED_PROMPTS: dict[str, Recipe] = {
 # cosine moves by the epoch, ours by the step; its crops are of the whole image, ours of its centre square.
 
 
-def few_shot(optim: Optim, trainable: Trainable, defense: AnyDefense | None = None, augmented: bool = True, **changes: Any) -> Config:
+def few_shot(optim: Optim, trainable: Trainable, defense: Defense | None = None, augmented: bool = True, **changes: Any) -> Config:
     """Return TeCoA's threat and attack (2 steps of 1/255 at eps 1/255) on 16 images a class."""
     data = replace(TECOA.data, per_class=16, resize=224, augment="crop and flip" if augmented else "none")
     return replace(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch.nn.functional as F
 
@@ -37,38 +37,21 @@ class Asked:
         return [{place: words(prompt, place) for place in some} for prompt, some in zip(self.prompts, self.places, strict=True)]
 
 
-class Source(Protocol):
-    """Candidates of a kind: `unit` is what one rewriting costs, `places` where it may happen, `propose` what it may be there."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> Unit: ...
-    def places(self, prompt: Prompt, scope: Scope) -> list[int]:
-        """Return the places of a prompt where something may be rewritten."""
-        ...
-
-    def masked(self, prompt: Prompt, place: int, scope: Scope) -> Prompt:
-        """Return the prompt without what stands at a place: how much that moves it is the importance of the place."""
-        ...
-
-    def propose(self, asked: Asked) -> Proposals:
-        """Return the rewritten prompts, one unit away, at each of the given places of each prompt."""
-        ...
-
-
 class WordSource:
-    """A source that puts other words in the place of one."""
+    """A source that puts other words in the place of one; what it costs to rewrite once is its `unit`."""
 
     unit: Unit = "words"
 
     def places(self, prompt: Prompt, scope: Scope) -> list[int]:
+        """Return the places of a prompt where something may be rewritten."""
         return prompt.places(scope)
 
     def masked(self, prompt: Prompt, place: int, scope: Scope) -> Prompt:
+        """Return the prompt without what stands at a place: how much that moves it is the importance of the place."""
         return prompt.with_word(place, "[UNK]")
 
     def propose(self, asked: Asked) -> Proposals:
+        """Return the rewritten prompts, one unit away, at each of the given places of each prompt."""
         return [
             {place: [prompt.with_word(place, word) for word in words] for place, words in found.items()}
             for prompt, found in zip(asked.prompts, self.words(asked), strict=True)

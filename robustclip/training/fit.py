@@ -1,0 +1,77 @@
+"""Distributed adversarial fine-tuning: Ray Data streams the plan's units, Ray Train steps, and a killed run goes on bit for bit."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.runtime.cluster import Share
+from robustclip.training.job import Job
+from robustclip.training.loop import train_loop
+from robustclip.training.stream import stream
+
+
+def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train the job on its share of the cluster and return its result; a finished job returns its stored result, a killed one goes on.
+
+    The result is {"key", "checkpoint", "sha256", "metrics", "history"}. Raises UserError with the reason a run could not finish.
+    """
+    result_file = storage.join(job.folder, "result.json")
+    if storage.exists(result_file):
+        return storage.read_json(result_file)
+    from ray.data import ExecutionOptions
+    from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    job.plan.check_world(share.workers)
+    resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "threads": share.threads},
+        torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=share.workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
+        run_config=RunConfig(
+            name=job.key,
+            storage_path=storage.parent_of(job.train_folder),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
+        ),
+        datasets={"train": lambda: stream(job, share)},
+        # The order of units, and which rank gets which, must not depend on timing: resume and world size rest on it.
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
+    )
+    result = trainer.fit().return_value
+    if "error" in result:
+        raise UserError(result["error"])
+    storage.write_json(result_file, result)
+    return result
+
+
+@contextmanager
+def relay(on_report: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """Yield a Train callback that hands every report of rank 0 to `on_report` in this process, while the run goes on elsewhere."""
+    import ray.train
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    class Relay(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            queue.put(metrics[0])
+
+    def drain() -> None:
+        while (metrics := queue.get()) is not None:
+            on_report(metrics)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield Relay()
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()

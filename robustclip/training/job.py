@@ -1,0 +1,102 @@
+"""A config with everything it depends on found: its images and, where it is a run of its own, its key and its folders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustclip import names as models
+from robustclip.base import storage
+from robustclip.base.values import key, to_json
+from robustclip.data.card import DatasetCard
+from robustclip.data.datasets import ensure_set
+from robustclip.data.plan import Plan, select
+from robustclip.data.reading import decoded_size, read_images, split_identity, to_images
+from robustclip.data.shards import Index, scan
+from robustclip.training.compatible import check_pair
+from robustclip.training.config import Config
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a config, found: the rows [n] of the index that train, in what plan, those that are held out, the side they have.
+
+    `size` is the side in pixels that they are decoded to, None: as they are stored.
+    """
+
+    config: Config
+    card: DatasetCard
+    index: Index
+    plan: Plan
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+    size: int | None
+
+    @property
+    def pixels_a_side(self) -> int:
+        """The side of the decoded images, a guess where they are kept as they are and differ."""
+        return self.size or self.card.native_size or 224
+
+    def validation_images(self, device: torch.device | str) -> tuple[Tensor, Tensor, list[str]]:
+        """Return images [N,3,S,S] in [0,1] on a device, labels [N] and ids of the held-out rows that `val/` is measured on."""
+        rows = self.val_rows[: self.config.validation.images]
+        ids, pixels, labels = read_images(self.index, rows, self.size, self.config.data.resize)
+        return to_images(pixels, device), torch.as_tensor(labels), ids
+
+    def about(self, base: str, sha256: str) -> dict[str, Any]:
+        """Return what the card of a model says that was fine-tuned on these images from the model `base` of this identity."""
+        return {
+            "base": {"name": base, "sha256": sha256},
+            "config": to_json(self.config),
+            "trainable": to_json(self.config.trainable),
+            "class_names": list(self.card.class_names),
+            "templates": list(self.config.templates or self.card.templates),
+        }
+
+
+@dataclass(frozen=True)
+class Job(TrainingData):
+    """A config as a run: its images, the key of all it depends on, and where its results go."""
+
+    out: str
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """runs/<key>: `model/` (the checkpoint) and result.json, written last."""
+        return storage.join(self.out, "runs", self.key)
+
+    @property
+    def train_folder(self) -> str:
+        """ray/<key>: Ray Train's own, with the checkpoints that a killed run goes on from."""
+        return storage.join(self.out, "ray", self.key)
+
+
+def training_data(config: Config, out: str, input_size: Callable[[], int]) -> TrainingData:
+    """Return the images of a config; raises UserError for a set or as many of it as are not there, and for parts that do not fit.
+
+    `input_size` gives the side of the images the model works on; it is asked last, since it may have to fetch the model.
+    """
+    data, optim = config.data, config.optim
+    check_pair(config.defense, config.trainable)
+    card = ensure_set(out, data.name, {"train": data.rendered}, data.render_seed)
+    index = scan(card.folder, card, "train")
+    train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
+    plan = Plan.of(index, train_rows, micro_batch=optim.micro_batch, batch=optim.batch, epochs=optim.epochs, seed=config.seed)
+    return TrainingData(config, card, index, plan, train_rows, val_rows, decoded_size(card, input_size()))
+
+
+def prepare(config: Config, out: str) -> Job:
+    """Return the job of a config; raises UserError for whatever would only fail later: data, subset sizes, model, trainable."""
+    data = training_data(config, out, lambda: models.input_size(config.model))
+    work = key(config, models.identity(config.model), split_identity(data.card, "train"))
+    return Job(**vars(data), out=out, key=work)
+
+
+def forget(job: Job) -> None:
+    """Delete what earlier runs of this job left, so that `fit` starts again from nothing."""
+    for folder in (job.folder, job.train_folder):
+        storage.delete(folder)
