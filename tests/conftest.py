@@ -13,10 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.base.values import override
 from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import FORMAT, Model
 from robustclip.models.tokenizers import cut_tokenizer
+from robustclip.runtime.cluster import Share
+from robustclip.training.fit import fit
+from robustclip.training.job import Job, prepare
+from robustclip.training.recipes import RECIPES
 
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a test must not reach somebody's server
     os.environ.pop(name, None)
@@ -73,7 +78,7 @@ def _built() -> dict[str, Model]:
     return {}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(_built: dict[str, Model]) -> Callable[..., Model]:
     """Return a function that gives a tiny random model of its own.
 
@@ -137,3 +142,12 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, logging_level=logging.WARNING, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def trained(ray_session: None, make_model: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any]]:
+    """Return the job of the smallest recipe on the tiny CLIP and its result, trained once by Ray Train for all tests that look at it."""
+    out = tmp_path_factory.mktemp("trained")
+    save(make_model(), str(out / "tiny"))
+    job = prepare(override(RECIPES["smoke"].config, {"model": str(out / "tiny"), "data.name": "shapes"}), str(out))
+    return job, fit(job, Share(workers=1, cpus=0.5, gpus=0.0))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,9 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.models.model import Model
-from robustclip.runtime import cluster
 from robustclip.training.alone import finetune_alone
 from robustclip.training.config import Config
-from robustclip.training.fit import fit
-from robustclip.training.job import prepare
+from robustclip.training.job import Job
 from robustclip.training.recipes import RECIPES
 from robustclip.training.trainables import Towers
 
@@ -25,25 +24,25 @@ def smoke(tiny_checkpoint: str) -> Config:
     return override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes"})
 
 
-def test_alone_and_on_ray_a_config_gives_the_same_model(ray_session: None, tmp_path: Path, smoke: Config) -> None:
-    job, given, told = prepare(smoke, str(tmp_path)), models.load(smoke.model), []
-    result = fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
+def test_alone_and_on_ray_a_config_gives_the_same_model(trained: tuple[Job, dict[str, Any]], tmp_path: Path) -> None:
+    (job, result), told = trained, []
+    smoke, given = job.config, models.load(job.config.model)
     before = given.sha256
     torch.set_num_threads(2)
     threads: set[int] = set()
-    trained, history = finetune_alone(given, smoke, str(tmp_path), lambda row: (told.append(row), threads.add(torch.get_num_threads())))
+    made, history = finetune_alone(given, smoke, str(tmp_path), lambda row: (told.append(row), threads.add(torch.get_num_threads())))
     assert (threads, torch.get_num_threads()) == ({1}, 2)  # it computes with one, as a worker does, and leaves this process its own
     torch.set_num_threads(1)
     saved = models.load(result["checkpoint"])
-    assert trained.sha256 == saved.sha256 == result["sha256"] != before == given.sha256
+    assert made.sha256 == saved.sha256 == result["sha256"] != before == given.sha256
     assert history == told == result["history"]
-    assert {**trained.card, "run": job.key} == saved.card
+    assert {**made.card, "run": job.key} == saved.card
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    logits = [model.classifier(job.card.class_names, job.card.templates)(images) for model in (trained, saved)]
+    logits = [model.classifier(job.card.class_names, job.card.templates)(images) for model in (made, saved)]
     assert torch.equal(*logits)
     assert not logits[0].requires_grad
     other, _ = finetune_alone(given, override(smoke, {"seed": 1}), str(tmp_path))
-    assert other.sha256 != trained.sha256
+    assert other.sha256 != made.sha256
 
 
 def test_a_model_that_no_name_stands_for_is_known_by_its_weights(tmp_path: Path, tiny_model: Model, smoke: Config) -> None:

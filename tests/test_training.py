@@ -11,7 +11,7 @@ from robustclip.base.values import override
 from robustclip.runtime import cluster
 from robustclip.training.config import Config
 from robustclip.training.fit import fit
-from robustclip.training.job import prepare
+from robustclip.training.job import Job, prepare
 from robustclip.training.recipes import RECIPES
 
 
@@ -20,14 +20,13 @@ def smoke(tiny_checkpoint: str) -> Config:
     return override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes"})
 
 
-def test_a_run_writes_a_checkpoint_that_loads_and_is_not_run_again(ray_session: None, tmp_path: Path, smoke: Config) -> None:
-    job = prepare(smoke, str(tmp_path))
-    result = fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
-    trained = models.load(result["checkpoint"])
-    assert trained.sha256 == result["sha256"] != models.load(smoke.model).sha256
+def test_a_run_writes_a_checkpoint_that_loads_and_is_not_run_again(trained: tuple[Job, dict[str, Any]]) -> None:
+    job, result = trained
+    saved = models.load(result["checkpoint"])
+    assert saved.sha256 == result["sha256"] != models.load(job.config.model).sha256
     assert [row["step"] for row in result["history"]] == list(range(1, job.plan.steps + 1))
     assert {"loss", "lr", "val/clean", "val/robust"} <= set(result["metrics"])
-    assert list(trained.card["class_names"]) == list(job.card.class_names)
+    assert list(saved.card["class_names"]) == list(job.card.class_names)
     again = fit(job, cluster.Share(workers=0, cpus=0.0, gpus=0.0))  # impossible resources: nothing may start
     assert again == result
 

@@ -203,7 +203,7 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps([RESULT_VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
 
 
-# One attack: PGD-10 before it changed no number of the table (README) and costs more.
+# One attack: PGD-10 before it changed no number of the table (docs/measured.md) and costs more.
 DEMO = Protocol("demo", SUITE, (APGD(20),), (1.0, 2.0, 4.0), n=60, real=("digits",), render_seed=2026)
 GREY_LEVELS: tuple[Level, ...] = ("A0", "A1", "A2")
 STATIC = tuple(Aimed(level, attack) for level in GREY_LEVELS for attack in (PGD(100), MIFGSM(100, decay=0.0, diversity=0.5)))

@@ -134,8 +134,8 @@ def checks(report: Report) -> Sheet:
         ranked = f"no: {report.unranked[model]}" if model in report.unranked else "yes"
         rows.append((report.marked(model), str(len(passed)), warned, broken, ", ".join(each.number for each in skipped) or "none", ranked))
     caption = (
-        "The 22 checks of an honest robust accuracy and ten guards (docs/honest.md), run with attacks of their own on a probe of the "
-        "model's best set; a warning is printed with its reason, a hard failure keeps the model's numbers out of every ranking."
+        "The checks and guards of an honest robust accuracy (docs/honest.md), run with attacks of their own on a probe of the model's best "
+        "set; a warning is printed with its reason, a hard failure keeps the model's numbers out of every ranking."
     )
     return Sheet("Checks", ("model", "passed", "warnings", "hard failures", "not applicable", "ranked"), tuple(rows), caption, left=6)
 

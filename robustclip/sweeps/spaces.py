@@ -13,7 +13,7 @@ from robustclip.training.config import Config
 from robustclip.training.recipes import named
 
 # Sampled keys that are no field of a config: the recipe a trial starts from, and what is evaluated in place of its trained model: one that
-# lies so far from CLIP, or the model under a test-time defence (settings of defenses/test_time).
+# lies so far from CLIP, or the model under a test-time defence (settings of a class in test_time/).
 RECIPE, INTERPOLATION, TEST_TIME = "recipe", "interpolation", "test_time"
 EVALUATED = (INTERPOLATION, TEST_TIME)
 Scale = Literal["linear", "log", "ordered", "categorical"]  # the last two are names, side by side; those in an order are joined
