@@ -104,9 +104,7 @@ def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols
     attacks = named(args.attacks or ())
     if args.table:
         attacks = by_table(attacks or protocol.attacks, Table.read(args.table))
-    return protocol.changed(
-        sets=tuple(args.sets or ()), attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent
-    )
+    return protocol.changed(sets=tuple(args.sets or ()), attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent)
 
 
 if __name__ == "__main__":

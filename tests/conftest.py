@@ -51,6 +51,7 @@ COLOURS = {"red": (0.8, 0.2, 0.2), "green": (0.2, 0.8, 0.2), "blue": (0.2, 0.2, 
 NAMES, TEMPLATES = tuple(COLOURS), ("a photo of a {}.", "a {} thing.")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all tests that need Ray in one process where the tests are shared out: they share one Ray."""
     for item in items:

@@ -77,9 +77,7 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     smoke = replace(protocols.named("smoke"), attacked=5, eps=(0.25,), rules=(SetRule("digits", skips=("apgd-ce-3",)),))
     resolved, model = protocols.resolve(smoke, str(tmp_path)), models.load(name)
     rows = [
-        computing.provenance(cell, resolved) | row
-        for cell in cells_of(resolved, name)
-        for row in computing.compute(model, cell, resolved)
+        computing.provenance(cell, resolved) | row for cell in cells_of(resolved, name) for row in computing.compute(model, cell, resolved)
     ]
     built = report.from_records(records.table(rows), resolved.describe())
     (seen,) = built.outcomes.values()

@@ -1,5 +1,6 @@
 """What somebody else's machine needs: no trace of ours, two commands that work, imports that do nothing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -97,3 +98,11 @@ assert state() == before
 """
     assert run_python(code, tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.xdist_group("together")
+def test_tests_that_share_something_run_in_one_process(request):
+    """Where tests are shared out, their group is part of their name: xdist goes by it, and without it says nothing."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("the tests run in one process")
+    assert request.node.nodeid.endswith("@together")
