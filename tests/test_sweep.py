@@ -17,6 +17,7 @@ from robustclip.sweeps import spaces, tuning
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import Axis, first_config
 from robustclip.training.config import Config
+from robustclip.training.job import Job
 from robustclip.training.recipes import RECIPES
 
 SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
@@ -33,9 +34,9 @@ def run(config: Config, out: str, tracker: Tracker) -> tuple[tuning.Outcome, str
 
 
 @pytest.mark.timeout(1800)  # five minutes on a slow machine
-def test_a_sweep_runs_fails_honestly_and_continues(ray_session: None, tmp_path: Path, config: Config) -> None:
-    """Three trials, one impossible (a negative eps): the others finish, its reason is kept, a second run adds nothing."""
-    out = str(tmp_path)
+def test_a_sweep_runs_fails_honestly_and_continues(trained: tuple[Job, dict[str, Any]]) -> None:
+    """Three trials, one trained before, one impossible (a negative eps), one new: its reason is kept, a second run adds nothing."""
+    config, out = trained[0].config, trained[0].out
     tracker = Tracker(out)
     outcome, text = run(config, out, tracker)
     assert [trial.sample["threat.image.eps"] for trial in outcome.trials if trial.result] == [2.0, 0.0]
@@ -47,6 +48,7 @@ def test_a_sweep_runs_fails_honestly_and_continues(ray_session: None, tmp_path: 
         assert place in text
     written = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{out}/records")}
     weights = {trial.key: trial.result["run"]["sha256"] for trial in outcome.trials if trial.result}
+    assert trained[1]["sha256"] in weights.values()
 
     again, text_again = run(config, out, tracker)
     assert {trial.key: trial.result["run"]["sha256"] for trial in again.trials if trial.result} == weights
