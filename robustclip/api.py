@@ -106,7 +106,9 @@ class Evaluation:
     def __str__(self) -> str:
         said = [("clean", self.clean), *((f"robust eps={eps:g}", found) for eps, found in self.robust.items())]
         lines = [f"{title:<14} {100 * e.mean:5.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]  n={e.n}" for title, e in said]
-        return "\n".join([*lines, f"{', '.join(self.protocol['sets'])}; {self.protocol['norm']}; {', '.join(self.protocol['attacks'])}"])
+        sets, attacks = (", ".join(self.protocol[each]) for each in ("sets", "attacks"))
+        protocol = self.records["protocol_hash"][0].as_py()[:12]
+        return "\n".join([*lines, f"{sets}; {self.protocol['norm']}; {attacks}; protocol {protocol}, no checks were run"])
 
     def plot(self, path: str | Path | None = None) -> bytes:
         """Return accuracy against eps as PNG, and write it to `path` if given."""
