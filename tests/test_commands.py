@@ -19,7 +19,7 @@ def command(folder: Path, *words: str) -> str:
     """Run a pipeline and return what it printed; its failure is the test's."""
     env = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     run = [sys.executable, str(ROOT / "pipelines" / words[0]), *words[1:], "--out", str(folder / "out")]
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -38,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_own_images_from_folder_to_comparison(photos: Path, tmp_path: Path) -> None:
     prepared = command(tmp_path, "prepare.py", str(photos), "--name", "mine")
     assert re.search(r"skipped.*1|1.*skipped", prepared), prepared

@@ -98,7 +98,7 @@ def checkpoints(make_model: Callable[..., Model], tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_ten_kills_change_no_record_and_cost_only_the_cells_in_flight(checkpoints: list[str], tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     finish(checkpoints, calm)

@@ -49,7 +49,7 @@ def kill_at(folder: str, steps: tuple[int, ...], killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_two_kills_change_no_bit(ray_session: None, tmp_path: Path, config: Config) -> None:
     share = cluster.Share(workers=1, cpus=0.5, gpus=0.0)
     calm = fit(prepare(config, str(tmp_path / "calm")), share)
