@@ -67,7 +67,7 @@ def attack(
 
     `ids` key its randomness (default: their places). Raises UserError for an unknown name, and for one that stands for several attacks.
     """
-    found = catalogue.named([name]) if isinstance(name, str) else (name,)
+    found = catalogue.named([name])
     if len(found) > 1:
         raise UserError(
             f"{name} is {', '.join(each.name for each in found)}: evaluate() counts several attacks per image, attack() runs one"
@@ -139,7 +139,7 @@ def evaluate(
     """
     chosen = protocols.named(protocol) if isinstance(protocol, str) else protocol
     radii = (float(eps),) if isinstance(eps, int | float) else tuple(map(float, eps))
-    given = tuple(each for one in attacks for each in (catalogue.named([one]) if isinstance(one, str) else (one,)))
+    given = catalogue.named(attacks)
     if isinstance(data, tuple) and data and isinstance(data[0], Tensor):
         if not class_names:
             raise UserError("images and labels say nothing of their classes: give class_names=[...] in label order")
@@ -148,7 +148,7 @@ def evaluate(
         return Evaluation(*evaluate_images(loaded, images, labels, class_names, templates, given or chosen.attacks, radii or chosen.eps))
     sets: Any = () if data is None else (data,) if isinstance(data, str) else tuple(data)
     resolved = protocols.resolve(chosen.changed(sets=sets, attacks=given, eps=radii, n=n), storage.resolve(out))
-    table = evaluate_named([model], resolved, storage.resolve(out)) if isinstance(model, str) else evaluate_model(model, resolved)
+    table = evaluate_named(model, resolved, storage.resolve(out)) if isinstance(model, str) else evaluate_model(model, resolved)
     return Evaluation(table, resolved.describe())
 
 

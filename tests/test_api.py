@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import robustclip
+from robustclip import names
 from robustclip.attacks import PGD
 from robustclip.base.errors import UserError
 from robustclip.evaluation import computing, protocols
@@ -25,7 +26,10 @@ def smoke(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_named_model_finds_its_finished_work(tiny_checkpoint: str, smoke: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], names.load
+    monkeypatch.setattr(names, "load", lambda name: loaded.append(name) or load(name))
     result = robustclip.evaluate(tiny_checkpoint, **smoke)
+    assert loaded == [tiny_checkpoint], "once for all cells"
     assert result.clean.n == 32
     assert result.clean.low <= result.clean.mean <= result.clean.high
     assert list(result.robust) == [2.0]
@@ -49,7 +53,7 @@ def test_records_are_those_of_an_evaluator(tiny_checkpoint: str, smoke: dict[str
     rows = []
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for cell in resolved.cells("tiny", robustclip.names.identity(tiny_checkpoint)):
+    for cell in resolved.cells("tiny", names.identity(tiny_checkpoint)):
         shared = computing.provenance(cell, resolved) | {"threads": 1}
         rows += [shared | row for row in computing.compute(model, cell, resolved)]
     torch.set_num_threads(before)

@@ -10,10 +10,14 @@ from robustclip.base.errors import UserError, did_you_mean
 KNOWN: dict[str, tuple[Attack, ...]] = {**{name: (attack,) for name, attack in (ATTACKS | MODES).items()}, **ENSEMBLES}
 
 
-def named(names: Iterable[str]) -> tuple[Attack, ...]:
-    """Return the attacks that some names stand for, each once; raises UserError with a suggestion for an unknown one."""
-    names = tuple(names)
-    unknown = [name for name in names if name not in KNOWN]
-    if unknown:
-        raise UserError(f"no attack {unknown[0]!r}{did_you_mean(unknown[0], KNOWN)}; there are {', '.join(KNOWN)}")
-    return tuple(dict.fromkeys(attack for name in names for attack in KNOWN[name]))
+def named(wanted: Iterable[str | Attack]) -> tuple[Attack, ...]:
+    """Return the attacks that some names stand for, and those given themselves, each once.
+
+    Raises UserError with a suggestion for an unknown name.
+    """
+    found: list[Attack] = []
+    for each in wanted:
+        if isinstance(each, str) and each not in KNOWN:
+            raise UserError(f"no attack {each!r}{did_you_mean(each, KNOWN)}; there are {', '.join(KNOWN)}")
+        found += KNOWN[each] if isinstance(each, str) else (each,)
+    return tuple(dict.fromkeys(found))

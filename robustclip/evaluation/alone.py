@@ -23,13 +23,15 @@ from robustclip.records import rows as records
 log = logging.getLogger(__name__)
 
 
-def evaluate_named(names: Sequence[str], resolved: Resolved, out: str) -> pa.Table:
-    """Return the verified records of models under a protocol, computing here the cells that have none under `out` yet."""
-    wanted = Wanted(names, resolved, out)
-    for done, cell in enumerate(wanted.missing):
-        log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
-        with one_thread():
-            record(models.load(wanted.name_of[cell.key]), cell, resolved, out, 1, git_commit())
+def evaluate_named(name: str, resolved: Resolved, out: str) -> pa.Table:
+    """Return the verified records of a model under a protocol, computing here the cells that have none under `out` yet."""
+    wanted = Wanted([name], resolved, out)
+    if wanted.missing:
+        model = models.load(name)
+        for done, cell in enumerate(wanted.missing):
+            log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
+            with one_thread():
+                record(model, cell, resolved, out, 1, git_commit())
     return wanted.table()
 
 
