@@ -14,7 +14,7 @@ from robustclip.base import values
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball, ThreatModel
 from robustclip.base.values import flatten, from_json, key, override, to_json
-from robustclip.defenses import FARE, TRADES, Mix, TeCoA
+from robustclip.defenses import FARE, PMGAFT, TRADES, Mix, TeCoA
 from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.runtime import cli
 from robustclip.training.config import Config, Optim
@@ -145,6 +145,21 @@ def test_keys_are_stable(monkeypatch):
 def test_every_leaf_is_part_of_the_key(path):
     base = Config(templates=("{}",))
     assert key(override(base, {path: changed(path, LEAVES[path])})) != key(base)
+
+
+def test_a_later_field_at_its_default_leaves_keys_as_they_were():
+    """Work done before `Optim` had an eps is found again; another eps is another run, and every JSON says it."""
+    assert key(Optim()) == "d9d3a9c762111aaf"
+    assert key(Optim(eps=1e-6)) != key(Optim(eps=1e-8)) == key(Optim())
+    assert to_json(Optim())["eps"] == flatten(Config())["optim.eps"] == 1e-8
+
+
+def test_a_revised_class_says_so_as_json_and_reads_back_with_or_without_it():
+    said = to_json(PMGAFT())
+    assert said["revision"] == 2
+    assert from_json(PMGAFT, said) == from_json(PMGAFT, {"type": "PMGAFT"}) == PMGAFT()
+    assert "defense.revision" not in flatten(Config(defense=PMGAFT()))
+    assert key(said) != key({name: value for name, value in said.items() if name != "revision"})
 
 
 def test_types_without_fields_are_part_of_the_key():

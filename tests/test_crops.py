@@ -51,6 +51,21 @@ def test_an_image_that_no_box_fits_still_has_crops_inside(shape):
         assert (place.abs() + side <= 1 + 1e-6).all()
 
 
+@pytest.mark.parametrize("shape", [(20, 100), (100, 20), (30, 90)])
+def test_no_box_of_a_wide_or_high_image_leaves_the_published_ratios(shape):
+    """Where ten draws do not fit it is the largest box of 4:3, or 3:4, in the middle, as torchvision takes it."""
+    height, width = shape
+    theta = boxes((0, "x"), 500, height, width)
+    ratio = theta[:, 0, 0].abs() * width / (theta[:, 1, 1] * height)
+    assert RATIO[0] - 1e-5 < ratio.min()
+    assert ratio.max() < RATIO[1] + 1e-5
+    middle = (theta[:, 0, 2].abs() < 1e-6) & (theta[:, 1, 2].abs() < 1e-6)
+    assert 0 < middle.sum() < 250
+    nearest = min(max(width / height, RATIO[0]), RATIO[1])
+    assert torch.allclose(ratio[middle], torch.tensor(nearest), atol=1e-5)
+    assert torch.allclose(torch.maximum(theta[middle, 0, 0].abs(), theta[middle, 1, 1]), torch.tensor(1.0))
+
+
 def test_pixels_get_a_gradient_through_their_crops():
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
     (g,) = torch.autograd.grad(crops(images, KEYS[:2], 8).square().sum(), images)

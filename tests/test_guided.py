@@ -42,22 +42,24 @@ def test_the_divergence_by_hand_and_its_direction():
 
 def test_pmg_aft_by_hand():
     """p(x_a) = (3/4, 1/4), p(x) = (1/2, 1/2), and the original model, twice as sure, says (9/10, 1/10) of x_a."""
-    general = 3 / 4 * log(3 / 4 / (9 / 10)) + 1 / 4 * log(1 / 4 / (1 / 10))
-    assert loss(PMGAFT(), [EVEN], [SURE]) == near({"pmg_robust": CE, "pmg_general": general, "pmg_clean": SURE_EVEN})
+    general = 9 / 10 * log(9 / 10 / (3 / 4)) + 1 / 10 * log(1 / 10 / (1 / 4))
+    assert loss(PMGAFT(), [EVEN], [SURE]) == near({"pmg_robust": CE, "pmg_general": general, "pmg_clean": EVEN_SURE})
     weighted = loss(PMGAFT(general=2.0, clean=0.5), [EVEN, SURE], [SURE, SURE], (0, 1))
-    assert weighted == near({"pmg_robust": (CE + log(4)) / 2, "pmg_general": 2 * general, "pmg_clean": 0.25 * SURE_EVEN})
+    assert weighted == near({"pmg_robust": (CE + log(4)) / 2, "pmg_general": 2 * general, "pmg_clean": 0.25 * EVEN_SURE})
 
 
 def test_pmg_aft_learns_through_the_adversarial_and_the_clean_prediction_but_not_the_original():
     clean, adversarial = torch.tensor([EVEN], requires_grad=True), torch.tensor([SURE], requires_grad=True)
     parts = PMGAFT().loss(roles(), Batch(clean, torch.tensor([0]), ["a"]), Example(adversarial))
     (g,) = torch.autograd.grad(parts["pmg_clean"], clean, retain_graph=True)
-    torch.testing.assert_close(g, torch.tensor([[-1 / 4, 1 / 4]]))  # q - p
-    # d KL(p || q) / d z_k = p_k (log p_k/q_k - KL), the original model's q held fixed.
-    p, q = torch.tensor([[3 / 4, 1 / 4]]), torch.tensor([[9 / 10, 1 / 10]])
+    # d KL(p || q) / d z_k = p_k (log p_k/q_k - KL) for the logits of p, q_k - p_k for those of q.
+    p, q = torch.tensor([[1 / 2, 1 / 2]]), torch.tensor([[3 / 4, 1 / 4]])
     ratio = (p / q).log()
-    (g,) = torch.autograd.grad(parts["pmg_general"], adversarial)
     torch.testing.assert_close(g, p * (ratio - (p * ratio).sum()))
+    (g,) = torch.autograd.grad(parts["pmg_clean"], adversarial, retain_graph=True)
+    torch.testing.assert_close(g, q - p)
+    (g,) = torch.autograd.grad(parts["pmg_general"], adversarial)
+    torch.testing.assert_close(g, q - torch.tensor([[9 / 10, 1 / 10]]))
 
 
 def test_trades_by_hand():

@@ -9,8 +9,10 @@ from parts import NAMES, TEMPLATES, config, learner_of, pixels, step
 from robustclip import names as models
 from robustclip.attacks.base import Example
 from robustclip.attacks.text.search import TextAttack
-from robustclip.attacks.text.sources import RandomWords
+from robustclip.attacks.text.sources import LETTERS, Characters, RandomWords
+from robustclip.attacks.text.words import prompts_of
 from robustclip.base.errors import UserError
+from robustclip.base.threat import TextBudget
 from robustclip.base.values import from_json, to_json
 from robustclip.defenses import FARE, LEAF, Batch, Roles
 from robustclip.models import checkpoints
@@ -47,6 +49,29 @@ def test_the_loss_is_the_squared_distance_of_raw_features(make_model, pictures):
     assert float(loss) == pytest.approx(float(sum(squares) / len(squares)), rel=1e-5)
 
 
+@pytest.mark.parametrize("refresh", [1, 2])
+def test_the_prompts_go_as_far_as_they_can_from_what_the_original_said_of_them(refresh, make_model, pictures):
+    """Not from what the student says of them, nor by the angle: of all edits the one with the largest loss."""
+    attack = TextAttack(Characters(), TextBudget(edits=1), score="distance", collisions=True)
+    learner = learner_of(make_model(), replace(run(), defense=LEAF(attack, refresh)))
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in learner.parameters:
+            p += 0.1 * torch.randn(p.shape, generator=g)
+    pixels, labels, ids = batch_of(pictures, 4)
+    learner.accumulate(pixels, labels, ids)
+    student, teacher, texts = learner.student, learner.teacher, learner.rewritten
+    original = teacher.text_features(list(teacher.texts))
+    others = 0
+    for row, clean in enumerate(prompts_of(NAMES, TEMPLATES)):
+        edits = list(dict.fromkeys(new.text for place in range(len(clean.text) + 1) for new in clean.edits("any word", place, LETTERS)))
+        with torch.no_grad():
+            now, before = student.text_features(edits), student.text_features([clean.text])
+        assert texts[row] == edits[int((now - original[row]).square().sum(1).argmax())]
+        others += texts[row] != edits[int(torch.cosine_similarity(now, before).argmin())]
+    assert others > 0
+
+
 def test_nothing_rewritten_and_nothing_learned_is_no_loss(tiny_model, pictures):
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, y, ids = pictures(4)
@@ -80,7 +105,7 @@ def test_what_has_no_text_tower_alone_is_refused(trainable, tiny_model):
 def test_a_config_reads_back():
     settings = Config(defense=LEAF(), trainable=Towers("text"))
     assert from_json(Config, to_json(settings)) == settings
-    assert LEAF().text.name == "char-1e-top2"
+    assert LEAF().text.name == "char-1e-top2-distance"
     with pytest.raises(UserError, match=r"defense\.refresh is 0"):
         LEAF(refresh=0)
 

@@ -1,15 +1,17 @@
 """Attacks on prompts and images together: what each leaves alone, what it raises and how its images are scored."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from faults_models import probed
 from probes import NAMES, PROTOCOL, TEMPLATES
 from toys import ids_of, only_loss
 
 from robustclip.attacks import PGD, Example
-from robustclip.attacks.modes import TEXTS, modes_of
+from robustclip.attacks.modes import MODES, TEXTS, modes_of
 from robustclip.attacks.multimodal import (
     CoAttack,
     GuidedCoAttack,
@@ -26,6 +28,7 @@ from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball, TextBudget
+from robustclip.base.values import from_json, to_json
 from robustclip.evaluation.cascade import outcome, run_cascade
 from robustclip.models.classifier import Guides
 from robustclip.models.combined import together
@@ -112,7 +115,7 @@ def test_mmcoa_item_10_co_attack_starts_on_both_sides_and_raises_its_objective(c
     assert abs(float(delta.mean())) < 0.02 * BALL.radius
     assert float(delta.min()) < -0.99 * BALL.radius < 0.99 * BALL.radius < float(delta.max())
     attacked = classifier.reworded(Text(HOTFLIP)(classifier, x, labels, ids, BALL, 0, 8).class_texts)
-    clean = features_of(classifier, x, 8)
+    clean = F.normalize(features_of(classifier, x, 8), dim=-1)
     values = []
     for steps in (0, 1, 5, 20):
         found = climbed(classifier, attacked, clean, x, labels, ids, steps)
@@ -131,18 +134,25 @@ def climbed(classifier, attacked, clean, x, labels, ids, steps):
 
 
 def test_co_attack_is_the_formula(cell):
-    """KL(softmax f(x) || softmax f(x')) + 3 KL(softmax t' || softmax norm f(x')), by hand."""
+    """KL(softmax u(x) || softmax u(x')) + 3 KL(softmax t' || softmax u(x')) of unit features u and t', by hand."""
     classifier, x, labels, _ = cell
     with torch.no_grad():
         moved = (x + 0.03).clamp(0, 1)
         clean, now = classifier.features(x).double(), classifier.features(moved).double()
         text = classifier.class_embeddings[labels].double()
-        unit = now / now.norm(dim=1, keepdim=True)
-        p, q = clean.softmax(1), now.softmax(1)
-        t, u = text.softmax(1), unit.softmax(1)
-        expected = (p * (p / q).log()).sum(1) + 3 * (t * (t / u).log()).sum(1)
-        found = away_from_both(classifier, features_of(classifier, x, None), labels)(moved).loss
+        p, q = ((each / each.norm(dim=1, keepdim=True)).softmax(1) for each in (clean, now))
+        t = text.softmax(1)
+        expected = (p * (p / q).log()).sum(1) + 3 * (t * (t / q).log()).sum(1)
+        found = away_from_both(classifier, F.normalize(features_of(classifier, x, None), dim=-1), labels)(moved).loss
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_old_records_of_co_attack_are_not_found_again_and_others_are():
+    """Its first term was of raw features: its JSON, which protocols hash, says so; that of other attacks has not changed."""
+    assert to_json(CoAttack(HOTFLIP))["revision"] == 2
+    assert from_json(CoAttack, to_json(CoAttack(HOTFLIP, 5))) == CoAttack(HOTFLIP, 5)
+    others = (attack for attack in MODES.values() if not isinstance(attack, CoAttack))
+    assert [attack.name for attack in others if "revision" in json.dumps(to_json(attack))] == []
 
 
 def test_what_guides_is_the_mean_image_or_the_text(cell):

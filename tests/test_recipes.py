@@ -81,7 +81,7 @@ def test_prompts_of_fap_are_the_papers(name):
     assert (ball.norm, ball.eps, config.attack.steps, config.attack.alpha) == ("Linf", 1.0, 2, 1.0)
     assert (data.name, data.per_class, data.augment) == ("imagenet", 16, "none")
     assert (optim.name, optim.momentum, optim.epochs, optim.batch, optim.micro_batch) == ("sgd", 0.9, 10, 4, 4)
-    fine = (40.0, 0.0, 0) if name == "advvp-b32" else (0.0035, 5e-4, 16 * 1000 // 4)
+    fine = (40.0, 5e-4, 0) if name == "advvp-b32" else (0.0035, 5e-4, 16 * 1000 // 4)
     assert (optim.lr, optim.weight_decay, optim.warmup) == fine
     assert config.defense == (FAP(1.5, "prompted") if name == "fap-b32" else TeCoA())
     assert config.model == "open_clip:ViT-B-32-quickgelu/openai"

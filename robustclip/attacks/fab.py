@@ -21,6 +21,7 @@ from robustclip.attacks.pgd import (
     resisting,
     with_restarts,
 )
+from robustclip.base.dtypes import wide
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -34,7 +35,7 @@ def difference(classifier: nn.Module, labels: Tensor, targets: Tensor) -> Object
 
     def objective(images: Tensor) -> Scored:
         logits = classifier(images)
-        of = logits.float().gather(1, torch.stack([targets, labels], 1))
+        of = wide(logits).gather(1, torch.stack([targets, labels], 1))
         return Scored(of[:, 0] - of[:, 1], fools(logits, labels))
 
     return objective

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Objective, Scored
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
 
 LossName = Literal["ce", "margin", "dlr"]
@@ -26,7 +27,7 @@ def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
 
     def objective(images: Tensor) -> Scored:
         logits = classifier(images)
-        return Scored(F.cross_entropy(logits.float(), labels, reduction="none"), fools(logits, labels))
+        return Scored(F.cross_entropy(wide(logits), labels, reduction="none"), fools(logits, labels))
 
     return objective
 
@@ -81,7 +82,7 @@ LEAST_CLASSES: dict[LossName, int] = {"ce": 2, "margin": 2, "dlr": 3}
 
 
 def _logits(classifier: nn.Module, images: Tensor, loss: str, least: int, instead: str) -> Tensor:
-    logits = classifier(images).float()
+    logits = wide(classifier(images))
     if logits.shape[1] < least:
         raise UserError(f"the {loss} loss needs at least {least} classes, this model has {logits.shape[1]}: use {instead}")
     return logits

@@ -7,7 +7,7 @@ test set. What is rewritten for the true class alone is `OracleText`: it tells t
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import PGD, Found, frozen, micro_batches, pgd_best, random_start, resisting
 from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.search import TextAttack
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
 from robustclip.base.values import to_json
@@ -133,10 +134,11 @@ class Separate(Multimodal):
 class CoAttack(Multimodal):
     """Co-Attack (Zhang et al. 2022): the prompts first, then PGD of the image away from its clean self and from its rewritten prompt.
 
-    The image raises KL(f(x) || f(x')) of softmaxed raw features plus 3 KL(t' || norm f(x')) of softmaxed unit ones, t' the rewritten prompt
-    of its class; the start is uniform in the whole ball. `alpha` is the step as a share of eps.
+    The image raises KL(u(x) || u(x')) + 3 KL(u(t') || u(x')) of softmaxed unit features u, t' the rewritten prompt of its class; the start
+    is uniform in the whole ball. `alpha` is the step as a share of eps.
     """
 
+    revision: ClassVar[int] = 2  # 1 took raw features in the first term, which drowned the second: another, weaker attack
     steps: int = 100
     alpha: float = 0.1
 
@@ -147,7 +149,7 @@ class CoAttack(Multimodal):
     def example(self, classifier: ZeroShotClassifier, seen: Seen) -> Example:
         texts = self.prompts(classifier).texts
         attacked = classifier.reworded(texts)
-        clean = features_of(classifier, seen.images, seen.micro_batch)
+        clean = F.normalize(features_of(classifier, seen.images, seen.micro_batch), dim=-1)
 
         def objective_of(places: Tensor) -> Objective:
             return away_from_both(attacked, clean[places], seen.labels[places])
@@ -158,14 +160,13 @@ class CoAttack(Multimodal):
 
 
 def away_from_both(attacked: ZeroShotClassifier, clean: Tensor, labels: Tensor) -> Objective:
-    """Return Co-Attack's objective for images of raw clean features [B,D], and whether they fool the classifier of rewritten prompts."""
-    text = attacked.class_embeddings[labels].softmax(1)
+    """Return Co-Attack's objective for images of unit clean features [B,D], and whether they fool the classifier of rewritten prompts."""
+    image, text = clean.softmax(1), attacked.class_embeddings[labels].softmax(1)
 
     def objective(images: Tensor) -> Scored:
-        features = attacked.features(images)
-        unit = F.normalize(features, dim=-1)
-        loss = kl(clean.softmax(1), features) + TEXT_WEIGHT * kl(text, unit)
-        return Scored(loss, fools(attacked.scores(unit).float(), labels))
+        unit = attacked.embed_images(images)
+        loss = kl(image, unit) + TEXT_WEIGHT * kl(text, unit)
+        return Scored(loss, fools(wide(attacked.scores(unit)), labels))
 
     return objective
 
@@ -226,7 +227,7 @@ def away_at_all_scales(first: ZeroShotClassifier, scored: ZeroShotClassifier, la
             unit = first.embed_images(images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear"))
             loss = loss - (unit * text).sum(1)
             if scale == 1:
-                fooled = fools(scored.scores(unit).float(), labels)
+                fooled = fools(wide(scored.scores(unit)), labels)
         return Scored(loss, fooled)
 
     return objective

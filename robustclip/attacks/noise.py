@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, random_start, with_restarts
+from robustclip.base.dtypes import wide
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -32,7 +33,7 @@ class Noise:
             loss, success = torch.zeros_like(images[:, 0, 0, 0]), torch.full_like(labels, -1)
             with torch.no_grad():
                 for part, padded in micro_batches(todo.nonzero()[:, 0], micro_batch or len(images)):
-                    logits = meeting(classifier, ids, padded)(x[padded]).float()
+                    logits = wide(meeting(classifier, ids, padded)(x[padded]))
                     loss[part] = F.cross_entropy(logits, labels[padded], reduction="none")[: len(part)]
                     success[part] = torch.where(fools(logits, labels[padded]), draw, -1)[: len(part)]
             unseen = torch.full_like(loss, torch.nan)  # no gradient was asked for

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
+from robustclip.base.dtypes import wide
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball, l2
 from robustclip.models.adaptive import meeting
@@ -68,7 +69,7 @@ def first_delta(images: Tensor, ball: Ball, uniform: Tensor) -> Tensor:
     """Return the first perturbations by uniform numbers [B,C+1,H,W]: vertical stripes (Linf), or bumps side by side (L2)."""
     height, width = images.shape[-2:]
     if ball.norm == "Linf":
-        return ball.radius * signs(uniform[:, :-1, :1]).expand_as(images)
+        return ball.radius * signs(uniform[:, :-1, :1]).to(images).expand_as(images)
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
     one = bump(side).to(images)
@@ -81,7 +82,7 @@ def first_delta(images: Tensor, ball: Ball, uniform: Tensor) -> Tensor:
 
 def next_delta(delta: Tensor, ball: Ball, uniform: Tensor, side: int) -> Tensor:
     """Return the next proposal from the best perturbations [B,C,H,W] by uniform numbers [B,5+C]: Algorithm 2 (Linf) or 3 (L2)."""
-    new, sign = window(delta, uniform[:, FIRST], side), signs(uniform[:, SIGNS])[:, :, None, None]
+    new, sign = window(delta, uniform[:, FIRST], side), signs(uniform[:, SIGNS])[:, :, None, None].to(delta)
     proposed = delta.clone()
     if ball.norm == "Linf":
         proposed[new] = ball.radius * sign.expand_as(delta[new])
@@ -159,7 +160,7 @@ def margins(classifier: nn.Module, labels: Tensor, ids: list[str]) -> Ask:
 
     def ask(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits, label = meeting(classifier, ids, places)(images).float(), labels[places, None]
+            logits, label = wide(meeting(classifier, ids, places)(images)), labels[places, None]
         wrong = logits.scatter(1, label, -torch.inf).amax(1)
         return wrong - logits.gather(1, label)[:, 0], fools(logits, label[:, 0])
 

@@ -12,25 +12,35 @@ from typing import Any, Literal, TypeVar
 from robustclip.base.errors import UserError
 
 RESULT_VERSION = 2  # bump by hand when the same config would give other results: finished work is then done again
+NOT_FIELDS = ("type", "revision")  # what a dataclass says of itself as JSON beside its fields
 T = TypeVar("T")
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Any, for_key: bool = False) -> Any:
     """Return a dataclass tree as JSON values; every dataclass says its type, so that unions can be read back.
 
-    Fields marked as `loaded` hold what a file said: the file's hash beside them stands for them.
+    Fields marked as `loaded` hold what a file said: the file's hash beside them stands for them. A class whose results changed while its
+    settings did not says its `revision`, a class variable. `for_key` leaves out fields marked as `later` while they have their default:
+    work done before there was such a field is found again.
     """
     if dataclasses.is_dataclass(value):
-        own = [f.name for f in dataclasses.fields(value) if not f.metadata.get("loaded")]
-        return {"type": type(value).__name__, **{name: to_json(getattr(value, name)) for name in own}}
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("loaded")}
+        if for_key:
+            own = {f.name: own[f.name] for f in dataclasses.fields(value) if f.name in own and not _unused(f, own[f.name])}
+        revision = {"revision": value.revision} if hasattr(value, "revision") else {}
+        return {"type": type(value).__name__, **revision, **{name: to_json(item, for_key) for name, item in own.items()}}
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    return [to_json(item) for item in value] if isinstance(value, tuple | list) else value
+        return {str(key): to_json(item, for_key) for key, item in value.items()}
+    return [to_json(item, for_key) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _unused(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    return bool(field.metadata.get("later")) and value == field.default
 
 
 def key(*parts: Any) -> str:
     """Return 16 hex digits that name the work `parts` describe: the hash of their canonical JSON and RESULT_VERSION."""
-    text = json.dumps([RESULT_VERSION, *(to_json(part) for part in parts)], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([RESULT_VERSION, *(to_json(part, for_key=True) for part in parts)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -42,7 +52,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         child = getattr(value, name, None)
         if dataclasses.is_dataclass(child):
             leaves |= {path: type(child).__name__} | flatten(child, f"{path}.")
-        elif name != "type":
+        elif name not in NOT_FIELDS:
             leaves[path] = item
     return leaves
 
@@ -139,8 +149,8 @@ def from_json(kind: Any, data: Any, path: str = "config") -> Any:
             raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(filter(None, classes))}")
         cls = classes[data["type"]]
         hints = typing.get_type_hints(cls)
-        unknown = [name for name in data if name not in hints and name != "type"]
+        unknown = [name for name in data if name not in hints and name not in NOT_FIELDS]
         if unknown:
             raise UserError(f"{path}: {data['type']} has no field {unknown[0]!r}")
-        return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name != "type"})
+        return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name not in NOT_FIELDS})
     return _checked(data, kind, path)

@@ -11,11 +11,6 @@ from robustclip.attacks.base import Example, Objective
 from robustclip.models.classifier import ZeroShotClassifier
 
 
-def wide(x: Tensor) -> Tensor:
-    """Return x in fp32, or as it is if wider: differences of what bf16 rounds would be its rounding."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch: images [B,3,H,W] in [0,1], labels [B], and what keys its randomness: ids, the run's seed, the step.

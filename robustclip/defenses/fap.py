@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
-from robustclip.defenses.base import Batch, Defense, Roles, wide
+from robustclip.defenses.base import Batch, Defense, Roles
 from robustclip.defenses.guided import divergence
 from robustclip.models.classifier import ZeroShotClassifier
 

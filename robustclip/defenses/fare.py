@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
-from robustclip.defenses.base import Batch, Defense, Roles, wide
+from robustclip.defenses.base import Batch, Defense, Roles
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Defences that hold predictions together by their Kullback-Leibler divergence: PMG-AFT and TRADES."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
-from robustclip.defenses.base import Batch, Defense, Roles, wide
+from robustclip.base.dtypes import wide
+from robustclip.defenses.base import Batch, Defense, Roles
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,13 @@ class PMGAFT(Defense):
     """Pre-trained model guided fine-tuning: Wang, Zhang, Yuan, Shan, CVPR 2024 (arXiv:2401.04350).
 
     L = L_robust + general L_general + clean L_clean on x_a = x + delta*, delta* raising the cross-entropy:
-    L_robust = CE(p(x_a), y); L_general = KL(p(x_a) || p_org(x_a)), the original model on the same adversarial image;
-    L_clean = KL(p(x_a) || p(x)), all with gradient through p.
-    The authors' code sums the divergences over the batch while the cross-entropy is a mean, so with a batch of 256 its weights on a mean
+    L_robust = CE(p(x_a), y); L_general = KL(p_org(x_a) || p(x_a)), the original model on the same adversarial image;
+    L_clean = KL(p(x) || p(x_a)), all with gradient through p; the direction of both divergences is the authors' code's.
+    That code sums the divergences over the batch while the cross-entropy is a mean, so with a batch of 256 its weights on a mean
     are 256 times these; and it takes its logits without CLIP's factor of 100.
     """
 
+    revision: ClassVar[int] = 2  # 1 had both divergences the other way round
     general: float = 1.0
     clean: float = 1.0
 
@@ -36,8 +39,8 @@ class PMGAFT(Defense):
             original = roles.teacher(adversarial.images)
         return {
             "pmg_robust": F.cross_entropy(logits, batch.labels),
-            "pmg_general": self.general * divergence(logits, original).mean(),
-            "pmg_clean": self.clean * divergence(logits, clean).mean(),
+            "pmg_general": self.general * divergence(original, logits).mean(),
+            "pmg_clean": self.clean * divergence(clean, logits).mean(),
         }
 
 

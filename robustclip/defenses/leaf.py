@@ -7,23 +7,27 @@ from torch import Tensor
 from robustclip.attacks.base import Example, Objective
 from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import Characters
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
 from robustclip.base.threat import TextBudget
-from robustclip.defenses.base import Batch, Defense, Roles, wide
+from robustclip.defenses.base import Batch, Defense, Roles
 
 
 def one_edit() -> TextAttack:
-    """Return one character edit at one of the two places that matter most; the paper draws its places at random."""
-    return TextAttack(Characters(), TextBudget(edits=1), width=2)
+    """Return the character edit, at one of the two places that matter most, that takes a prompt farthest from the original's clean one."""
+    return TextAttack(Characters(), TextBudget(edits=1), score="distance", width=2)
 
 
 @dataclass(frozen=True)
 class LEAF(Defense):
     """FARE's objective for the text tower: rewritten prompts stay where the original model had the clean ones; images take no part.
 
-    L = mean_i ||f(t'_i) - f_org(t_i)||_2^2 with raw features, t'_i at most one character from t_i. Written from the paper's description;
-    its captions are the class prompts of the batch here, rewritten at every step, or, with `refresh` above 1, those of all classes every
+    L = mean_i ||f(t'_i) - f_org(t_i)||_2^2 with raw features, t'_i at most one character from t_i and by the same distance the farthest.
+    Its captions are the class prompts of the batch here, rewritten at every step, or, with `refresh` above 1, those of all classes every
     so many. With FARE's visual tower: `towers:A,B`.
+    Ours on purpose: the authors' code draws 50 places, tries a blank at each, draws 50 of 95 printable characters for the farthest one and
+    takes the best, nearer than the clean prompt or not; here all of 26 letters and a blank are tried at two places, and nothing nearer is
+    taken. It allows a prompt only if it has fewer known English words than the clean one; here it may not name another class.
     """
 
     reads = "texts"

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
+from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
 from robustclip.models.insertion import Layers, require_text_tower, require_vit
 from robustclip.models.prompts import Prompt
@@ -69,6 +70,8 @@ class JointPrompt(Prompt):
         if design == "visual to text" and depth > 1:
             self.visual = normal(depth - 1, tokens, wide)
             self.weight_back, self.bias_back = linear(depth - 1, narrow, wide)
+        if text is not None:
+            self.to(self.context.dtype)  # one map takes both: an fp64 tower's words are fp64
 
     def state(self) -> dict[str, Tensor]:
         """Return its parameters by name."""
@@ -118,7 +121,7 @@ def first_words(tower: Any, tokenizer: Callable[[list[str]], Tensor], template: 
     if count > room:
         raise UserError(f"trainable.tokens is {count}, but {template!r} has {room} tokens in front of the class name: make it longer")
     with torch.no_grad():
-        return tower.token_embedding(ids[1 : 1 + count].to(tower.token_embedding.weight.device)).float()
+        return wide(tower.token_embedding(ids[1 : 1 + count].to(tower.token_embedding.weight.device)))
 
 
 def check_choices(design: str, start: str) -> None:

@@ -150,7 +150,8 @@ class Targets:
         file = self.file or "token statistics"
         again = "give those of this model, or make them: python pipelines/moments.py MODEL --to FILE"
         size = classifier.preprocess.size
-        found = block_inputs(classifier, torch.zeros(1, 3, size, size, device=classifier.mean.device))[:, 0].shape
+        image = torch.zeros(1, 3, size, size).to(next(classifier.clip.parameters()))
+        found = block_inputs(classifier, image)[:, 0].shape
         if found != self.mean.shape:
             (blocks, tokens, width), (own_blocks, own_tokens, own_width) = self.mean.shape, found
             raise UserError(

@@ -64,7 +64,7 @@ class Counterattack(Adaptive):
             (g,) = torch.autograd.grad(away, delta, create_graph=through)
             moved = delta + Ball("Linf", settings.alpha).radius * direction(g, through)
             deltas.append((images + moved.clamp(-radius, radius)).clamp(0, 1) - images)
-        weights = torch.softmax(settings.beta * torch.arange(len(deltas)), 0).to(images)
+        weights = torch.softmax(settings.beta * torch.arange(len(deltas), dtype=images.dtype), 0).to(images)
         mixed = sum(w * delta for w, delta in zip(weights, deltas, strict=True))
         found = torch.where(stable[:, None, None, None], mixed, deltas[0])
         return found if through else found.detach()

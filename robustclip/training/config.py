@@ -52,7 +52,8 @@ class Optim:
 
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
     `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
-    update's forwards under autocast, its weights stay fp32. "adam" adds its weight decay to the gradient, "adamw" to the step.
+    update's forwards under autocast, its weights stay fp32. "adam" adds its weight decay to the gradient, "adamw" to the step; `eps`
+    is what both add to the root of the second moment.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -60,6 +61,7 @@ class Optim:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = field(default=1e-8, metadata={"later": True})
     warmup: int = 0
     epochs: int = 4
     batch: int = 128

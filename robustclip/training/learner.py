@@ -66,7 +66,7 @@ class Learner:
         self.roles = Roles(student, teacher, head if head is None else head.to(device, dtype))
         self.optimiser = Optimiser(config, self.parameters, head, steps)
         self.average = Average(self.parameters, config.optim.ema)
-        self.rewriting = Rewriting(config.defense, student)
+        self.rewriting = Rewriting(config.defense, student, teacher)
         self.pairs = WholeStep(config.defense, student, config.optim) if isinstance(config.defense, Paired) else None
         self.step = 0
         self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step

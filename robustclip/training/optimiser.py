@@ -26,7 +26,7 @@ def make_optimizer(optim: Optim, parameters: list[nn.Parameter]) -> torch.optim.
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     adam = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return adam(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    return adam(parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
 
 
 class Optimiser:

@@ -140,7 +140,7 @@ MMCOA_REF = replace(
     MMCOA,
     defense=MMCoA(text=TextAttack(order="greedy"), leak_attack_grads=True),
     trainable=Towers(logit_scale="trainable"),
-    optim=replace(MMCOA.optim, name="adam"),
+    optim=replace(MMCOA.optim, name="adam", eps=1e-6),
 )
 TECOA_CODE = "arXiv:2212.07016, section 4 and A.6"
 FARE_CODE = "arXiv:2402.12336, App. B.1"

@@ -56,7 +56,7 @@ def few_shot(optim: Optim, trainable: Trainable, defense: Defense | None = None,
 # 16,000 images are 500 batches of 32 an epoch, 4,000 of 4.
 STAGE0 = Optim(name="sgd", lr=0.0035, weight_decay=5e-4, momentum=0.9, warmup=500, epochs=100, batch=32, micro_batch=32)
 FEW = Optim(name="sgd", lr=0.0035, weight_decay=5e-4, momentum=0.9, warmup=4000, epochs=10, batch=4, micro_batch=4)
-AS_TECOA_PROMPT = replace(FEW, lr=40.0, weight_decay=0.0, warmup=0)
+AS_TECOA_PROMPT = replace(FEW, lr=40.0, warmup=0)
 TUNE = replace(STAGE0, lr=0.002, epochs=50)
 B16 = "open_clip:ViT-B-16-quickgelu/openai"
 

@@ -16,8 +16,8 @@ AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a crop: share of the 
 def crops(images: Tensor, keys: Sequence[Key], count: int) -> Tensor:
     """Return `count` random resized crops, half of them flipped, of each image: [S,C,H,W] -> [S,count,C,H,W], bilinear.
 
-    A crop covers 8 to 100 % of the image at a ratio of 3:4 to 4:3 (Szegedy et al. 2015, as torchvision draws it, but not rounded to whole
-    pixels). Image i's draws come from keys[i] alone.
+    A crop covers 8 to 100 % of the image at a ratio of 3:4 to 4:3, or is the largest central one of that ratio where ten draws do not fit
+    (Szegedy et al. 2015, as torchvision draws it, but not rounded to whole pixels). Image i's draws come from keys[i] alone.
     """
     height, width = images.shape[-2:]
     theta = torch.cat([boxes(key, count, height, width) for key in keys]).to(images)
@@ -35,9 +35,15 @@ def boxes(key: Key, count: int, height: int, width: int) -> Tensor:
     ratio = torch.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * u[..., 1])
     w, h = (area * ratio).sqrt() / width, (area / ratio).sqrt() / height  # as shares of the image
     fits = (w <= 1) & (h <= 1)
-    first = fits.int().argmax(1, keepdim=True)  # of a wide or high image none may fit: then its largest part of that ratio
-    w, h = (side.gather(1, first)[:, 0].clamp(max=1) for side in (w, h))
+    first = fits.int().argmax(1, keepdim=True)
+    w, h = (side.gather(1, first)[:, 0] for side in (w, h))
     left, top = place[:, 0] * (1 - w), place[:, 1] * (1 - h)
+    # Of a wide or high image none may fit: then it is the largest box of an allowed ratio in the image's middle.
+    own = width / height
+    nearest = min(max(own, RATIO[0]), RATIO[1])
+    wide, high = min(1.0, nearest / own), min(1.0, own / nearest)
+    middle = (wide, high, (1 - wide) / 2, (1 - high) / 2)
+    w, h, left, top = (torch.where(fits.any(1), side, other) for side, other in zip((w, h, left, top), middle, strict=True))
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = torch.where(flip, -w, w), h
     theta[:, 0, 2], theta[:, 1, 2] = 2 * left + w - 1, 2 * top + h - 1

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-ScoreName = Literal["cosine", "margin", "image"]
-Score = Callable[[Tensor, Tensor], Tensor]  # unit features [N,D] of rewritten prompts, the prompts they were [N] -> [N]
+ScoreName = Literal["cosine", "distance", "margin", "image"]
+Score = Callable[[Tensor, Tensor], Tensor]  # features [N,D] of rewritten prompts, unit but for a distance, the prompts they were [N] -> [N]
 
 
 def away(clean: Tensor) -> Score:
@@ -15,6 +15,11 @@ def away(clean: Tensor) -> Score:
     BERT-Attack on CLIP raises the KL divergence of softmaxed features; of unit vectors that is (1 - cos) / D but for 0.3 %.
     """
     return lambda features, own: 1 - (features * clean[own]).sum(1)
+
+
+def far(clean: Tensor) -> Score:
+    """Return the squared L2 distance of raw features to clean ones of each prompt [P,D] (LEAF, arXiv:2506.03355)."""
+    return lambda features, own: (features - clean[own]).square().sum(1)
 
 
 def margin(classes: Tensor, class_of: Tensor) -> Score:

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustclip.attacks.text.hotflip import HotFlip
 from robustclip.attacks.text.masked import MaskedWords
 from robustclip.attacks.text.rewriting import Rewritten
-from robustclip.attacks.text.scores import Score, ScoreName, away, image_guided, margin
+from robustclip.attacks.text.scores import Score, ScoreName, away, far, image_guided, margin
 from robustclip.attacks.text.sources import Asked, Characters, Neighbours, RandomWords, Table
 from robustclip.attacks.text.vocabulary import encode
 from robustclip.attacks.text.words import OtherNames, Prompt, prompts_of
@@ -65,7 +65,11 @@ class TextAttack:
         return own + more + (f"-{self.score}" if self.score != "cosine" else "") + ("+collisions" if self.collisions else "")
 
     def __call__(self, classifier: ZeroShotClassifier, guide: Tensor | None = None) -> Rewritten:
-        """Return the rewritten prompts of all classes; `guide` [K,D] are unit features of each class's images, for the score "image"."""
+        """Return the rewritten prompts of all classes.
+
+        `guide` is what a score looks at: unit features of each class's images [K,D] for "image", for "distance" raw ones of all clean
+        prompts [P,D] by the model they go away from (None: by this one).
+        """
         clean, now, collided = self.rewrite(classifier, range(len(classifier.class_names)), guide)
         before, after = (encode(classifier, [prompt.text for prompt in prompts]) for prompts in (clean, now))
         cosines = (before * after).sum(1).tolist()
@@ -101,7 +105,14 @@ class TextAttack:
             if guide is None:
                 raise UserError("the text score 'image' needs images of each class to be guided by")
             return image_guided(guide, own.to(guide.device))
-        return away(encode(classifier, [prompt.text for prompt in clean]))
+        if self.score == "distance" and guide is not None:
+            templates = len(classifier.templates)
+            return far(guide[own * templates + torch.arange(len(own)) % templates])
+        return (far if self.score == "distance" else away)(self._encode(classifier, [prompt.text for prompt in clean]))
+
+    def _encode(self, classifier: ZeroShotClassifier, texts: Sequence[str]) -> Tensor:
+        """Return the features of texts that the score is of."""
+        return encode(classifier, texts, unit=self.score != "distance")
 
     def _chunk(
         self, classifier: ZeroShotClassifier, prompts: list[Prompt], score: Score, collides: Callable[[int, Prompt], bool]
@@ -147,6 +158,6 @@ class TextAttack:
         if not texts:
             return [[] for _ in prompts]
         own = torch.tensor([i for i, news in enumerate(prompts) for _ in news])
-        features = encode(classifier, texts)
+        features = self._encode(classifier, texts)
         values = iter(score(features, own.to(features.device)).tolist())
         return [[next(values) for _ in news] for news in prompts]

@@ -38,11 +38,12 @@ def whole_words(tokenizer: Callable[[list[str]], Tensor]) -> tuple[tuple[str, ..
     return words, torch.tensor([tokens[word] for word in words])
 
 
-def encode(classifier: ZeroShotClassifier, texts: Sequence[str]) -> Tensor:
-    """Return the unit features [N,D] of texts, each text computed once, without gradients and in batches of MICRO_BATCH."""
+def encode(classifier: ZeroShotClassifier, texts: Sequence[str], unit: bool = True) -> Tensor:
+    """Return the features [N,D] of texts, unit or raw, each text computed once, without gradients and in batches of MICRO_BATCH."""
+    look = classifier.embed_texts if unit else classifier.text_features
     places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     with torch.no_grad():
-        features = torch.cat([classifier.embed_texts(padded)[:count] for padded, count in batches(list(places))])
+        features = torch.cat([look(padded)[:count] for padded, count in batches(list(places))])
     return features[torch.tensor([places[text] for text in texts], device=features.device)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks import Attack, Trace
 from robustclip.attacks.pgd import frozen
+from robustclip.base.dtypes import wide
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.evaluation.cascade import predict
@@ -134,7 +135,7 @@ class seeded:
 def logits_of(classifier: nn.Module, images: Tensor) -> Tensor:
     """Return the logits [N,K] of images in one batch, without gradient, from one fixed random state."""
     with seeded(), torch.no_grad():
-        return classifier(images).float()
+        return wide(classifier(images))
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -155,7 +156,7 @@ def share(flags: Tensor) -> float:
 
 def margin(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return the largest other logit minus the label's [N]: positive where the image is misclassified; no scale saturates it."""
-    logits = classifier(images).float()
+    logits = wide(classifier(images))
     at = F.one_hot(labels, logits.shape[1]).bool()
     return logits.masked_fill(at, -torch.inf).amax(1) - logits[at]
 
@@ -165,7 +166,7 @@ def input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor, *, los
     images = images.detach().clone().requires_grad_(True)
     with seeded(), frozen(classifier), torch.enable_grad():
         values = (
-            margin(classifier, images, labels) if loss == "margin" else F.cross_entropy(classifier(images).float(), labels, reduction="sum")
+            margin(classifier, images, labels) if loss == "margin" else F.cross_entropy(wide(classifier(images)), labels, reduction="sum")
         )
         if not values.requires_grad:
             return None
