@@ -12,7 +12,6 @@ from robustclip.base.dtypes import wide
 from robustclip.base.threat import Ball
 from robustclip.defenses import DEFENSES, Batch, Paired
 from robustclip.models.classifier import Guides
-from robustclip.test_time.ttc import TTC
 
 ATTACKS = (
     PGD(2),
@@ -59,18 +58,6 @@ def test_a_defence_on_fp64_images_attacks_and_learns_in_fp64(kind, tiny_model, p
         assert objective(batch.images * 0.9).loss.dtype == torch.float64
     if not isinstance(defense, Paired):
         assert {part.dtype for part in defense.loss(roles, batch, Example(batch.images * 0.9)).values()} == {torch.float64}
-
-
-def test_ttc_weighs_its_steps_in_the_images_dtype(tiny_model, pictures):
-    """The sum of weighted steps is another by 1e-9 of eps if the weights are a softmax in fp32."""
-    x, _, _ = pictures(3)
-    classifier = TTC(threshold=100.0, steps=3).classifier(tiny_model.classifier(NAMES, TEMPLATES).double(), 0)
-    with torch.no_grad():
-        classifier.base.clip.visual.proj.zero_()  # then there is no direction to go, and every step stands where the noise began
-    moved = classifier.adapt(0.3 + 0.4 * x.double(), [("ttc", i) for i in range(3)], False)
-    start = TTC(threshold=-1.0).classifier(classifier.base, 0).adapt(0.3 + 0.4 * x.double(), [("ttc", i) for i in range(3)], False)
-    assert start.abs().max() > 0.01
-    torch.testing.assert_close(moved, start, rtol=1e-13, atol=0.0)
 
 
 def test_wide_is_never_less_than_fp32():
