@@ -1,71 +1,9 @@
-"""Run one search space, start to finish, with its table and figures; without an argument: the demo, train eps on the embedded world.
-
-Example: python pipelines/sweep.py epsilon --optim.epochs 8 --asha
-"""
-
-import argparse
-import time
-from dataclasses import replace
-from pathlib import Path
+"""`robustclip sweep` as a script."""
 
 from robustclip.base import errors
-from robustclip.evaluation import protocols
-from robustclip.runtime import cli
-from robustclip.runtime.tracking import Tracker
-from robustclip.sweeps.report import publish
-from robustclip.sweeps.spaces import RECIPE, first_config, load_space
-from robustclip.sweeps.tuning import sweep
-from robustclip.training.config import Config
+from robustclip.commands.sweep import parser, run
 
-SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "space", nargs="?", default="epsilon", help="file name in tune_spaces/ without .py, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--recipe", help="another recipe than the space's own; every key of its config is an option: --optim.lr 1e-4")
-    parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1, help="draws from a random space (default: %(default)s)")
-    parser.add_argument("--asha", action="store_true", help="stop trials early that fall behind on the held-out metric")
-    parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
-    parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
-    parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
-    cli.add_out(parser)
-    return parser
-
-
-def run() -> None:
-    args, changes = cli.parse(parser(), Config)
-    cli.say_on_terminal()
-    started, out = time.monotonic(), cli.out_folder(args)
-    path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
-    space, protocol = load_space(path), protocols.named(args.protocol)
-    if args.recipe and RECIPE in space.space:
-        raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
-    space = replace(space, fixed={**space.fixed, **changes})
-    config = first_config(space, args.recipe)
-    tracker = Tracker(out)
-    outcome = sweep(
-        space,
-        config,
-        protocol,
-        out,
-        tracker,
-        workers=args.workers,
-        concurrent=args.concurrent,
-        samples=args.samples,
-        asha=args.asha,
-        fresh=args.fresh,
-    )
-    print(publish(space, config, outcome, protocol, out, tracker, started))
-    if outcome.failures:
-        reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
-        raise errors.UserError(
-            f"{len(outcome.failures)} of {len(outcome.trials)} trials failed ({reasons}); the same command tries them again"
-        )
-
+__all__ = ["parser", "run"]
 
 if __name__ == "__main__":
     errors.main(run)

@@ -1,40 +1,9 @@
-"""Write the table of words that a masked language model puts into the class prompts of a protocol; text attacks then need no such model.
+"""`robustclip words` as a script."""
 
-Example: python pipelines/words.py bert-base-uncased/ --protocol mmcoa-16 --to words.json
-then:    python pipelines/evaluate.py MODEL --protocol multimodal --table words.json
-"""
+from robustclip.base import errors
+from robustclip.commands.words import parser, run
 
-import argparse
-
-from robustclip.attacks.text.masked import MaskedWords, table_of
-from robustclip.attacks.text.words import prompts_of
-from robustclip.base import errors, storage
-from robustclip.evaluation import protocols
-from robustclip.runtime import cli
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="local folder of a masked language model: vocab.txt, config.json, model.safetensors")
-    parser.add_argument("--protocol", default="multimodal", help="the sets whose prompts (default: %(default)s)")
-    parser.add_argument("--to", default="words.json", help="file to write (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=10, help="likely tokens of each word (default: %(default)s)")
-    parser.add_argument("--cls-offset", type=int, choices=(0, 1), default=1, help="0: of the row before it, as the published code does")
-    cli.add_out(parser)
-    return parser
-
-
-def run() -> None:
-    args = parser().parse_args()
-    cli.say_on_terminal()
-    source = MaskedWords.read(args.model, k=args.k, cls_offset=args.cls_offset)
-    resolved = protocols.resolve(protocols.named(args.protocol), cli.out_folder(args))
-    cards = [test_set.card for test_set in resolved.sets.values()]
-    prompts = {prompt.text: prompt for card in cards for prompt in prompts_of(card.class_names, card.templates)}
-    file = storage.resolve(args.to)
-    storage.write_json(file, table_of(source, list(prompts.values())))
-    print(f"{len(prompts)} prompts of {len(cards)} sets: {file}, from {source.folder} ({source.sha256})")
-
+__all__ = ["parser", "run"]
 
 if __name__ == "__main__":
     errors.main(run)

@@ -1,24 +1,70 @@
-"""python -m robustclip: what there is, one line each."""
+"""The command `robustclip`, and `python -m robustclip`: one word says which of the commands runs."""
 
 import sys
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import version
 from textwrap import shorten
 
-from robustclip import list_attacks, list_models, list_protocols, list_recipes
+import robustclip
+from robustclip.base import errors
 
-WIDE = 44  # characters of a name; longer ones push their line to the right
+COMMANDS = {
+    "sweep": "run a search space: train every trial, attack the models, draw table and figures",
+    "train": "fine-tune one recipe; the same command again goes on where it stopped",
+    "evaluate": "attack models by a protocol, plain CLIP always among them",
+    "report": "turn what was measured into tables, figures and one HTML page",
+    "prepare": "turn class folders or tar archives of them into a data set",
+    "moments": "write the token statistics that TAPT aligns images to",
+    "words": "write the words that BERT would put into class prompts",
+    "pretrain": "make the weights of an embedded model",
+}
+HELP = """robustclip makes CLIP-style models robust to adversarial images and texts, and measures it honestly.
+
+start here:  robustclip sweep     fine-tunes a tiny CLIP at four eps and attacks it: minutes on two cores, no GPU, no downloads
+             robustclip list      every model, recipe, protocol and attack by name
+
+usage: robustclip COMMAND ...     `robustclip COMMAND --help` says what it takes
+
+{commands}
+
+Results lie in outputs/ (--out); every command ends by saying where, and how to open them.
+"""
+WIDE = 44  # characters of a name in the list; longer ones push their line to the right
 
 
 def listing() -> str:
     """Return everything that can be named, under four headings."""
-    parts = {"models": list_models(), "recipes": list_recipes(), "protocols": list_protocols(), "attacks": list_attacks()}
-    return "\n\n".join(f"{title} ({len(known)})\n{lines(known)}" for title, known in parts.items())
+    parts = {kind: getattr(robustclip, f"list_{kind}")() for kind in ("models", "recipes", "protocols", "attacks")}
+    return "\n\n".join(f"{kind} ({len(known)})\n{lines(known, WIDE)}" for kind, known in parts.items()) + "\n"
 
 
-def lines(known: Mapping[str, str]) -> str:
+def lines(known: Mapping[str, str], wide: int) -> str:
     """Return a line for each name with what it is."""
-    return "\n".join(f"  {name:<{WIDE}} {shorten(said, 140, placeholder=' ...')}" for name, said in known.items())
+    return "\n".join(f"  {name:<{wide}} {shorten(said, 140, placeholder=' ...')}" for name, said in known.items())
+
+
+def run() -> None:
+    """Run the command that the first word names; raises UserError for another word."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        sys.argv = [f"robustclip {name}", *words]
+        import_module(f"robustclip.commands.{name}").run()
+    elif name == "list":
+        sys.stdout.write(listing())
+    elif name in ("--help", "-h", "help"):
+        sys.stdout.write(HELP.format(commands=lines(COMMANDS, 10)))
+    elif name == "--version":
+        sys.stdout.write(f"robustclip {version('robustclip')}\n")
+    else:
+        known = [*COMMANDS, "list"]
+        raise errors.UserError(f"no command {name!r}{errors.did_you_mean(name, known)}; there are {', '.join(known)}")
+
+
+def main() -> None:
+    """Run a command; what a user can mend is one line and exit status 2."""
+    errors.main(run)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{listing()}\n")
+    main()

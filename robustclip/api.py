@@ -156,7 +156,7 @@ def finetune(model: Model | str, data: str | None = None, recipe: str = "demo", 
     """Return a copy of the model fine-tuned by a recipe on the set `data` (default: the recipe's own), in this process.
 
     `overrides` change its config, dots written as two underscores: `optim__lr=1e-3`, `threat__image__eps=2`. Weights are bit for bit those
-    of `pipelines/train.py` with one worker and one thread. Raises UserError for an unknown recipe, set or key.
+    of `robustclip train` with one worker and one thread. Raises UserError for an unknown recipe, set or key.
     """
     loaded = load(model) if isinstance(model, str) else model
     changes = {"model": loaded.name, **({"data.name": data} if data else {})}

@@ -109,7 +109,7 @@ class Interpolation(Around):
         if not {"name", "sha256"} <= base.keys():
             raise UserError(
                 f"{self.inner}: its config.json names no base, the model it was fine-tuned from, so there is nothing to interpolate "
-                "with: give a checkpoint that pipelines/train.py wrote"
+                "with: give a checkpoint that robustclip train wrote"
             )
         return base
 
@@ -211,7 +211,7 @@ class AtTestTime(Around):
         for field in ("adversarial", "clean"):
             if path := getattr(self.settings, field, ""):
                 if not storage.exists(storage.resolve(path)):
-                    raise UserError(f"{self.kind}: there is no file {path}: make it with pipelines/moments.py")
+                    raise UserError(f"{self.kind}: there is no file {path}: make it with robustclip moments")
                 said[field] = storage.sha256_file(storage.resolve(path))
         return said
 

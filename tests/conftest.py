@@ -5,14 +5,17 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 from torch import Tensor
 
+from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
@@ -31,6 +34,10 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")
+# It also draws constants that it finds in whatever modules are loaded: what a test tries would depend on the tests before it.
+NO_CONSTANTS = providers.Constants()
+providers._get_local_constants = lambda: NO_CONSTANTS
+
 
 MERGES = 200
 TEXT = {"context_length": 24, "vocab_size": 512 + MERGES + 2, "width": 16, "heads": 2, "layers": 1}
@@ -57,6 +64,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip what only lacks torchattacks, which need not be there."""
+    try:
+        return (yield)
+    except UserError as error:
+        if find_spec("torchattacks") is None and "needs torchattacks" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -50,18 +51,28 @@ def _python(words: list[str]) -> None:
             return docs_tools.pytest_(words[2:])
         if words[1] != "venv" and not (ROOT / words[1] / "__main__.py").is_file():
             raise Wrong(f"python -m {words[1]}: there is no such module")
-        return None
+        return _robustclip(words[2:]) if words[1] == "robustclip" else None
     return _script(words[0], words[1:])
 
 
 def _script(path: str, words: list[str]) -> None:
     if not (ROOT / path).is_file():
         raise Wrong(f"there is no {path}")
-    if path in PIPELINES:
-        return PIPELINES[path](_parser_of(path), words)
+    if path.startswith("pipelines/") and (check := COMMANDS.get(Path(path).stem)):
+        return check(_parser_of(path), words)
     if path.startswith("pipelines/") or "def parser(" in (ROOT / path).read_text():
         parsed(_parser_of(path), words)
     return None
+
+
+def _robustclip(words: list[str]) -> None:
+    """Check a command of the installed package, the parser of its script."""
+    from robustclip.__main__ import COMMANDS as KNOWN
+
+    name = words[0] if words else "--help"
+    _known("command", [name], [*KNOWN, "list", "--help", "--version"])
+    if name in KNOWN:
+        _script(f"pipelines/{name}.py", words[1:])
 
 
 @cache
@@ -82,7 +93,7 @@ def _sets() -> set[str]:
     from robustclip.data.world import SETS
     from robustclip.evaluation.presets import TITLES
 
-    prepared = [re.search(r"prepare\.py .*--name (\S+)", command.text) for page in PAGES for command in commands(page)]
+    prepared = [re.search(r"prepare(?:\.py)? .*--name (\S+)", command.text) for page in PAGES for command in commands(page)]
     return {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
 
 
@@ -181,15 +192,16 @@ def _ray(words: list[str]) -> None:
         _simple(words[words.index("--") + 1 :])
 
 
-PIPELINES: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
-    "pipelines/train.py": _train,
-    "pipelines/sweep.py": _sweep,
-    "pipelines/evaluate.py": _evaluate,
-    "pipelines/moments.py": _moments,
-    "pipelines/words.py": _words,
-    "pipelines/report.py": _report,
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
+    "train": _train,
+    "sweep": _sweep,
+    "evaluate": _evaluate,
+    "moments": _moments,
+    "words": _words,
+    "report": _report,
 }
 CHECKED: dict[str, Callable[[list[str]], None]] = {
+    "robustclip": _robustclip,
     "python": _python,
     "python3": _python,
     "pytest": docs_tools.pytest_,

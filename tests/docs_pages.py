@@ -8,8 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-# What a code span begins with that is a command: a span that only names a file, or a pipeline as part of a sentence, is none.
-RUNS = re.compile(r"(?:\.venv/bin/)?(?:python|pytest|ray|kubectl|uv|mlflow)\s+\S|(?:pipelines|benchmarks)/\w+\.py\s+\S")
+# What a code span begins with that is a command: a span that only names a file, or a command as part of a sentence, is none.
+RUNS = re.compile(
+    r"(?:\.venv/bin/)?(?:(?:python|pytest|ray|kubectl|uv|mlflow)\s+\S|robustclip\s+(?:\S+\s+\S|list$|sweep$))"
+    r"|(?:pipelines|benchmarks)/\w+\.py\s+\S"
+)
 COMMENT = re.compile(r"(?:^|\s)#.*$")
 
 

@@ -96,6 +96,7 @@ def test_later_steps_carry_momentum():
 
 def test_apgd_agrees_with_torchattacks(tiny_model, pictures):
     """The same published attack written by others breaks the same images, but for a few that hang on the random start."""
+    pytest.importorskip("torchattacks")
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(24)
     y, counts = classifier(x).argmax(1), []

@@ -1,5 +1,7 @@
 """Every attack of the list: in its ball, never a help to the model, a function of image, label, id and seed alone."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,9 +103,17 @@ def test_a_seed_fixes_the_start_and_another_changes_it(attack, task):
     ids=lambda value: getattr(value, "name", None),
 )
 def test_what_torchattacks_cannot_do_is_refused(library, ball, said, task):
+    pytest.importorskip("torchattacks")
     classifier, x, y, ids = task
     with pytest.raises(UserError, match=said):
         library(classifier, x, y, ids, ball, 0)
+
+
+def test_without_torchattacks_its_attacks_say_how_to_get_it(task, monkeypatch):
+    classifier, x, y, ids = task
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(UserError, match=r"^torchattacks-fgsm needs torchattacks.*: pip install --no-deps torchattacks$"):
+        Library("FGSM")(classifier, x, y, ids, Ball(), 0)
 
 
 def test_names_tell_attacks_apart():

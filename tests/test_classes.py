@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipelines.evaluate import adapted
 from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.attacks.classes import for_classes, reductions
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.base.errors import UserError
+from robustclip.commands.evaluate import adapted
 from robustclip.evaluation.protocols import named
 
 

@@ -1,7 +1,6 @@
 """Two models as one: weights in between to the bit, names that tell what was measured, refusals that teach."""
 
 import json
-import runpy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from tuned import moved, pair, saved_run
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.commands.evaluate import base_of
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation import protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
@@ -204,7 +204,7 @@ def test_a_checkpoint_without_a_base_is_refused(make_pair, base):
     _, run = make_pair()
     edited(run, base=base)
     for asked in (models.load, models.identity):
-        refused(f"interpolate:0.5:{run}", "names no base.*pipelines/train.py", asked)
+        refused(f"interpolate:0.5:{run}", "names no base.*robustclip train", asked)
         refused("interpolate:0.5:tiny-vit8", "names no base", asked)
         refused("interpolate:0.5:nowhere", "no model 'nowhere'", asked)
 
@@ -276,7 +276,6 @@ def test_the_evaluator_draws_a_curve_and_computes_no_cell_twice(ray_session, tmp
 
 def test_a_combination_is_evaluated_beside_the_base_of_its_checkpoint(make_pair):
     clip, run = make_pair()
-    base_of = runpy.run_path(str(EVALUATE))["base_of"]
     for name in (f"interpolate:0.5:{run}", f"ensemble:tiny-vit8,{run}", f"ensemble:{run},tiny-vit8"):
         assert base_of([name, "tiny-vit8"]) == clip
     assert base_of([f"ensemble:{clip},tiny-vit8"]) == "tiny-vit8"

@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchattacks import FAB
-from torchattacks.attacks.fab import projection_l2, projection_linf
 from toys import Linear, Wavy, ids_of, middle
 
 from robustclip.attacks import FABT
@@ -48,9 +46,9 @@ def minimal_distance(x, classifier, y, norm):
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(BALLS), st.integers(1, 40), st.floats(-1.5, 1.5), st.integers(0, 1000))
+@given(st.sampled_from(BALLS), st.integers(1, 40), st.floats(-1.5, 1.5).filter(lambda x: abs(abs(x) - 1) > 1e-3), st.integers(0, 1000))
 def test_the_projection_is_the_published_one(ball, size, share, seed):
-    """On planes in reach of the box (|share| < 1) and out of it, with points on the box and zeros in the normal."""
+    """On planes in reach of the box (|share| < 1) and out of it, not at its very corner, with points on the box and zeros in the normal."""
     g = torch.Generator().manual_seed(seed)
     points = (torch.rand(3, size, generator=g) * 1.4 - 0.2).clamp(0, 1)
     normal = torch.randn(3, size, generator=g) * (torch.rand(3, size, generator=g) < 0.8)
@@ -62,7 +60,8 @@ def test_the_projection_is_the_published_one(ball, size, share, seed):
     torch.testing.assert_close(
         reached, gap.sign() * torch.minimum(gap.abs(), (normal.abs() * room).sum(1, keepdim=True)), atol=1e-4, rtol=1e-4
     )
-    projection = projection_linf if ball.norm == "Linf" else projection_l2
+    published = pytest.importorskip("torchattacks.attacks.fab")
+    projection = published.projection_linf if ball.norm == "Linf" else published.projection_l2
     theirs = projection(points, normal, (normal * points).sum(1) + gap[:, 0])
     torch.testing.assert_close(ball.size(d), ball.size(theirs), atol=2e-4, rtol=1e-3)
 
@@ -175,13 +174,14 @@ def test_a_result_does_not_depend_on_who_else_is_attacked(norm):
 @pytest.mark.parametrize(("norm", "sizes"), [("Linf", (4.0, 8.0, 16.0)), ("L2", (80.0, 160.0, 320.0))])
 def test_fab_agrees_with_torchattacks(tiny_model, pictures, norm, sizes):
     """The same published attack written by others breaks the same images; ours adds a last attempt, theirs goes on after a success."""
+    torchattacks = pytest.importorskip("torchattacks")
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(24)
     y, counts = classifier(x).argmax(1), []
     for eps in sizes:
         ball = Ball(norm, eps)
         with torch.random.fork_rng():
-            theirs = FAB(classifier, norm=norm, eps=ball.radius, steps=10, multi_targeted=True, n_classes=4)(x, y)
+            theirs = torchattacks.FAB(classifier, norm=norm, eps=ball.radius, steps=10, multi_targeted=True, n_classes=4)(x, y)
         ours = fooled(classifier, FABT(10, 3)(classifier, x, y, ids, ball, 0), y)
         assert (ours != (classifier(theirs).argmax(1) != y)).sum() <= 1
         counts.append(int(ours.sum()))

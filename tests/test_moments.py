@@ -149,7 +149,7 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out
     assert file in said
-    assert f'pipelines/evaluate.py "tapt[adversarial={file},gamma=1]:{checkpoint}"' in said
+    assert f'robustclip evaluate "tapt[adversarial={file},gamma=1]:{checkpoint}"' in said
     one = Targets.read(file)
     seven = moments_job.statistics(checkpoint, Images("seven"), str(tmp_path), workers=2)
     assert torch.equal(one.mean, seven.mean)
@@ -223,7 +223,7 @@ def test_tapt_item_5_statistics_of_another_model_are_refused(make_model, picture
     targets.check(classifier)
 
     def refused(model: Model, words: str, **options: bool) -> None:
-        with pytest.raises(UserError, match=f"{file}: .*{words}.*pipelines/moments.py"):
+        with pytest.raises(UserError, match=f"{file}: .*{words}.*robustclip moments"):
             targets.check(model.classifier(NAMES, TEMPLATES), **options)
 
     refused(make_model("vit"), "7 tokens of width 32, but this model has 2 blocks with 5 tokens")
@@ -257,7 +257,7 @@ def test_tapt_item_5_another_files_content_is_refused(tiny_classifier, pictures,
     del facts["count"]
     refused(save_tensors(tensors, {ABOUT: json.dumps(facts)}), "damaged")
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot be read.*pipelines/moments.py"):
+    with pytest.raises(UserError, match=r"cannot be read.*robustclip moments"):
         Targets.read(str(path))
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis.internal.conjecture.providers import HypothesisProvider
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -106,3 +107,8 @@ def test_tests_that_share_something_run_in_one_process(request):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("the tests run in one process")
     assert request.node.nodeid.endswith("@together")
+
+
+def test_what_hypothesis_tries_does_not_depend_on_what_is_loaded():
+    """It would draw constants from the modules of ours that tests before this one loaded: examples would hang on the order of files."""
+    assert len(HypothesisProvider(None)._local_constants) == 0

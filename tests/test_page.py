@@ -120,7 +120,7 @@ def test_the_spread_over_seeds_stands_beside_the_intervals() -> None:
 def test_what_was_not_checked_is_not_ranked() -> None:
     built = report.from_records(synthetic(), PROTOCOL)
     assert set(built.unranked.values()) == {"unchecked"}
-    with pytest.raises(UserError, match=r"unchecked; run pipelines/evaluate\.py again"):
+    with pytest.raises(UserError, match=r"unchecked; run robustclip evaluate again"):
         Page(built).comparison()
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import prepare as command
 from robustclip.base import errors, storage
 from robustclip.base.errors import UserError
+from robustclip.commands import prepare as command
 from robustclip.data.preparation import prepare
 from robustclip.data.shards import read_rows, scan
 
@@ -236,7 +236,7 @@ def test_the_command_says_where_and_what_next(tmp_path, monkeypatch, capsys):
     source = as_folder(tmp_path / "set", GOOD | FAULTS)
     assert run(monkeypatch, source, "--name", "set", "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    for word in ("skipped 4 files in all", "train: 2 images", str(tmp_path / "out" / "data" / "set"), "next: python pipelines/"):
+    for word in ("skipped 4 files in all", "train: 2 images", str(tmp_path / "out" / "data" / "set"), "next: robustclip train demo "):
         assert word in said
     assert run(monkeypatch, source, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err == "error: a set needs a name: add --name SET\n"

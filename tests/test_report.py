@@ -99,7 +99,7 @@ def test_the_command_compares_two_models(out: Path) -> None:
     Path(findings.path(str(out), PROTOCOL_HASH, "sha256-of-fare")).unlink()
     done = command(out, "--protocol", PROTOCOL_HASH, "--compare", "fare", "plain")
     assert done.returncode == 2
-    assert "fare cannot be compared under protocol demo: unchecked; run pipelines/evaluate.py again" in done.stderr
+    assert "fare cannot be compared under protocol demo: unchecked; run robustclip evaluate again" in done.stderr
 
 
 def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
     [
         ([], "records of 2 protocols cannot be compared.*demo 0123456789ab .3 models, last written.*demo ffffffffffff .1 model,"),
         (["--protocol", "dem"], "no records of protocol 'dem'; there are: demo"),
-        (["--protocol", "ffff"], "is missing: run pipelines/evaluate.py again"),
+        (["--protocol", "ffff"], "is missing: run robustclip evaluate again"),
         (["--protocol", "0123", "teco"], "did you mean tecoa"),
     ],
 )

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -49,6 +48,7 @@ def test_the_window_shrinks_as_published():
 
 
 def test_the_bump_is_the_published_one():
+    torchattacks = pytest.importorskip("torchattacks")
     theirs = torchattacks.Square(Linear())
     for side in (2, 3, 6, 9, 15):
         other = theirs.eta(side)
@@ -179,6 +179,7 @@ def test_eps_0_returns_the_images_bit_for_bit():
 @pytest.mark.parametrize(("norm", "sizes"), [("Linf", (16.0, 32.0, 64.0)), ("L2", (320.0, 640.0, 960.0))])
 def test_square_agrees_with_torchattacks(tiny_model, pictures, norm, sizes):
     """The same published attack written by others, with windows that are one for the whole batch, breaks about as many images."""
+    torchattacks = pytest.importorskip("torchattacks")
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(48)
     y, counts = classifier(x).argmax(1), []

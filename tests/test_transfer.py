@@ -115,6 +115,7 @@ def test_every_step_draws_anew():
     ids=["mi", "ti"],
 )
 def test_it_breaks_what_torchattacks_breaks(eps, ours, theirs, tiny_model, pictures):
+    pytest.importorskip("torchattacks")
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(32)
     y = classifier(x).argmax(1)

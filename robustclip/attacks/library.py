@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -31,8 +32,7 @@ class Library:
         return "torchattacks-" + "-".join([self.kind.lower(), *(f"{key}={value}" for key, value in self.settings)])
 
     def _build(self, classifier: nn.Module, ball: Ball) -> Any:
-        import torchattacks
-
+        torchattacks = _library(self.name)
         cls: Any = getattr(torchattacks, self.kind, None)
         known_class = inspect.isclass(cls) and issubclass(cls, torchattacks.attack.Attack)
         if not known_class:
@@ -60,3 +60,11 @@ class Library:
                     attack.seed = derive(seed, self.name, id_) % 2**32
                 adversarial.append(attack(images[i : i + 1], labels[i : i + 1]))
         return Example(torch.cat(adversarial).detach())
+
+
+def _library(wanted_by: str) -> Any:
+    """Return torchattacks; raises UserError where it is not there: its pin of requests keeps it out of what robustclip requires."""
+    try:
+        return import_module("torchattacks")
+    except ImportError as error:
+        raise UserError(f"{wanted_by} needs torchattacks, which is not here ({error}): pip install --no-deps torchattacks") from error

@@ -27,7 +27,7 @@ def _missing(folder: str) -> UserError:
     hint = did_you_mean(name, [*prepared, *world.SETS])
     return UserError(
         f"no data set {name!r} under {data}{hint}; prepared: {', '.join(prepared) or 'none'}; "
-        f"embedded: {', '.join(world.SETS)}; make one with pipelines/prepare.py SOURCE --name {name}"
+        f"embedded: {', '.join(world.SETS)}; make one with robustclip prepare SOURCE --name {name}"
     )
 
 

@@ -171,7 +171,7 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
     if missing:
         raise UserError(
             f"protocol {protocol.name!r} needs {len(protocol.sets)} data sets; under {storage.join(out, 'data')} there is no data set "
-            f"{', '.join(missing)}: prepare each with pipelines/prepare.py SOURCE --name NAME (no mean is taken over fewer sets)"
+            f"{', '.join(missing)}: prepare each with robustclip prepare SOURCE --name NAME (no mean is taken over fewer sets)"
         )
 
 

@@ -19,7 +19,7 @@ from robustclip.results.report import Report
 from robustclip.results.sheet import Sheet
 
 HOW_TO_RANK = {
-    findings.UNCHECKED: "run pipelines/evaluate.py again: it checks what was not checked and does no finished work twice",
+    findings.UNCHECKED: "run robustclip evaluate again: it checks what was not checked and does no finished work twice",
     findings.GREY_BOX: "compare models under a white-box protocol",
 }
 STYLE = """

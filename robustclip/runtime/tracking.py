@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,11 @@ def tracking_uri(out: str) -> str:
 def how_to_open(out: str) -> str:
     """Return the command that opens the UI on this machine, or the server's address."""
     uri = tracking_uri(out)
-    return uri if uri.startswith("http") else f".venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri {uri}"
+    if uri.startswith("http"):
+        return uri
+    here, command = Path.cwd(), Path(sys.executable).with_name("mlflow")
+    command = command.relative_to(here) if command.is_relative_to(here) else command
+    return f"{command} ui --host 127.0.0.1 --port 5000 --backend-store-uri {uri}"
 
 
 def check_reachable(uri: str) -> None:

@@ -18,7 +18,7 @@ from robustclip.models.model import tensors_sha256
 
 FORMAT = 1
 ABOUT = "robustclip token statistics"  # the one entry of the file's metadata: safetensors keeps several in no fixed order
-REMEDY = "make one with pipelines/moments.py"
+REMEDY = "make one with robustclip moments"
 
 Crop = Literal["train", "centre"]
 
@@ -148,7 +148,7 @@ class Targets:
         With `other_prompt` the prompt may be another of as many tokens: TAPT's "clean" statistics are those of another prompt.
         """
         file = self.file or "token statistics"
-        again = "give those of this model, or make them: python pipelines/moments.py MODEL --to FILE"
+        again = "give those of this model, or make them: robustclip moments MODEL --to FILE"
         size = classifier.preprocess.size
         image = torch.zeros(1, 3, size, size).to(next(classifier.clip.parameters()))
         found = block_inputs(classifier, image)[:, 0].shape

@@ -20,7 +20,7 @@ class TAPT(Tuning):
 
     L = H(mean of p over the kept views) + `weight` sum_l [ `gamma` A_l(adversarial) + (1 - `gamma`) A_l(clean) ],
     A_l = mean |mu_l - M_l| / 2 + mean |sigma2_l - S_l| / 2 over tokens and channels, l over the blocks with tokens; mu and sigma2 of the
-    kept views. M and S are training statistics (pipelines/moments.py) through the prompts of adversarial training, which it starts from,
+    kept views. M and S are training statistics (robustclip moments) through the prompts of adversarial training, which it starts from,
     and through those of clean training: the files `adversarial` and `clean`. `weight` is per block, 100 over the paper's 9.
     `paper_compat` leaves out the last block and divides the variance by k, `random_reset` throws the trained tokens (not the context)
     away before every image: both as the published code does.
@@ -55,7 +55,7 @@ class TAPT(Tuning):
             if not 0 <= share <= 1 or (share and not path):
                 raise UserError(
                     f"tapt: gamma is {self.gamma}, so it needs the files {'adversarial' if self.gamma else ''} "
-                    f"{'clean' if self.gamma < 1 else ''} of pipelines/moments.py, written tapt[adversarial=FILE,clean=FILE]:MODEL"
+                    f"{'clean' if self.gamma < 1 else ''} of robustclip moments, written tapt[adversarial=FILE,clean=FILE]:MODEL"
                 )
             if share:
                 targets = Targets.read(path)
@@ -80,7 +80,7 @@ class PromptAlign(Tuning):
         """Return the classifier that tunes; raises UserError as TAPT's does."""
         prompt = learned_tokens(base, "promptalign", self)
         if not self.clean:
-            raise UserError("promptalign needs statistics of pipelines/moments.py, written promptalign[clean=FILE]:MODEL")
+            raise UserError("promptalign needs statistics of robustclip moments, written promptalign[clean=FILE]:MODEL")
         targets = Targets.read(self.clean)
         targets.check(base)
 

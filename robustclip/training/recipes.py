@@ -46,7 +46,7 @@ EMBEDDED: dict[str, Recipe] = {
     "demo": replace(
         demo("TeCoA (Mao et al. 2023) on the embedded world: the whole visual tower, 288 classes of coloured pictograms."),
         cost="about a minute on one core",
-        measured="the table of pipelines/sweep.py, see README",
+        measured="the table of robustclip sweep, see README",
     ),
     "demo-tokens": demo(
         "TeCoA's visual prompt tuning in small: 8 shallow tokens in front of the frozen ViT.",

@@ -22,7 +22,7 @@ def small(about: str, trainable: Trainable, defense: Defense | None = None, lr: 
 
 EMBEDDED_PROMPTS: dict[str, Recipe] = {
     # Pixels need a rate of their own: val/clean and val/robust are 44 and 5 % at 1e-2, 63 and 8 at 3e-2, 69 and 9 at 1e-1
-    # (pipelines/train.py demo-advvp --threat.image.eps 2 --validation.eps 2 --optim.lr RATE).
+    # (robustclip train demo-advvp --threat.image.eps 2 --validation.eps 2 --optim.lr RATE).
     "demo-advvp": small("AdvVP in small: 8 shallow tokens and a frame of 4 px under TeCoA's loss", FramedTokens(8, 4), lr=1e-1),
     "demo-advvpt": small(
         "AdvVPT in small: visual tokens in two blocks, half of each batch attacked (TAPT's stage 0)",

@@ -1,0 +1,106 @@
+"""Attack any number of models by a protocol, plain CLIP always among them; finished cells are never computed again.
+
+Example: robustclip evaluate outputs/runs/0123456789abcdef/model --protocol demo
+A curve between CLIP and such a folder RUN: robustclip evaluate interpolate:0:RUN interpolate:0.25:RUN interpolate:0.5:RUN RUN
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from robustclip import names as models
+from robustclip.attacks.catalogue import KNOWN, named
+from robustclip.attacks.modes import by_table
+from robustclip.attacks.text.sources import Table
+from robustclip.base.values import key
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.probing import check
+from robustclip.evaluation.wanted import same_but_seed
+from robustclip.records.findings import Finding, summary
+from robustclip.records.prompts import read_all
+from robustclip.records.summary import cost, set_metrics
+from robustclip.results import report
+from robustclip.results.page import Page
+from robustclip.runtime import cli, cluster
+from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.test_time import TEST_TIME
+
+BASELINE = "tiny-vit8"
+MODEL = (
+    "checkpoint folder, embedded name, open_clip:NAME/TAG, interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, or one of them "
+    f"under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
+)
+log = logging.getLogger("robustclip.evaluate")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
+    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
+    parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
+    parser.add_argument("--n", type=int, help="images of each set instead")
+    parser.add_argument("--table", metavar="FILE", help="JSON {prompt: [[place, [words]], ...]}: the words of every text attack")
+    parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
+    parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
+    parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
+    cli.add_out(parser)
+    return parser
+
+
+def run() -> None:
+    args = parser().parse_args()
+    cli.say_on_terminal()
+    out = cli.out_folder(args)
+    protocol = adapted(protocols.named(args.protocol), args)
+    names = [*dict.fromkeys([base_of(args.models), *args.models])]
+    resolved = protocols.resolve(protocol, out)
+    tracker = Tracker(out)
+    cluster.connect()
+    cluster.warn_of_local_results(out)
+    actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
+    share: dict[str, Any] = {"actors": actors, "gpus": gpus, "on_progress": partial(log.info, "%s")}
+    table = evaluate(names, resolved, out, **share)
+    checks = check(names, names[0], resolved, table, out, **share)
+    log_results(tracker, table, resolved, checks)
+    seeds = {f"{first} and its other seeds": group for first, group in same_but_seed(names).items()}
+    prompts = read_all(out, resolved.hash, {models.identity(name): models.display_name(name) for name in names})
+    called = [models.display_name(name) for name in names]
+    built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
+    page = Page(built).write(f"{out}/reports/{resolved.hash}")
+    print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
+
+
+def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved, checks: Mapping[str, Sequence[Finding]]) -> None:
+    """Log each model's accuracies and what the checks said to a run of its own, found again by protocol and weights."""
+    for model_name in table["model"].unique().to_pylist():
+        rows = table.filter(pc.equal(table["model"], model_name))
+        done = key(resolved.hash, rows["result_key"][0].as_py())
+        params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
+        run_id = tracker.run(done, f"evaluate {model_name}", params)
+        if tracker.logged(run_id) != done:
+            tracker.metrics(run_id, [set_metrics(rows, resolved.describe()) | cost(rows)])
+            tracker.tag(run_id, logged=done)
+        tracker.tag(run_id, checks=summary(checks[model_name]))
+        tracker.finish(run_id)
+
+
+def base_of(names: list[str]) -> str:
+    """Return the undefended model that the first checkpoint was fine-tuned from, the embedded CLIP for anything else."""
+    card = models.load(names[0]).card
+    return card.get("base", {}).get("name", BASELINE)
+
+
+def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:
+    """Return the protocol with what the command line replaces."""
+    attacks = named(args.attacks or ())
+    if args.table:
+        attacks = by_table(attacks or protocol.attacks, Table.read(args.table))
+    return protocol.changed(sets=tuple(args.sets or ()), attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent)

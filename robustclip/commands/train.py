@@ -1,0 +1,71 @@
+"""Fine-tune one recipe: Ray Train on shards streamed by Ray Data; the same command again goes on where it stopped.
+
+Example: robustclip train demo --threat.image.eps 2 --trainable TokenPrompt --trainable.tokens 8
+"""
+
+import argparse
+import logging
+from typing import Any
+
+from robustclip.attacks.text.sources import Table
+from robustclip.base import errors
+from robustclip.base.values import flatten, override
+from robustclip.runtime import cli, cluster
+from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.training.config import Config
+from robustclip.training.fit import fit, relay
+from robustclip.training.job import forget, prepare
+from robustclip.training.recipes import RECIPES, named
+
+log = logging.getLogger("robustclip.train")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
+    parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
+    parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
+    cli.add_out(parser)
+    return parser
+
+
+def run() -> None:
+    args, changes = cli.parse(parser(), Config)
+    cli.say_on_terminal()
+    out = cli.out_folder(args)
+    config = override(named(args.recipe).config, changes)
+    if args.table:
+        config = with_table(config, Table.read(args.table))
+    job = prepare(config, out)
+    if args.fresh:
+        forget(job)
+    tracker = Tracker(out)
+    run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
+    cluster.connect()
+    cluster.warn_of_local_results(out)
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        tracker.new_steps(run_id, metrics["curve"])
+        log.info("step %d of %d, epoch %.1f, loss %.3f", metrics["step"], job.plan.steps, metrics["epoch"], metrics["loss"])
+
+    with relay(on_report) as callback:
+        result = fit(job, cluster.divide(1, args.workers), [callback])
+    tracker.new_steps(run_id, result["history"])
+    tracker.tag(run_id, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
+    tracker.finish(run_id)
+    last = result["metrics"]
+    held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
+    print(f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
+    print(f"weights sha256 {result['sha256']}")
+    print(f"checkpoint     {result['checkpoint']}")
+    print(f"attack it      robustclip evaluate {result['checkpoint']} --out {out}")
+    print(f"MLflow         {how_to_open(out)}")
+
+
+def with_table(config: Config, table: Table) -> Config:
+    """Return the config with the words of a table; raises UserError for a defence that rewrites no prompts."""
+    text = getattr(config.defense, "text", None)
+    if text is None:
+        raise errors.UserError(f"{type(config.defense).__name__} rewrites no prompts: leave --table out, or take a recipe of MMCoA")
+    return override(config, {"defense.text": text.by_table(table)})
