@@ -1,7 +1,6 @@
 """What the tests share: tiny random CLIP models, pictures a model can learn from, and one local Ray for all tests that need it."""
 
 import copy
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import FORMAT, Model
 from robustclip.models.tokenizers import cut_tokenizer
-from robustclip.runtime.cluster import Share
+from robustclip.runtime.cluster import Share, start
 from robustclip.training.fit import fit
 from robustclip.training.job import Job, prepare
 from robustclip.training.recipes import RECIPES
@@ -158,7 +157,7 @@ def ray_session() -> Iterator[None]:
     """Start Ray on this machine with two CPUs, once, when the first test asks for it."""
     import ray
 
-    ray.init(address="local", num_cpus=2, logging_level=logging.WARNING, log_to_driver=False)
+    start(num_cpus=2)
     yield
     ray.shutdown()
 

@@ -42,3 +42,37 @@ def test_more_trials_where_there_is_room(machine, cpus: float, gpus: float, tria
 def test_threads_follow_the_share() -> None:
     assert cluster.Share(1, 0.5, 0).threads == 1
     assert cluster.Share(1, 4.0, 0).threads == 4
+
+
+@pytest.mark.parametrize(("late", "raised"), [(0, None), (2, None), (3, "timed out during startup")])
+def test_a_ray_that_comes_up_late_is_started_again(monkeypatch: pytest.MonkeyPatch, late: int, raised: str | None) -> None:
+    """Ray gives itself 30 s, which a machine with much to do may not keep."""
+    starts = []
+
+    def init(**options: object) -> None:
+        starts.append(options)
+        if len(starts) <= late:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    if raised:
+        with pytest.raises(Exception, match=raised):
+            cluster.start(num_cpus=2)
+    else:
+        cluster.start(num_cpus=2)
+    assert len(starts) == min(late + 1, cluster.STARTS)
+    assert starts[0]["address"] == "local"
+
+
+def test_another_error_of_ray_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+
+    def init(**options: object) -> None:
+        starts.append(options)
+        raise ValueError("no such option")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ValueError, match="no such option"):
+        cluster.start(nmu_cpus=2)
+    assert len(starts) == 1

@@ -130,7 +130,7 @@ def test_kuberay_job_has_the_shape_of_the_operator():
     job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
-    assert spec["entrypoint"].startswith("python pipelines/sweep.py --out s3://")
+    assert spec["entrypoint"].startswith("robustclip sweep --out s3://")
     assert spec["shutdownAfterJobFinishes"] is True
     cluster = spec["rayClusterSpec"]
     pin = re.search(r'"ray\[[^\]]*\]>=([\d.]+),', (ROOT / "pyproject.toml").read_text()).group(1)

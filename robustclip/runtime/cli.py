@@ -14,12 +14,23 @@ from robustclip.base.errors import UserError
 from robustclip.base.values import value_of
 
 
+class Terminal(logging.StreamHandler[Any]):
+    """Writes to what stderr is when there is something to say: whoever runs a command inside a program may have replaced it since."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def say_on_terminal() -> None:
     """Show the package's own log lines, plainly, on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     package = logging.getLogger("robustclip")
-    package.addHandler(handler)
+    if not any(isinstance(handler, Terminal) for handler in package.handlers):
+        package.addHandler(Terminal())
     package.setLevel(logging.INFO)
     package.propagate = False
 

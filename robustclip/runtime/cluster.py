@@ -5,12 +5,14 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 
 log = logging.getLogger(__name__)
 
+STARTS = 3  # of Ray on this machine before it is an error
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
 
 
@@ -38,7 +40,22 @@ def connect() -> None:
     # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     # The dashboard is ten processes that a sweep on two cores would pay for; a cluster that is joined has its own.
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    start(include_dashboard=False)
+
+
+def start(**options: Any) -> None:
+    """Start Ray on this machine alone: again where it did not come up within the 30 s it gives itself, as on a machine with much to do."""
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == STARTS or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not come up in time, this machine is busy: starting it again")
 
 
 @dataclass(frozen=True)
