@@ -20,8 +20,8 @@ from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import FORMAT, Model
 from robustclip.models.tokenizers import cut_tokenizer
-from robustclip.runtime.cluster import Share, start
-from robustclip.training.fit import fit
+from robustclip.runtime.cluster import start
+from robustclip.runtime.tracking import Tracker
 from robustclip.training.job import Job, prepare
 from robustclip.training.recipes import RECIPES
 
@@ -163,9 +163,17 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained(ray_session: None, make_model: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any]]:
-    """Return the job of the smallest recipe on the tiny CLIP and its result, trained once by Ray Train for all tests that look at it."""
-    out = tmp_path_factory.mktemp("trained")
+def swept(ray_session: None, make_model: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the tests' one sweep, run once for all tests that look at it: of the smallest recipe on the tiny CLIP."""
+    import sweeping
+
+    out = tmp_path_factory.mktemp("swept")
     save(make_model(), str(out / "tiny"))
-    job = prepare(override(RECIPES["smoke"].config, {"model": str(out / "tiny"), "data.name": "shapes"}), str(out))
-    return job, fit(job, Share(workers=1, cpus=0.5, gpus=0.0))
+    config = override(RECIPES["smoke"].config, {"model": str(out / "tiny"), "data.name": "shapes"})
+    return sweeping.swept(config, str(out), Tracker(str(out)))
+
+
+@pytest.fixture
+def trained(swept: Any) -> tuple[Job, dict[str, Any]]:
+    """Return the job that the tests' sweep trained, on Ray Train, and its result."""
+    return prepare(swept.config, swept.out), swept.run

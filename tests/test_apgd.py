@@ -94,6 +94,7 @@ def test_later_steps_carry_momentum():
     assert second == pytest.approx(r + 0.75 * (-r - r) + 0.25 * r, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_apgd_agrees_with_torchattacks(tiny_model, pictures):
     """The same published attack written by others breaks the same images, but for a few that hang on the random start."""
     pytest.importorskip("torchattacks")

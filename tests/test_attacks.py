@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import LISTED
 
 from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library, Noise
 from robustclip.attacks.classes import for_classes
@@ -29,10 +30,10 @@ def is_random(attack):
     return attack.diversity > 0 if isinstance(attack, MIFGSM) else getattr(attack, "random_start", True)
 
 
-@pytest.fixture(params=ATTACKS.values(), ids=ATTACKS.keys())
+@pytest.fixture(params=LISTED)
 def attack(request):
     """Return an attack of the list as it runs on the four classes of the task."""
-    return for_classes((request.param,), len(NAMES))[request.param.name]
+    return for_classes((ATTACKS[request.param],), len(NAMES))[request.param]
 
 
 @pytest.fixture

@@ -241,7 +241,11 @@ def test_what_changed_outside_the_tower_is_refused(make_model, make_pair, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("combination", "silent"), [("interpolate:0.5:RUN", {"20", "G10"}), ("ensemble:CLIP,RUN", {"14", "18", "20", "G2", "G8", "G10"})]
+    ("combination", "silent"),
+    [
+        pytest.param("interpolate:0.5:RUN", {"20", "G10"}, marks=pytest.mark.slow),
+        ("ensemble:CLIP,RUN", {"14", "18", "20", "G2", "G8", "G10"}),
+    ],
 )
 def test_a_healthy_combination_trips_no_hard_check(make_pair, pictures, combination, silent):
     clip, run = make_pair()

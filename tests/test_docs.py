@@ -204,12 +204,16 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[
     return taken, json.loads(done.stdout)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("extended")  # one copy for all
 @pytest.mark.parametrize("heading", docs_examples.EXAMPLES)
 def test_an_example_does_what_the_page_says(heading: str, extended: tuple[dict[str, tuple[int, int]], dict[str, str]]) -> None:
     assert extended[1][heading] == "ok", extended[1][heading]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("extended")
 def test_every_example_of_the_page_is_tried(extended: tuple[dict[str, tuple[int, int]], dict[str, str]]) -> None:
     taken, outcomes = extended
@@ -217,6 +221,8 @@ def test_every_example_of_the_page_is_tried(extended: tuple[dict[str, tuple[int,
     assert "A data set" not in taken  # no line of code
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("extended")
 def test_a_defence_with_its_recipe_is_as_short_as_the_pages_say(extended: tuple[dict[str, tuple[int, int]], dict[str, str]]) -> None:
     lines, files = extended[0]["A defence"]

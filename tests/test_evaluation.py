@@ -135,6 +135,8 @@ def workers_at_work() -> list[int]:
     return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_worker_that_hangs_holds_nobody_up(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,8 @@ def test_a_worker_that_hangs_holds_nobody_up(
     assert records.content_sha256(table) == records.content_sha256(records.table(here))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_worker_that_dies_costs_its_cell_one_attempt(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
 ) -> None:

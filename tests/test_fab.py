@@ -172,6 +172,7 @@ def test_a_result_does_not_depend_on_who_else_is_attacked(norm):
 
 
 @pytest.mark.parametrize(("norm", "sizes"), [("Linf", (4.0, 8.0, 16.0)), ("L2", (80.0, 160.0, 320.0))])
+@pytest.mark.slow
 def test_fab_agrees_with_torchattacks(tiny_model, pictures, norm, sizes):
     """The same published attack written by others breaks the same images; ours adds a last attempt, theirs goes on after a success."""
     torchattacks = pytest.importorskip("torchattacks")

@@ -5,13 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from toys import LISTED
 
 from robustclip import names as models
 from robustclip.attacks import ATTACKS, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.base.threat import Ball
 from robustclip.evaluation import computing, protocols
-from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation.protocols import Protocol
 from robustclip.records import rows as records
 
@@ -19,7 +19,7 @@ NAMES, TEMPLATES, N = ("red", "green", "blue", "grey"), ("a photo of a {}.",), 1
 CELL = {"cell_key", *records.VOLATILE}  # which cell a row came from, and what two honest runs differ in
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", LISTED)
 def test_order_and_neighbours_change_no_bit_in_micro_batches(name, tiny_model, pictures):
     classifier, (x, _, ids) = tiny_model.classifier(NAMES, TEMPLATES), pictures(N)
     with torch.no_grad():
@@ -42,18 +42,21 @@ def by_image(table: pa.Table) -> list[dict]:
     return sorted(rows, key=lambda row: (row["dataset"], row["image_id"], row["eps"], row["attack"]))
 
 
-def test_cells_of_any_size_on_any_number_of_actors_hold_the_same_rows(
-    ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resolved, model, whole = protocols.resolve(protocols.named("smoke"), str(tmp_path)), models.load(tiny_checkpoint), []
-    for cell in resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint)):
-        shared = computing.provenance(cell, resolved) | {"threads": 1}
-        whole += [shared | row for row in computing.compute(model, cell, resolved)]
-    for actors, images in ((1, 5), (2, 7)):
+def test_cells_of_any_size_hold_the_same_rows(tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That actors compute what one process does is test_evaluation.py's."""
+    resolved, model = protocols.resolve(protocols.named("smoke"), str(tmp_path)), models.load(tiny_checkpoint)
+
+    def rows() -> pa.Table:
+        cells = resolved.cells(models.display_name(tiny_checkpoint), models.identity(tiny_checkpoint))
+        found = [computing.provenance(cell, resolved) | row for cell in cells for row in computing.compute(model, cell, resolved)]
+        return records.table(found)
+
+    whole = by_image(rows())
+    for images in (5, 7):
         monkeypatch.setattr(protocols, "CELL_IMAGES", images)
-        table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path / f"actors{actors}"), actors=actors, cpus=0.5)
+        table = rows()
         assert len(table["cell_key"].unique()) == 2 * -(-16 // images)
-        assert by_image(table) == by_image(records.table(whole))
+        assert by_image(table) == whole
 
 
 @pytest.mark.slow

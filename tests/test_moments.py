@@ -140,25 +140,28 @@ def test_the_tokens_of_a_prompt_are_in_the_statistics(make_model, pictures, kind
 
 
 def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, checkpoint, in_pieces, monkeypatch, capsys):
-    assert len(prepared(tmp_path, "whole", N)) == 1
     assert len(prepared(tmp_path, "seven", 10)) == 7
     monkeypatch.setattr(cli, "say_on_terminal", lambda: None)
     file, script = str(tmp_path / "here" / "file.safetensors"), Path(__file__).parents[1] / "pipelines" / "moments.py"
-    options = ["--data", "whole", "--workers", "1", "--to", file, "--out", str(tmp_path)]
+    options = ["--data", "seven", "--workers", "2", "--to", file, "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [str(script), checkpoint, *options])
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out
     assert file in said
     assert f'robustclip evaluate "tapt[adversarial={file},gamma=1]:{checkpoint}"' in said
     one = Targets.read(file)
-    seven = moments_job.statistics(checkpoint, Images("seven"), str(tmp_path), workers=2)
-    assert torch.equal(one.mean, seven.mean)
-    assert torch.equal(one.variance, seven.variance)
-    assert (one.count, one.data, one.split, one.crop, one.file) == (N, "whole", "train", "train", file)
+    assert (one.count, one.data, one.split, one.crop, one.file) == (N, "seven", "train", "train", file)
     one.check(load(checkpoint).classifier(NAMES, TEMPLATES))
 
+    # One file and one process after another: the same bits.
+    assert len(prepared(tmp_path, "whole", N)) == 1
+    job, classifier = moments_job.prepare(checkpoint, Images("whole"), str(tmp_path)), moments_job.classifier_of(checkpoint)
+    whole = reduce(Moments.merge, [moments_job.moments_of(job, classifier, chunk) for chunk in range(job.chunks)])
+    assert torch.equal(one.mean, whole.mean.float())
+    assert torch.equal(one.variance, whole.variance.float())
+
     # The crops are those of the ids, whoever cuts them.
-    job, classifier = moments_job.prepare(checkpoint, Images("seven"), str(tmp_path)), moments_job.classifier_of(checkpoint)
+    job = moments_job.prepare(checkpoint, Images("seven"), str(tmp_path))
     images = shown(job.index.id, 16)
     cut = [crops(image[None], [(0, "statistics", name)], 1)[:, 0] for image, name in zip(images, job.index.id)]
     expected = Moments.of(block_inputs(classifier, torch.cat(cut)))
@@ -168,6 +171,8 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
     assert (one.variance - centre.variance).abs().max() > 1e-2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_damaged_image_ends_the_job_with_its_name(ray_session, tmp_path, tiny_checkpoint, in_pieces):
     [path] = prepared(tmp_path, "damaged", N)
     table = storage.read_table(path)

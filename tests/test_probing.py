@@ -1,6 +1,10 @@
 """The checks beside the numbers of a real run: on which images, kept where, made again when, and what a fault in the run does."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +14,7 @@ import pytest
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.evaluation import computing, probing, protocols
-from robustclip.evaluation.checks import CHECKS
+from robustclip.evaluation.checks import CHECKS, run_check
 from robustclip.evaluation.protocols import Resolved
 from robustclip.records import findings
 from robustclip.records import rows as records
@@ -67,16 +71,36 @@ def with_unvisited_images(table: pa.Table) -> pa.Table:
 
 
 @pytest.mark.parametrize(("fault", "number"), [(without_a_set, "16"), (with_unvisited_images, "16")])
-def test_a_fault_in_the_run_is_marked_in_the_table(fault, number: str, run: tuple[Resolved, pa.Table], tmp_path: Path) -> None:
+def test_a_fault_in_the_run_is_marked_in_the_table(
+    fault, number: str, run: tuple[Resolved, pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolved, table = run
+    monkeypatch.setattr("robustclip.evaluation.checks.run_checks", lambda subject: [run_check(subject, number)])
     said = found(resolved, fault(table), tmp_path)
     assert number in {finding.number for finding in findings.failed(said, "hard")}
     assert f"| {NAME} {report.MARK} |" in Page(report.from_records(table, resolved.describe(), checks={NAME: said})).markdown()
 
 
-def test_checks_run_once_and_again_beside_another_baseline(run: tuple[Resolved, pa.Table], tmp_path: Path, ray_session: None) -> None:
+class InThisProcess:
+    """Of Ray what the checks ask for, one task after another: that they run on Ray is seen by the tests' sweep."""
+
+    def remote(self, **options: object) -> Callable[..., Any]:
+        return lambda function: SimpleNamespace(remote=function)
+
+    def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return running[:num_returns], running[num_returns:]
+
+    def get(self, ready: list[Any]) -> list[Any]:
+        return ready
+
+
+def test_checks_run_once_and_again_beside_another_baseline(
+    run: tuple[Resolved, pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolved, table = run
     said: list[str] = []
+    monkeypatch.setitem(sys.modules, "ray", InThisProcess())
+    monkeypatch.setattr("robustclip.evaluation.checks.run_checks", lambda subject: [run_check(subject, number) for number in ("15", "16")])
     first = probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append)
     assert said == ["checked 1/1 models"]
     assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first

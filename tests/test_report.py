@@ -1,9 +1,12 @@
 """A report on a rendered world with planted differences: what it says, what it refuses, and its command."""
 
+import contextlib
+import io
 import re
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +14,9 @@ import pyarrow.compute as pc
 import pytest
 from cascades import HEALTHY, PROTOCOL, PROTOCOL_HASH, SKILL, synthetic, whole_report
 
-from robustclip.base import storage
+from robustclip.base import errors, storage
 from robustclip.base.errors import UserError
+from robustclip.commands.report import run
 from robustclip.records import findings
 from robustclip.records import rows as records
 from robustclip.results import report
@@ -76,9 +80,20 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parents[1] / "pipelines" / "report.py"
-    return subprocess.run([sys.executable, str(script), "--out", str(out), *arguments], capture_output=True, text=True, check=False)
+def command(out: Path, *arguments: str) -> SimpleNamespace:
+    """Run the command in this process: its exit status and what it said."""
+    said, wrong = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["report", "--out", str(out), *arguments]),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(wrong),
+    ):
+        try:
+            errors.main(run)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code
+    return SimpleNamespace(returncode=status, stdout=said.getvalue(), stderr=wrong.getvalue())
 
 
 def test_the_command_writes_the_report_of_the_chosen_protocol(out: Path) -> None:

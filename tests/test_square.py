@@ -177,6 +177,7 @@ def test_eps_0_returns_the_images_bit_for_bit():
 
 
 @pytest.mark.parametrize(("norm", "sizes"), [("Linf", (16.0, 32.0, 64.0)), ("L2", (320.0, 640.0, 960.0))])
+@pytest.mark.slow
 def test_square_agrees_with_torchattacks(tiny_model, pictures, norm, sizes):
     """The same published attack written by others, with windows that are one for the whole batch, breaks about as many images."""
     torchattacks = pytest.importorskip("torchattacks")

@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sweeping
 from ray import tune
+from sweeping import Swept
 
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.models.dress import PixelPrompt, TokenPrompt
 from robustclip.runtime.tracking import KEY_TAG, PARENT_TAG, Tracker
-from robustclip.sweeps import spaces, tuning
+from robustclip.sweeps import tuning
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import Axis, first_config
 from robustclip.training.config import Config
-from robustclip.training.job import Job
 from robustclip.training.recipes import RECIPES
-
-SPACE = spaces.Space("tiny", "Does it run?", "smoke", {"threat.image.eps": tune.grid_search([2.0, -1.0, 0.0])}, "val/robust", "max")
 
 
 @pytest.fixture
@@ -28,18 +27,11 @@ def config(tiny_checkpoint: str) -> Config:
     return override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes"})
 
 
-def run(config: Config, out: str, tracker: Tracker) -> tuple[tuning.Outcome, str]:
-    outcome = tuning.sweep(SPACE, config, protocols.named("smoke"), out, tracker)
-    return outcome, publish(SPACE, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())
-
-
-@pytest.mark.timeout(1800)  # five minutes on a slow machine
-def test_a_sweep_runs_fails_honestly_and_continues(trained: tuple[Job, dict[str, Any]]) -> None:
-    """Three trials, one trained before, one impossible (a negative eps), one new: its reason is kept, a second run adds nothing."""
-    config, out = trained[0].config, trained[0].out
-    tracker = Tracker(out)
-    outcome, text = run(config, out, tracker)
-    assert [trial.sample["threat.image.eps"] for trial in outcome.trials if trial.result] == [2.0, 0.0]
+@pytest.mark.timeout(1800)  # the sweep takes a minute where nothing else runs
+def test_a_sweep_runs_fails_honestly_and_continues(swept: Swept) -> None:
+    """Two trials, one impossible (a negative eps): its reason is kept, and a second run adds nothing."""
+    outcome, text, out = swept.outcome, swept.text, swept.out
+    assert [trial.sample["threat.image.eps"] for trial in outcome.trials if trial.result] == [2.0]
     (failed,) = outcome.failures
     assert "not negative" in (failed.failure or "")
     assert outcome.chosen is not None
@@ -47,14 +39,11 @@ def test_a_sweep_runs_fails_honestly_and_continues(trained: tuple[Job, dict[str,
     for place in ("report.html", "records", "model", "mlflow ui"):
         assert place in text
     written = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{out}/records")}
-    weights = {trial.key: trial.result["run"]["sha256"] for trial in outcome.trials if trial.result}
-    assert trained[1]["sha256"] in weights.values()
-
-    again, text_again = run(config, out, tracker)
-    assert {trial.key: trial.result["run"]["sha256"] for trial in again.trials if trial.result} == weights
+    again = sweeping.swept(swept.config, out, swept.tracker)
+    assert again.run == swept.run
     assert {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{out}/records")} == written
-    assert text_again.split("time:")[0] == text.split("time:")[0]
-    check_mlflow(tracker, outcome.parent, {trial.key for trial in outcome.trials})
+    assert again.text.split("time:")[0] == text.split("time:")[0]
+    check_mlflow(swept.tracker, outcome.parent, {trial.key for trial in outcome.trials})
 
 
 def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
@@ -79,7 +68,7 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
 def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **options: bool) -> tuple[tuning.Outcome, str, list[Any]]:
     """Run a space on the smallest recipe; return how it ended, what it says and its MLflow children."""
     (first, *_), grids = sampled, {path: tune.grid_search(values) for path, values in sampled.items()}
-    space, tracker = replace(SPACE, space=grids, fixed=fixed, axis=Axis(first, "what varies", "categorical")), Tracker(out)
+    space, tracker = replace(sweeping.SPACE, space=grids, fixed=fixed, axis=Axis(first, "what varies", "categorical")), Tracker(out)
     config = first_config(space)
     outcome = tuning.sweep(space, config, protocols.named("smoke"), out, tracker, **options)  # type: ignore[arg-type]
     text = publish(space, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())

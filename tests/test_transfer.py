@@ -114,6 +114,7 @@ def test_every_step_draws_anew():
     ],
     ids=["mi", "ti"],
 )
+@pytest.mark.slow
 def test_it_breaks_what_torchattacks_breaks(eps, ours, theirs, tiny_model, pictures):
     pytest.importorskip("torchattacks")
     classifier = tiny_model.classifier(NAMES, TEMPLATES)

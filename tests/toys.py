@@ -1,10 +1,16 @@
 """Small models and images that attack tests share."""
 
+import pytest
 import torch
 from torch import nn
 
-from robustclip.attacks import Scored
+from robustclip.attacks import ATTACKS, Scored
 from robustclip.attacks.pgd import resisting
+
+# Every attack of the list by name, for contract tests; those of 100 steps, whose class is there with fewer, are slow.
+LISTED = [
+    pytest.param(name, id=name, marks=[pytest.mark.slow] if getattr(attack, "steps", 0) >= 100 else []) for name, attack in ATTACKS.items()
+]
 
 
 class Linear(nn.Module):
