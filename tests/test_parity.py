@@ -6,6 +6,8 @@ are too smooth for the halving of the step to matter; test_apgd.py holds that. `
 Square's original is fed with our random numbers: then there is no chance, and every image must agree.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import parity
 import pytest
@@ -25,12 +27,15 @@ def cases():
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_accuracy_is_that_of_the_original(cases, attack):
-    seeds = (0,) if isinstance(attack, Square) else (0, 1)  # image by image it is dear, and leaves nothing to chance
+    seeds, least = (0, 1), 500
+    if isinstance(attack, Square):  # image by image it is dear, and leaves nothing to chance
+        seeds, least = (0,), 160
+        cases = [replace(each, images=each.images[::3], labels=each.labels[::3], ids=each.ids[::3]) for each in cases]
     comparisons = list(parity.compare(cases, [attack], seeds))
     print("", parity.HEADER, *comparisons, sep="\n")
     for group in {each.group for each in comparisons}:
         of_group = [each for each in comparisons if each.group == group]
-        assert all(len(each.ours) >= 500 and 0.25 < each.theirs.mean() < 0.6 for each in of_group)
+        assert all(len(each.ours) >= least and 0.25 < each.theirs.mean() < 0.65 for each in of_group)
         # Where they disagree on more than next to no image, chance moves the accuracy by as much.
         chance = 2 * np.mean([each.spread**2 for each in of_group]) ** 0.5
         assert max(each.difference for each in of_group) <= POINTS + chance, "weaker than the original"
