@@ -8,7 +8,8 @@ tower with LEAF's texts. Columns: every attack alone, images within eps 2; promp
 (`clip_knn`) or with one character (`char`), by themselves and with the image attacked beside them, towards them (Co-Attack), and guiding
 them (SGA-like); a random word and any word at all (HotFlip) as bounds. No number here is BERT-Attack's. Then paired contrasts of methods.
 
-Measured 2026-11-28, hash fb1ac610c83c57cc, 720 images a run, percent, mean of two seeds, which differ by 4 points and less:
+Measured 2026-11-28, with a Co-Attack whose first term was of raw features, weaker than the published one that stands here since 2026-11-29:
+its columns are too high. Hash fb1ac610c83c57cc, 720 images a run, percent, mean of two seeds, which differ by 4 points and less:
 
                                      one word (clip_knn)           one character          random    any
                   clean  image   text   both Co-Att    SGA   text   both Co-Att    SGA   word   word

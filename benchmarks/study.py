@@ -8,8 +8,8 @@ sets. Each clean, with images attacked within eps 2, with one word of every prom
 over the seeds, 95 % intervals over images. The figures are written to --to.
 
 Measured 2026-11-28, two seeds, protocol hashes 8247521840912887 (in) and 8551b4ef0d605887 (out): the tables, two of the figures and what
-they say are in docs/answers.md. In short: within the distribution MMCoA protects prompts, out of it little, and many images cost zero-shot
-skill.
+they say are in docs/answers.md; the joint columns with a Co-Attack that was too weak, as it says there. In short: within the distribution
+MMCoA protects prompts, out of it little, and many images cost zero-shot skill.
 """
 
 import argparse

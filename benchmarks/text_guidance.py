@@ -21,6 +21,7 @@ of APGD-CE-50 and APGD-T (3 x 50):
     TeCoA, pseudo-labels    63.2 35.5 16.8        69.7 22.1  4.8
     LP(CE), on 11 sets: 88.4 25.1 4.0, where CLIP has 89.1 26.2 4.0
 
+PMG-AFT's row was trained with both divergences the other way round than its authors', as robustclip had them until 2026-11-29.
 Seeds differ by 3 points and less, but demo-deep-adv (61.5 and 68.8 clean). The interaction (prompt - tower without class names) - (prompt -
 tower with them): against Adv. -4.5 [-9.3, -0.2] clean, -3.2 [-7.3, 0.8] at eps 2, -1.3 [-4.2, 1.6] at eps 4: not shown, clean reversed.
 Against CoAdv. it is 11.9 [7.7, 16.2] and 13.5 [10.4, 16.8], but both of its models are near chance: a collapsed baseline, no finding. What
