@@ -24,9 +24,7 @@ def to_json(value: Any, for_key: bool = False) -> Any:
     work done before there was such a field is found again.
     """
     if dataclasses.is_dataclass(value):
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("loaded")}
-        if for_key:
-            own = {f.name: own[f.name] for f in dataclasses.fields(value) if f.name in own and not _unused(f, own[f.name])}
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _left_out(f, value, for_key)}
         revision = {"revision": value.revision} if hasattr(value, "revision") else {}
         return {"type": type(value).__name__, **revision, **{name: to_json(item, for_key) for name, item in own.items()}}
     if isinstance(value, Mapping):
@@ -34,8 +32,9 @@ def to_json(value: Any, for_key: bool = False) -> Any:
     return [to_json(item, for_key) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _unused(field: "dataclasses.Field[Any]", value: Any) -> bool:
-    return bool(field.metadata.get("later")) and value == field.default
+def _left_out(field: "dataclasses.Field[Any]", node: Any, for_key: bool) -> bool:
+    at_default = for_key and field.metadata.get("later") and getattr(node, field.name) == field.default
+    return bool(field.metadata.get("loaded") or at_default)
 
 
 def key(*parts: Any) -> str:

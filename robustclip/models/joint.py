@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from robustclip.base.dtypes import wide
+from robustclip.base import dtypes
 from robustclip.base.errors import UserError
 from robustclip.models.insertion import Layers, require_text_tower, require_vit
 from robustclip.models.prompts import Prompt
@@ -121,7 +121,7 @@ def first_words(tower: Any, tokenizer: Callable[[list[str]], Tensor], template: 
     if count > room:
         raise UserError(f"trainable.tokens is {count}, but {template!r} has {room} tokens in front of the class name: make it longer")
     with torch.no_grad():
-        return wide(tower.token_embedding(ids[1 : 1 + count].to(tower.token_embedding.weight.device)))
+        return dtypes.wide(tower.token_embedding(ids[1 : 1 + count].to(tower.token_embedding.weight.device)))
 
 
 def check_choices(design: str, start: str) -> None:
