@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,27 @@ def workers_at_work() -> list[int]:
     return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run")]
 
 
+@contextlib.contextmanager
+def to_one_at_work(sent: signal.Signals) -> Iterator[list[int]]:
+    """Send a signal to the first evaluator seen at work, whenever that is; yield where its process is noted. There must have been one."""
+    ended, reached = threading.Event(), []
+
+    def watch() -> None:
+        while not reached and not ended.wait(0.001):
+            for pid in workers_at_work()[:1]:
+                os.kill(pid, sent)
+                reached.append(pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield reached
+    finally:
+        ended.set()
+        thread.join()
+    assert reached
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_worker_that_hangs_holds_nobody_up(
@@ -143,15 +165,8 @@ def test_a_worker_that_hangs_holds_nobody_up(
     """One of two is stopped in the middle of a cell: the other computes that cell too, and the run ends with the same records."""
     monkeypatch.setattr(protocols, "CELL_IMAGES", 4)
     monkeypatch.setattr(progress, "LATE", 0.5)
-    stopped: list[int] = []
-
-    def stop_one(progress: progress.Progress) -> None:
-        if not stopped and (found := workers_at_work()):
-            os.kill(found[0], signal.SIGSTOP)
-            stopped.append(found[0])
-
-    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=stop_one)
-    assert stopped
+    with to_one_at_work(signal.SIGSTOP) as stopped:
+        table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5)
     with contextlib.suppress(ProcessLookupError):  # Ray may have killed it already
         os.kill(stopped[0], signal.SIGKILL)
     here: list[dict] = []
@@ -167,17 +182,6 @@ def test_a_worker_that_dies_costs_its_cell_one_attempt(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
 ) -> None:
     """The only one is killed in the middle of a cell: another takes its place, and the cell is not given up while there is none."""
-    killed = threading.Event()
-
-    def kill_one() -> None:
-        while not killed.wait(0.001):
-            for pid in workers_at_work()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.set()
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
-    assert killed.is_set()
-    thread.join()
+    with to_one_at_work(signal.SIGKILL):
+        table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
     assert {row["dataset"] for row in table.to_pylist()} == {"shapes", "digits"}
