@@ -4,7 +4,6 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from hypothesis.internal.conjecture import providers
 from torch import Tensor
 
-from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
@@ -63,17 +61,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Skip what only lacks torchattacks, which need not be there."""
-    try:
-        return (yield)
-    except UserError as error:
-        if find_spec("torchattacks") is None and "needs torchattacks" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def of_training(defense: Any, trainable: Any) -> Numbers:
 
 
 def of_test_time(kind: str) -> Numbers:
-    """Return the logits of a test-time defence, over learned tokens where it follows those, and their mean over classes."""
+    """Return the logits of a test-time defence, over learned tokens where it needs those."""
     settings: Any = TEST_TIME[kind]
     base = classifier()
     if hasattr(settings, "views"):

@@ -11,7 +11,7 @@ from torch import nn
 from toys import LISTED
 
 from robustclip import names as models
-from robustclip.attacks import ATTACKS, FABT, PGD, Library
+from robustclip.attacks import ATTACKS, FABT, PGD
 from robustclip.attacks.classes import for_classes
 from robustclip.data.reading import read_images, to_images
 from robustclip.evaluation import computing, protocols
@@ -150,8 +150,6 @@ def test_every_attack_of_the_list_keeps_its_word(name, kept, make_model, picture
     """Nothing at eps 0, inside its ball, as many passes as declared, no gradient left behind."""
     subject = kept.setdefault("subject", healthy(make_model(), pictures)) if not kept else kept["subject"]
     attack = ATTACKS[name]
-    if isinstance(attack, Library):
-        pytest.importorskip("torchattacks")
     norm, eps = ("L2", 60.0) if "L2" in getattr(attack, "kind", "") else ("Linf", 4.0)
     (attack,) = for_classes((attack,), 4).values()
     protocol = replace(PROTOCOL, attacks=(attack,), norm=norm, eps=(eps,))

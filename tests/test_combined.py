@@ -24,7 +24,6 @@ from robustclip.models.model import tensors_sha256
 from robustclip.records.findings import rankable
 from robustclip.training.installing import install
 
-EVALUATE = Path(__file__).resolve().parent.parent / "pipelines" / "evaluate.py"
 QUICK = replace(PROTOCOL, eps=(6.0,))
 
 

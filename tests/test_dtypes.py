@@ -10,7 +10,7 @@ from robustclip.attacks.modes import TEXTS, joint
 from robustclip.attacks.noise import Noise
 from robustclip.base.dtypes import wide
 from robustclip.base.threat import Ball
-from robustclip.defenses import DEFENSES, Batch, Paired
+from robustclip.defenses import DEFENSES, Batch
 from robustclip.models.classifier import Guides
 
 ATTACKS = (
@@ -56,8 +56,7 @@ def test_a_defence_on_fp64_images_attacks_and_learns_in_fp64(kind, tiny_model, p
     objective = defense.objective(roles, batch)
     if objective is not None:
         assert objective(batch.images * 0.9).loss.dtype == torch.float64
-    if not isinstance(defense, Paired):
-        assert {part.dtype for part in defense.loss(roles, batch, Example(batch.images * 0.9)).values()} == {torch.float64}
+    assert {part.dtype for part in defense.loss(roles, batch, Example(batch.images * 0.9)).values()} == {torch.float64}
 
 
 def test_wide_is_never_less_than_fp32():

@@ -10,6 +10,7 @@ import own_numbers
 import pytest
 from golden_case import FOLDER
 from golden_methods import METHODS, PAGE, table
+from toys import NEEDS_LIBRARY
 
 KNOWN = json.loads(own_numbers.FILE.read_text())
 PARTS = dict(own_numbers.everything())
@@ -32,7 +33,7 @@ def test_the_page_has_the_table_that_the_tests_make():
     assert table() in PAGE.read_text(), "run python tests/golden_methods.py"
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[NEEDS_LIBRARY] * ("torchattacks" in name)) for name in PARTS])
 def test_ours_is_what_it_was(name):
     found = PARTS[name]()
     assert name in KNOWN, "python tests/own_numbers.py --write adds its numbers"

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Linear, Wavy, all_of, ids_of, middle, only_loss, scored_by
+from toys import NEEDS_LIBRARY, Linear, Wavy, all_of, ids_of, middle, only_loss, scored_by
 
 from robustclip.attacks import APGD, APGDT, MIFGSM, PGD, Library, Scored
 from robustclip.attacks.apgd import apgd, surface_start
@@ -159,6 +159,7 @@ def state_of(module):
     return {n: m.training for n, m in module.named_modules()}, {n: p.requires_grad for n, p in module.named_parameters()}
 
 
+@NEEDS_LIBRARY
 def test_item_2_an_attack_leaves_no_gradient_and_restores_every_mode(tiny_classifier, pictures):
     x, y, ids = pictures(4)
     tiny_classifier.clip.visual.requires_grad_(True)

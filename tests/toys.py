@@ -1,15 +1,23 @@
 """Small models and images that attack tests share."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
 
-from robustclip.attacks import ATTACKS, Scored
+from robustclip.attacks import ATTACKS, Library, Scored
 from robustclip.attacks.pgd import resisting
 
+NEEDS_LIBRARY = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattacks, which need not be there, is not")
 # Every attack of the list by name, for contract tests; those of 100 steps, whose class is there with fewer, are slow.
 LISTED = [
-    pytest.param(name, id=name, marks=[pytest.mark.slow] if getattr(attack, "steps", 0) >= 100 else []) for name, attack in ATTACKS.items()
+    pytest.param(
+        name,
+        id=name,
+        marks=[pytest.mark.slow] * (getattr(attack, "steps", 0) >= 100) + [NEEDS_LIBRARY] * isinstance(attack, Library),
+    )
+    for name, attack in ATTACKS.items()
 ]
 
 

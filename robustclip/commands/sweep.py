@@ -18,7 +18,7 @@ from robustclip.sweeps.tuning import sweep
 from robustclip.training.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SPACES = next((folder for folder in (PACKAGE / "tune_spaces", PACKAGE.parent / "tune_spaces") if folder.is_dir()), PACKAGE)  # wheel, clone
+SPACES = PACKAGE / "tune_spaces" if (PACKAGE / "tune_spaces").is_dir() else PACKAGE.parent / "tune_spaces"  # of a wheel, of a clone
 
 
 def parser() -> argparse.ArgumentParser:
