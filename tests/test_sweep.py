@@ -108,14 +108,14 @@ def test_recipes_and_dataclasses_are_sampled_like_fields(ray_session: None, tmp_
 @pytest.mark.timeout(1200)
 def test_an_interpolation_trains_once_and_is_validated_at_every_alpha(ray_session: None, tmp_path: Path, config: Config) -> None:
     fixed = {"model": config.model, "data.name": "shapes", "optim.lr": 1e-2}
-    for fresh in (False, True):
-        outcome, text, children = run_space({"interpolation": [0.0, 0.5, 1.0]}, fixed, str(tmp_path), fresh=fresh)
+    for fresh, alphas in ((False, [0.0, 1.0]), (True, [0.0, 0.5, 1.0])):
+        outcome, text, children = run_space({"interpolation": alphas}, fixed, str(tmp_path), fresh=fresh)
         assert varying(children) == {"interpolation"}
         assert outcome.concurrent == 1
         assert len({trial.result["run"]["sha256"] for trial in outcome.trials if trial.result}) == 1
         # A second training, or a second start from nothing, would have taken the earlier alphas' files away.
         (folder,) = (tmp_path / "runs").iterdir()
-        assert len(list(folder.glob("val-*.json"))) == 3
+        assert len(list(folder.glob("val-*.json"))) == len(alphas)
     assert outcome.chosen_by == "val/strong"
     assert "(chosen by val/strong)" in text
     assert "Spearman's rank correlation of val/robust (PGD) and val/strong (apgd-ce-50)" in text

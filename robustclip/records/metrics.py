@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from robustclip.base.errors import UserError
 from robustclip.records.rows import CLEAN
@@ -79,6 +76,8 @@ class Difference:
 
 
 def _wilson(correct: float, n: float) -> tuple[float, float]:
+    from statsmodels.stats.proportion import proportion_confint  # late: a second that every process of a sweep would pay
+
     low, high = proportion_confint(correct, n, alpha=0.05, method="wilson")
     return max(0.0, float(low)), min(1.0, float(high))
 
@@ -170,6 +169,9 @@ def paired_difference(
 
 
 def _per_set(gaps: Mapping[str, np.ndarray]) -> dict[str, SetDifference]:
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.multitest import multipletests
+
     only = {name: (int((gap == 1).sum()), int((gap == -1).sum())) for name, gap in gaps.items()}
     p = [min(1.0, float(mcnemar([[0, a], [b, 0]], exact=True).pvalue)) for a, b in only.values()]
     holm: Any = multipletests(p, method="holm")[1]

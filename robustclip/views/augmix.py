@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import equalize_image
 
 from robustclip.base.seeds import generator
 from robustclip.views.crops import Key
@@ -28,6 +27,13 @@ def autocontrast(x: Tensor) -> Tensor:
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
     span = high - low
     return torch.where(span < 1 / 255, x, (x - low) / span.clamp(min=1 / 255))
+
+
+def equalize(x: Tensor) -> Tensor:
+    """Return images of which every channel has all levels equally often."""
+    from torchvision.transforms.v2.functional import equalize_image  # late: seconds that every process of a sweep would pay
+
+    return as_if_unchanged(x, equalize_image(x))
 
 
 def posterize(x: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ def shear_y(x: Tensor, level: Tensor) -> Tensor:
 # In the order of their numbers; each takes images [N,C,H,W] in [0,1] and signed levels [N].
 CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "autocontrast": lambda x, level: autocontrast(x),
-    "equalize": lambda x, level: as_if_unchanged(x, equalize_image(x)),
+    "equalize": lambda x, level: equalize(x),
     "posterize": lambda x, level: posterize(x),
     "solarize": solarize,
     "rotate": rotate,
