@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the set (an embedded set has its own)")
     parser.add_argument("--out", default="outputs", help="path or file://, s3://, gs:// URI (default: %(default)s)")
     parser.add_argument("--split", help="what a source without split folders is (default: its own name, as in train.tar.gz)")
-    parser.add_argument("--strict", action="store_true", help="refuse unreadable images instead of skipping them")
+    parser.add_argument("--strict", action="store_true", help="refuse images that would be skipped instead of skipping them")
     parser.add_argument("--fresh", action="store_true", help="replace a set of this name that has other content")
     parser.add_argument("--templates", nargs="+", default=TEMPLATES, help="prompts, {} where the class name goes (default: %(default)s)")
     parser.add_argument("--licence", default="unknown: ask its source", help="noted in dataset.json")

@@ -5,16 +5,18 @@ The bytes wait in a temporary file for their turn in the shuffled shards, so mem
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.data.archives import Entry
 from robustclip.data.card import CARD, DatasetCard, load, save, whole
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import Row, write_split
-from robustclip.data.sources import SPLITS, Entry, Place, entries, place
+from robustclip.data.sources import SPLITS, Place, entries, place
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 MAX_BYTES = 64 << 20  # a larger file is no image of a training set
@@ -24,20 +26,29 @@ SKIPPED = "skipped.json"
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that did not become a row, and why."""
+    """A file that did not become a row, and why; its split is "none" where it lies in no class folder."""
 
     id: str
     split: str
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image that was found good: how to read its bytes, its class folder, height and width, and which source had it by which name."""
+
+    image: Callable[[], bytes]
+    class_folder: str
+    shape: tuple[int, int]
+    origin: tuple[int, str]
+
+
 @dataclass
 class Collected:
-    """What one pass over the sources found: rows as (id, class folder, image) per split, the skipped files, the image shapes."""
+    """What one pass over the sources found: images by id in each split, and the skipped files."""
 
-    rows: dict[str, list[tuple[str, str, Callable[[], bytes]]]] = field(default_factory=dict)
+    rows: dict[str, dict[str, Found]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-    shapes: set[tuple[int, ...]] = field(default_factory=set)
     class_folders: set[str] = field(default_factory=set)
     seen: int = 0
 
@@ -45,30 +56,33 @@ class Collected:
 def collect(sources: Sequence[str], split: str | None, spool: BinaryIO, progress: Callable[[int], None]) -> Collected:
     """Read every image of the sources once, check it and put its bytes into `spool`; `progress` hears the number of files seen."""
     found = Collected()
-    for source in sources:
-        _collect(source, split, spool, progress, found)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
+        for number, source in enumerate(sources):
+            _collect(number, source, split, spool, progress, found)
     if not any(found.rows.values()):
         raise UserError(f"no readable image in {', '.join(sources)}; expected {{class}}/image or {{split}}/{{class}}/image")
-    filled = {class_folder for rows in found.rows.values() for _, class_folder, _ in rows}
+    filled = {row.class_folder for rows in found.rows.values() for row in rows.values()}
     for class_folder in sorted(found.class_folders - filled):
         raise UserError(f"the class folder {class_folder!r} holds no readable image; remove it or mend its images")
     return found
 
 
-def _collect(source: str, split: str | None, spool: BinaryIO, progress: Callable[[int], None], found: Collected) -> None:
+def _collect(number: int, source: str, split: str | None, spool: BinaryIO, progress: Callable[[int], None], found: Collected) -> None:
     folders, filled, wrappers = set(), set(), set()
     for entry in entries(source):
-        where = place(f"{entry.name}/-" if entry.read is None else entry.name)
-        if where is None:
+        is_folder = entry.read is None and not entry.fault
+        where = place(f"{entry.name}/-" if is_folder else entry.name)
+        if is_folder:
+            folders |= {entry.name} if where else set()
             continue
-        if entry.read is None:
-            folders.add(entry.name.removeprefix("./").rstrip("/"))
+        if where is None or (entry.fault and not _is_image(entry.name)):  # a dead link may have been a folder
+            _pass_by(entry, found)
             continue
-        name = entry.name.removeprefix("./")
-        filled |= {name.rsplit("/", depth)[0] for depth in range(1, name.count("/") + 1)}
+        filled |= {entry.name.rsplit("/", depth)[0] for depth in range(1, entry.name.count("/") + 1)}
         wrappers.add(where.wrapper)
         _check_wrapper(source, wrappers)
-        _take(entry, where, _split_of(where, source, split), spool, found)
+        _take(entry, where, _split_of(where, source, split), (number, entry.name), spool, found)
         progress(found.seen)
     for folder in sorted(folders - filled):
         raise UserError(f"{source}: the folder {folder!r} is empty; remove it or fill it with images")
@@ -90,32 +104,57 @@ def _split_of(where: Place, source: str, asked: str | None) -> str:
         return where.split
     stem = storage.name_of(source).split(".")[0].lower()
     if not asked and stem not in SPLITS:
-        raise UserError(f"{source}: its folders name no split ({', '.join(SPLITS)}); say which it is with --split train or --split test")
+        example = f"{where.class_folder}/{where.file}"
+        raise UserError(
+            f"{source}: its folders name no split ({', '.join(SPLITS)}) for {example}; say which it is with --split train or --split test"
+        )
     return asked or SPLITS[stem]
 
 
-def _take(entry: Entry, where: Place, split: str, spool: BinaryIO, found: Collected) -> None:
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _written(name: str) -> str:
+    """Return a name as text that can be stored and shown; bytes that are no UTF-8 appear as \\udcXX."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _pass_by(entry: Entry, found: Collected) -> None:
+    """Count what may be an image but lies in no class folder; what macOS adds to archives (._*, __MACOSX) and other files are none."""
+    hidden = any(part.startswith(".") for part in entry.name.split("/"))
+    if "__MACOSX" in entry.name or "/._" in f"/{entry.name}" or not (entry.fault or _is_image(entry.name)):
+        return
+    found.seen += 1
+    found.skipped.append(Skipped(_written(entry.name), "none", entry.fault or ("hidden" if hidden else "lies in no class folder")))
+
+
+def _take(entry: Entry, where: Place, split: str, origin: tuple[int, str], spool: BinaryIO, found: Collected) -> None:
     """Check one file and keep its bytes, or note why it is skipped."""
-    assert entry.read is not None
     key = f"{split}/{where.class_folder}/{where.file}"
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the file name {key!r} is not valid UTF-8; rename it") from None
     found.seen += 1
     found.class_folders.add(where.class_folder)
-    rows = found.rows.setdefault(split, [])
+    rows = found.rows.setdefault(split, {})
+    if before := rows.get(key):
+        if before.origin != origin:
+            raise UserError(f"the id {_written(key)!r} occurs more than once; every image needs an id of its own; rename one of its files")
+        del rows[key]
+        found.skipped.append(Skipped(key, split, "a later file of the archive has the same name and takes its place"))
     try:
-        if not where.file.lower().endswith(IMAGE_SUFFIXES):
-            raise BadImage("not the name of an image file")
+        if key != _written(key):
+            raise BadImage("its name is not valid UTF-8")
+        if entry.read is None:
+            raise BadImage(entry.fault)
+        if not _is_image(where.file):
+            raise BadImage("not the name of a JPEG, PNG, WebP, BMP, GIF or PPM image")
         if entry.size > MAX_BYTES:
             raise BadImage(f"{entry.size} bytes are more than {MAX_BYTES}")
         data = entry.read()
-        found.shapes.add(decode(data).shape)
+        height, width, _ = decode(data).shape
     except BadImage as error:
-        found.skipped.append(Skipped(key, split, str(error)))
+        found.skipped.append(Skipped(_written(key), split, str(error)))
         return
-    rows.append((key, where.class_folder, _spooled(spool, data)))
+    rows[key] = Found(_spooled(spool, data), where.class_folder, (height, width), origin)
 
 
 def _spooled(spool: BinaryIO, data: bytes) -> Callable[[], bytes]:
@@ -194,19 +233,20 @@ def prepare(
 
 def _write(stage: str, name: str, sources: Sequence[str], found: Collected, templates: tuple[str, ...], licence: str) -> DatasetCard:
     names = class_names(found.class_folders)
-    label = {folder: i for i, folder in enumerate(names)}
-    shapes = {(height, width) for height, width, _ in found.shapes}
+    classes = tuple(sorted(set(names.values())))
+    label = dict(zip(classes, range(len(classes)), strict=True))
+    shapes = {row.shape for rows in found.rows.values() for row in rows.values()}
     side = next(iter(shapes)) if len(shapes) == 1 else (0, 1)
     card = DatasetCard(
         name=name,
-        class_names=tuple(names.values()),
+        class_names=classes,
         templates=templates,
         splits={split: len(rows) for split, rows in sorted(found.rows.items()) if rows},
         native_size=side[0] if side[0] == side[1] else None,
         licence=licence,
         source=", ".join(storage.name_of(storage.resolve(source)) for source in sources),
         shards={
-            split: write_split(stage, split, (Row(key, label[folder], image) for key, folder, image in rows))
+            split: write_split(stage, split, (Row(key, label[names[row.class_folder]], row.image) for key, row in rows.items()))
             for split, rows in sorted(found.rows.items())
             if rows
         },

@@ -1,0 +1,184 @@
+"""The members of a tar archive, read as a stream: archives in a row are one, links are followed inside, damage is never the end."""
+
+import bz2
+import gzip
+import lzma
+import posixpath
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, BinaryIO
+
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+UNPACKERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by first bytes
+NAMES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+LONGEST_NAMES = 1 << 20  # bytes of a header of long names, which is held in memory
+LONGEST_END = 1 << 26  # bytes of zeros behind an archive
+DEAD_LINK = "a link that leads to no file"
+NO_FILE = "a device, pipe or socket"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of a source (`read` is None), or a file: its name inside the source, its size in bytes, and how to read it now.
+
+    A file that cannot be read has a `fault` instead, which says why.
+    """
+
+    name: str
+    size: int = 0
+    read: Callable[[], bytes] | None = None
+    fault: str = ""
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; one that is damaged or claims too much is a ReadError, where tarfile would skip it or take it for the end."""
+
+    zeros = 0  # bytes of zeros read since the last member
+    block = b""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        cls.block = bytes(buf).strip(b"\0")
+        if buf:
+            cls.zeros = 0 if cls.block else cls.zeros + len(buf)
+        if cls.zeros > LONGEST_END:
+            raise tarfile.ReadError("nothing but zeros")
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in NAMES and header.size > LONGEST_NAMES):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if cls.block:
+                raise tarfile.ReadError(str(error)) from error
+            raise  # zeros, or the end of the file
+
+
+class _Stream:
+    """A stream that ends for good: tarfile would read on behind it for every byte that a damaged header claims."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.behind = stream, 0
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.behind = 0 if data else self.behind + 1
+        if self.behind > 8:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
+def tar_entries(source: str) -> Iterator[Entry]:
+    """Yield the files and folders of a tar archive, then again the files that its links lead to, under the names of the links."""
+    links: dict[str, str] = {}
+    for archive, member in _members(source):
+        links.pop(member.name, None)  # a later member of a name takes the place of an earlier one
+        if member.isdir():
+            yield Entry(member.name)
+        elif member.issym():
+            links[member.name] = posixpath.join(posixpath.dirname(member.name), member.linkname)
+        elif member.islnk():
+            links[member.name] = member.linkname
+        elif member.isreg():
+            yield Entry(member.name, member.size, partial(_bytes, source, archive, member))
+        else:
+            yield Entry(member.name, fault=NO_FILE)
+    if links:
+        yield from _linked(source, links)
+
+
+def _members(source: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    if not storage.exists(source):
+        raise UserError(f"{source}: no such file")
+    with _intact(source):
+        with storage.open_read(source) as packed:
+            first = packed.read(6)
+        unpack = next((unpack for magic, unpack in UNPACKERS.items() if first.startswith(magic)), nullcontext)
+        header: type[_Header] = type("Header", (_Header,), {})  # what it remembers is of one archive
+        with storage.open_read(source) as packed, unpack(packed) as stream:
+            ending: Any = _Stream(stream)  # all that a stream archive asks of a file
+            with tarfile.open(fileobj=ending, mode="r|", tarinfo=header, ignore_zeros=True) as archive:
+                for member in archive:
+                    member.name = _plain(member.name)
+                    yield archive, member
+            if not header.zeros:  # tarfile takes a cut between two members for the end; a whole archive ends in zeros
+                raise tarfile.ReadError("no end mark")
+
+
+def _plain(name: str) -> str:
+    """Return a name without empty and '.' parts; what leads outside (a leading '/', '..') stays to be seen."""
+    return "/" * name.startswith("/") + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _bytes(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with _intact(source):
+        stream = archive.extractfile(member)
+        data = stream.read() if stream else b""
+        if len(data) != member.size:
+            raise tarfile.ReadError(f"unexpected end of {member.name}")
+        return data
+
+
+def _linked(source: str, links: Mapping[str, str]) -> Iterator[Entry]:
+    """Yield an entry for every link and every file behind a linked folder: a second reading, for a link may come before its target."""
+    targets = _targets(links)
+    dead = set(links)
+    for archive, member in _members(source):
+        if member.isreg() and member.name not in links:
+            read = cache(partial(_bytes, source, archive, member))  # a stream gives its bytes once
+            for above in (*_above(member.name), member.name):
+                for link in targets.get(above, ()):
+                    dead.discard(link)
+                    yield Entry(link + member.name[len(above) :], member.size, read)
+    for link in sorted(dead):
+        yield Entry(link, fault=DEAD_LINK)
+
+
+def _targets(links: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return target -> the names that lead there; a folder is no target of a link that lies in it."""
+    targets = defaultdict(list)
+    ends = {link: _end(link, links) for link in links}
+    for link, end in ends.items():
+        if end not in _above(link):
+            targets[end].append(link)
+    linked = {end: list(names) for end, names in targets.items()}
+    for link, end in ends.items():  # a linked folder may hold links itself
+        aliases = [name + link[len(above) :] for above in _above(link) for name in linked.get(above, ())]
+        targets[end] += [alias for alias in aliases if end not in (*_above(link), *_above(alias))]
+    return targets
+
+
+def _end(name: str, links: Mapping[str, str]) -> str:
+    """Return the name that a link leads to in the end; '' for a circle of links."""
+    for _ in range(40):  # as Linux does
+        link = next((part for part in (*_above(name), name) if part in links), None)
+        if link is None:
+            return name
+        name = posixpath.normpath(links[link] + name[len(link) :])
+    return ""
+
+
+def _above(name: str) -> list[str]:
+    """Return the folders that a name lies in, outermost first."""
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
+
+
+@contextmanager
+def _intact(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, IndexError) as error:
+        raise UserError(f"{source}: the archive is damaged or cut short ({error}); fetch it again") from error
