@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import tarfile
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -235,3 +236,18 @@ def test_a_name_that_is_no_text_is_counted(tmp_path, make):
     _, rows, skipped = made(tmp_path, make(tmp_path / ("set" if make is as_folder else "set.tar.gz"), files))
     assert rows == CATS
     assert skipped == {r"train/cat/\udce9.png": "its name is not valid UTF-8"}
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
+    composed, taken_apart = (unicodedata.normalize(form, "café_noir") for form in ("NFC", "NFD"))
+    files = {f"train/{composed}/0.png": image(), f"train/{taken_apart}/0.png": image(), "train/thé/0.png": image()}
+    done, rows, _ = made(tmp_path, as_folder(tmp_path / "set", files))
+    assert (done.card.class_names, rows) == (("café noir", "thé"), files)
+    assert [name for _, name in stored(done.card, "train").values()].count("café noir") == 2
+
+
+def test_classes_that_differ_in_case_only_are_said(tmp_path, caplog):
+    files = CATS | {"train/Cat/0.png": image(), "train/dog/0.png": image()}
+    assert made(tmp_path, as_folder(tmp_path / "set", files))[0].card.class_names == ("Cat", "cat", "dog")
+    said = "the classes 'Cat' and 'cat' differ in case only, which CLIP does not read; rename a folder if they are one"
+    assert [record.getMessage() for record in caplog.records] == [said]
