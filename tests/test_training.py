@@ -1,6 +1,8 @@
 """Ray Train end to end on the smallest recipe: it learns, its result is kept, and what cannot work is refused before it starts."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.runtime import cluster
+from robustclip.training import loop
 from robustclip.training.config import Config
 from robustclip.training.fit import fit
 from robustclip.training.job import Job, prepare
@@ -55,3 +58,31 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path, smoke: Conf
 def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, smoke: Config) -> None:
     with pytest.raises(UserError, match="3 workers"):
         fit(prepare(smoke, str(tmp_path)), cluster.Share(workers=3, cpus=0.5, gpus=0.0))
+
+
+def test_a_resumed_run_reports_the_steps_it_was_not_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver that heard of them may have been killed before it told anyone."""
+    import ray.train.torch
+
+    reported: list[list[int]] = []
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2))
+    monkeypatch.setattr(ray.train, "get_dataset_shard", lambda name: iter(()))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: "step_000006")
+    monkeypatch.setattr(ray.train, "report", lambda said, **kwargs: reported.append([row["step"] for row in said["curve"]]))
+    learner = SimpleNamespace(step=6)
+
+    def steps(*given: Any) -> Iterator[dict[str, float]]:
+        while learner.step < 9:
+            learner.step += 1
+            yield {"step": learner.step, "loss": 0.1}
+
+    monkeypatch.setattr(loop, "build_learner", lambda *given: learner)
+    monkeypatch.setattr(loop, "restore", lambda *given: [{"step": step, "loss": 0.1} for step in range(1, 7)])
+    monkeypatch.setattr(loop, "steps", steps)
+    monkeypatch.setattr(loop, "units_of", lambda *given: ())
+    monkeypatch.setattr(loop, "finish", lambda job, learner, history: {"history": history})
+    job = SimpleNamespace(config=SimpleNamespace(checkpoint_every=2), plan=SimpleNamespace(steps=9, steps_per_epoch=9))
+    result = loop.train_loop({"job": job, "threads": 1})
+    assert reported == [[1, 2, 3, 4, 5, 6, 7, 8], [9]]
+    assert [row["step"] for row in result["history"]] == list(range(1, 10))

@@ -28,7 +28,8 @@ from robustclip.records.summary import cost, set_metrics
 from robustclip.results import report
 from robustclip.results.page import Page
 from robustclip.runtime import cli, cluster
-from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.runtime.store import how_to_open
+from robustclip.runtime.tracking import Tracker
 from robustclip.test_time import TEST_TIME
 
 BASELINE = "tiny-vit8"
@@ -60,9 +61,9 @@ def run() -> None:
     cli.say_on_terminal()
     out = cli.out_folder(args)
     protocol = adapted(protocols.named(args.protocol), args)
+    tracker = Tracker(out)
     names = [*dict.fromkeys([base_of(args.models), *args.models])]
     resolved = protocols.resolve(protocol, out)
-    tracker = Tracker(out)
     cluster.connect()
     cluster.warn_of_local_results(out)
     actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
@@ -76,6 +77,7 @@ def run() -> None:
     built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
     page = Page(built).write(f"{out}/reports/{resolved.hash}")
     print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
+    tracker.close()
 
 
 def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved, checks: Mapping[str, Sequence[Finding]]) -> None:
@@ -84,12 +86,10 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
         rows = table.filter(pc.equal(table["model"], model_name))
         done = key(resolved.hash, rows["result_key"][0].as_py())
         params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
-        run_id = tracker.run(done, f"evaluate {model_name}", params)
-        if tracker.logged(run_id) != done:
-            tracker.metrics(run_id, [set_metrics(rows, resolved.describe()) | cost(rows)])
-            tracker.tag(run_id, logged=done)
-        tracker.tag(run_id, checks=summary(checks[model_name]))
-        tracker.finish(run_id)
+        run = tracker.run(done, f"evaluate {model_name}", params)
+        tracker.results(run, set_metrics(rows, resolved.describe()) | cost(rows))
+        tracker.tag(run, checks=summary(checks[model_name]))
+        tracker.finish(run)
 
 
 def base_of(names: list[str]) -> str:

@@ -61,6 +61,7 @@ def run() -> None:
         fresh=args.fresh,
     )
     print(publish(space, config, outcome, protocol, out, tracker, started))
+    tracker.close()
     if outcome.failures:
         reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
         raise errors.UserError(

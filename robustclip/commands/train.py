@@ -11,7 +11,8 @@ from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
 from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
-from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.runtime.store import how_to_open
+from robustclip.runtime.tracking import Tracker
 from robustclip.training.config import Config
 from robustclip.training.fit import fit, relay
 from robustclip.training.job import forget, prepare
@@ -37,23 +38,23 @@ def run() -> None:
     config = override(named(args.recipe).config, changes)
     if args.table:
         config = with_table(config, Table.read(args.table))
+    tracker = Tracker(out)
     job = prepare(config, out)
     if args.fresh:
         forget(job)
-    tracker = Tracker(out)
-    run_id = tracker.run(job.key, f"train {args.recipe}", flatten(config))
+    run = tracker.run(job.key, f"train {args.recipe}", flatten(config))
     cluster.connect()
     cluster.warn_of_local_results(out)
 
     def on_report(metrics: dict[str, Any]) -> None:
-        tracker.new_steps(run_id, metrics["curve"])
+        tracker.curve(run, metrics["curve"])
         log.info("step %d of %d, epoch %.1f, loss %.3f", metrics["step"], job.plan.steps, metrics["epoch"], metrics["loss"])
 
     with relay(on_report) as callback:
         result = fit(job, cluster.divide(1, args.workers), [callback])
-    tracker.new_steps(run_id, result["history"])
-    tracker.tag(run_id, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
-    tracker.finish(run_id)
+    tracker.curve(run, result["history"])
+    tracker.tag(run, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
+    tracker.finish(run)
     last = result["metrics"]
     held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
     print(f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
@@ -61,6 +62,7 @@ def run() -> None:
     print(f"checkpoint     {result['checkpoint']}")
     print(f"attack it      robustclip evaluate {result['checkpoint']} --out {out}")
     print(f"MLflow         {how_to_open(out)}")
+    tracker.close()
 
 
 def with_table(config: Config, table: Table) -> Config:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.locks import alone
 from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
@@ -54,7 +55,9 @@ def ensure_set(out: str, name: str, split_sizes: Mapping[str, int], render_seed:
             raise _missing(folder)
         return load(folder)
     if not storage.exists(storage.join(folder, CARD)):
-        _render(folder, name, split_sizes, render_seed)
+        with alone(folder):
+            if not storage.exists(storage.join(folder, CARD)):
+                _render(folder, name, split_sizes, render_seed)
     card = load(folder)
     if (card.splits, card.render_seed) != (dict(split_sizes), render_seed):
         raise UserError(f"{folder}: the card says splits {card.splits}, seed {card.render_seed}; delete the folder to render it again")

@@ -9,11 +9,13 @@ import tempfile
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.locks import alone
 from robustclip.data.archives import Entry
 from robustclip.data.card import CARD, DatasetCard, load, save, whole
 from robustclip.data.images import BadImage, decode
@@ -223,9 +225,11 @@ def prepare(
     for template in templates:
         if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
             raise UserError(f"the template {template!r} must hold one {{}}, where the class name goes, and no other brace")
-    before = load(folder) if storage.exists(storage.join(folder, CARD)) and not fresh else None
-    unharmed = before is not None and whole(before)
-    with storage.staged(folder, replace=not unharmed) as stage:
+    with ExitStack() as held:
+        held.enter_context(alone(folder))
+        before = load(folder) if storage.exists(storage.join(folder, CARD)) and not fresh else None
+        unharmed = before is not None and whole(before)
+        stage = held.enter_context(storage.staged(folder, replace=not unharmed))
         # The images wait beside the shards: a temporary folder in memory could not hold a large set.
         with tempfile.TemporaryFile(dir=stage if storage.is_local(stage) else None) as spool:
             found = collect([storage.resolve(source) for source in sources], split and SPLITS.get(split, split), spool, progress)

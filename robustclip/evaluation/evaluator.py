@@ -1,19 +1,26 @@
 """The Ray-parallel evaluator: long-lived actors pull cells, write their records, and finished cells are never computed again."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from robustclip import names as models
+from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.locks import alone
+from robustclip.base.values import key
 from robustclip.evaluation.computing import git_commit, record
 from robustclip.evaluation.progress import Progress, Queue, Running, late
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
 from robustclip.models.model import Model
 from robustclip.runtime.cluster import use_threads
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -46,24 +53,46 @@ def evaluate(
 
     Raises UserError naming the cells that failed three times, after all the others are done and kept.
     """
-    wanted, started = Wanted(names, resolved, out), time.monotonic()
+    wanted = Wanted(names, resolved, out)
     if wanted.missing:
-        import ray
-
-        # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
-
-        def start() -> Any:
-            return actor.remote(resolved, out, max(1, int(cpus)), git_commit())
-
-        def say(done: int) -> None:
-            on_progress(Progress(done, len(wanted.missing), time.monotonic() - started, wanted.found))
-
-        _compute_missing(wanted, start, actors, say)
+        with by_one_process(wanted, resolved, out):
+            wanted = Wanted(names, resolved, out)
+            if wanted.missing:
+                compute_missing(wanted, resolved, out, actors, cpus, gpus, on_progress)
     return wanted.table()
 
 
-def _compute_missing(wanted: Wanted, start: Callable[[], Any], actors: int, say: Callable[[int], None]) -> None:
+@contextmanager
+def by_one_process(wanted: Wanted, resolved: Resolved, out: str) -> Iterator[None]:
+    """Hold the locks of the models that miss cells under a protocol, in the order that all processes take them in."""
+    named = {cell.model_sha256: cell.model for cell in wanted.missing}
+    with ExitStack() as held:
+        for identity, model in sorted(named.items()):
+            path = storage.join(out, "records", key(resolved.hash, identity))
+            held.enter_context(alone(path, lambda model=model: log.info("another process attacks %s: waiting for it", model)))
+        yield
+
+
+def compute_missing(
+    wanted: Wanted, resolved: Resolved, out: str, actors: int, cpus: float, gpus: float, on_progress: Callable[[Progress], None]
+) -> None:
+    """Compute the cells that have no records on `actors` workers."""
+    import ray
+
+    started = time.monotonic()
+    # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
+
+    def start() -> Any:
+        return actor.remote(resolved, out, max(1, int(cpus)), git_commit())
+
+    def say(done: int) -> None:
+        on_progress(Progress(done, len(wanted.missing), time.monotonic() - started, wanted.found))
+
+    _share_out(wanted, start, actors, say)
+
+
+def _share_out(wanted: Wanted, start: Callable[[], Any], actors: int, say: Callable[[int], None]) -> None:
     """Let `actors` workers, each from `start`, compute the missing cells."""
     import ray
 

@@ -1,80 +1,70 @@
-"""MLflow: one experiment, one writer. A sweep is a parent run, a trial its child, both found again by tag, so a re-run adds none."""
+"""MLflow: one experiment, one writer. A sweep is a parent run, a trial its child, both found again by tag, so a re-run adds none.
+
+What is logged is also in files, and every write compares them with what the store has: repeated or late, by this command or by the next, it
+adds what is missing and nothing twice. So a store that is away for a while stops no work.
+"""
 
 import logging
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.locks import alone
+from robustclip.runtime import store
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "robustclip"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "robustclip.key"
-LOGGED_TAG = "robustclip.logged"  # the result whose metrics a run already has: a re-run must not add the same points twice
-REACHABLE_WITHIN = 5.0  # seconds
+RESULTS = ("val/", "test/")  # what a finished run came to; times and costs beside them differ when finished work is found again
+TIMEOUT = 8  # seconds that a server has for an answer
+PAUSE = 15.0  # seconds before a store that was away is asked again
+PATIENCE = 60.0  # seconds that the end of a command waits for it
 
 
-def store_folder(out: str) -> Path:
-    """Return the local folder of mlflow.db: `out` itself, or a fixed one in the home folder when `out` is an object store."""
-    return Path(out) if storage.is_local(out) else Path.home() / "robustclip"
+@dataclass(eq=False)
+class Run:
+    """A run by its key; `id` is MLflow's, empty until the store has it."""
 
-
-def tracking_uri(out: str) -> str:
-    """Return MLFLOW_TRACKING_URI, or the embedded sqlite store under `out`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_folder(out)}/mlflow.db"
-
-
-def how_to_open(out: str) -> str:
-    """Return the command that opens the UI on this machine, or the server's address."""
-    uri = tracking_uri(out)
-    if uri.startswith("http"):
-        return uri
-    here, command = Path.cwd(), Path(sys.executable).with_name("mlflow")
-    command = command.relative_to(here) if command.is_relative_to(here) else command
-    return f"{command} ui --host 127.0.0.1 --port 5000 --backend-store-uri {uri}"
-
-
-def check_reachable(uri: str) -> None:
-    """Raise UserError within 10 s when an http(s) tracking server does not answer: before hours of training, not after."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    import requests
-
-    try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=REACHABLE_WITHIN).raise_for_status()
-    except requests.RequestException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"MLFLOW_TRACKING_URI={uri} does not answer ({reason}): start that server or unset the variable") from error
+    key: str
+    name: str
+    params: Mapping[str, Any]
+    parent: "Run | None" = None
+    id: str = ""
 
 
 class Tracker:
-    """Writes runs, their parameters, metrics and artefacts; all of it from one process."""
+    """Writes runs, their parameters, metrics and artefacts, in the order asked for, all of it from one process.
+
+    What the store does not take waits, until `close` at the latest. Raises UserError at once for a store that cannot be used.
+    """
 
     def __init__(self, out: str):
-        self.out, self.uri = out, tracking_uri(out)
-        check_reachable(self.uri)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before MLflow is imported: it would write to the home folder
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.out, self.uri = out, store.tracking_uri(out)
         self._connect()
 
     def _connect(self) -> None:
-        from mlflow import MlflowClient
-
-        local = not self.uri.startswith("http")
-        if local:
-            store_folder(self.out).mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(self.uri)
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        artifacts = (store_folder(self.out) / "mlartifacts").as_uri() if local else None
-        self.experiment = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        for name, value in {
+            "MLFLOW_DISABLE_TELEMETRY": "true",  # before MLflow is imported: it would write to the home folder
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            # We try again ourselves. MLflow would for minutes, while others wait, and make a run twice of which the answer was lost.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
+        }.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
+        folder = store.store_folder(self.out)
+        self.lock = store.database_of(self.uri) or str(folder / "mlflow")
+        self.client, self.experiment = store.connect(self.uri, folder / "mlartifacts")
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.away, self.next_try, self.last = "", 0.0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"out": self.out, "uri": self.uri}
@@ -83,57 +73,118 @@ class Tracker:
         self.__dict__.update(state)
         self._connect()
 
-    def run(self, key: str, name: str, params: Mapping[str, Any], parent: str | None = None) -> str:
-        """Return the id of the run tagged `key` (under `parent`), made with its parameters if there is none, and marked as running."""
+    def _write(self, write: Callable[[], None]) -> None:
+        self.waiting.append(write)
+        if time.monotonic() >= self.next_try:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Write what waits, up to the first thing that the store does not take."""
+        while self.waiting:
+            try:
+                with alone(self.lock):  # another command may look for the same run, and add the same points
+                    self.waiting[0]()
+            except Exception as error:  # whatever is wrong with the store, the work goes on, and it is said in the end
+                if not self.away:
+                    log.warning("MLflow takes nothing now (%s); the work goes on, what is to be logged waits", store.reason_of(error))
+                self.away, self.next_try = store.reason_of(error), time.monotonic() + PAUSE
+                return
+            self.waiting.popleft()
+        if self.away:
+            log.info("MLflow has all that waited")
+        self.away = ""
+
+    def close(self) -> None:
+        """Return when the store has everything; raises UserError when it has not after PATIENCE seconds."""
+        end = time.monotonic() + PATIENCE
+        self._settle()
+        if self.waiting:
+            log.info("waiting up to %.0f s for MLflow", PATIENCE)
+        while self.waiting and time.monotonic() < end:
+            time.sleep(1.0)
+            self._settle()
+        if self.waiting:
+            raise UserError(
+                f"the results under {self.out} are complete, but MLflow at {self.uri} lacks some of them ({self.away}): "
+                "when it is back, run the same command again, which finds all work done and only logs"
+            )
+
+    def run(self, key: str, name: str, params: Mapping[str, Any], parent: Run | None = None) -> Run:
+        """Return the run tagged `key` (under `parent`), made with its parameters if there is none, and marked as running."""
+        run = Run(key, name, params, parent)
+        self._write(lambda: self._find_or_make(run))
+        return run
+
+    def _find_or_make(self, run: Run) -> None:
         from mlflow.entities import Param
 
-        under = f" and tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
-        found = self.client.search_runs([self.experiment], f"tags.`{KEY_TAG}` = '{key}'{under}", max_results=1)
+        under = f" and tags.`{PARENT_TAG}` = '{run.parent.id}'" if run.parent else ""
+        wanted = f"tags.`{KEY_TAG}` = '{run.key}'{under}"
+        found = self.client.search_runs([self.experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
         if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0].info.run_id
-        tags = {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
-        run_id = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
-        # MLflow takes 100 parameters a batch; a config has about 40.
-        self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
-        return run_id
+            run.id = found[0].info.run_id
+            self.client.update_run(run.id, status="RUNNING")
+        else:
+            tags = {KEY_TAG: run.key} | ({PARENT_TAG: run.parent.id} if run.parent else {})
+            run.id = self.client.create_run(self.experiment, run_name=run.name, tags=tags).info.run_id
+        missing = run.params.keys() - (found[0].data.params.keys() if found else ())
+        if missing:  # MLflow takes 100 parameters a batch; a config has about 40
+            self.client.log_batch(run.id, params=[Param(k, str(v)) for k, v in run.params.items() if k in missing], synchronous=True)
 
-    def metrics(self, run_id: str, rows: Iterable[Mapping[str, float]]) -> None:
-        """Log rows of metrics, each with its "step" (0 without one); MLflow's plain names: letters, digits, / _ . - and spaces."""
+    def curve(self, run: Run, rows: Iterable[Mapping[str, float]]) -> None:
+        """Log the rows of a curve whose "step" the run lacks, whichever these are; a row has a "loss", and MLflow's plain names."""
+        by_step, now = {int(row["step"]): row for row in rows}, self._now()
+        self._write(lambda: self._add_steps(run, by_step, now))
+
+    def _add_steps(self, run: Run, by_step: Mapping[int, Mapping[str, float]], now: int) -> None:
+        there = {point.step for point in self.client.get_metric_history(run.id, "loss")}
+        missing = [row for step, row in by_step.items() if step not in there]
+        for first in range(0, len(missing), 50):  # MLflow takes 1000 points at once, all or none of them; a row has about 10
+            self._log(run, missing[first : first + 50], now)
+
+    def results(self, run: Run, values: Mapping[str, float], step: int = 0) -> None:
+        """Log at a step what a finished run came to (val/, test/) and what that took, unless the run has these results already."""
+        now = self._now()
+        self._write(lambda: self._add_results(run, {**values, "step": step}, now))
+
+    def _add_results(self, run: Run, values: Mapping[str, float], now: int) -> None:
+        there = self.client.get_run(run.id).data.metrics
+        if any(there.get(name) != value for name, value in values.items() if name.startswith(RESULTS)):
+            self._log(run, [values], now)
+
+    def _now(self) -> int:
+        """Return the time in ms, later than any before: of two values at a step MLflow shows the later one."""
+        self.last = max(int(time.time() * 1000), self.last + 1)
+        return self.last
+
+    def _log(self, run: Run, rows: Iterable[Mapping[str, float]], now: int) -> None:
+        """Log rows as of `now`: a point that is sent again, since the answer was lost, is the same point to MLflow."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        points = [Metric(k, float(v), now, int(row.get("step", 0))) for row in rows for k, v in row.items() if k != "step"]
-        for first in range(0, len(points), 1000):
-            self.client.log_batch(run_id, metrics=points[first : first + 1000])
+        points = [Metric(k, float(v), now, int(row["step"])) for row in rows for k, v in row.items() if k != "step"]
+        self.client.log_batch(run.id, points, synchronous=True)
 
-    def logged(self, run_id: str) -> str | None:
-        """Return which result's metrics the run has already."""
-        return self.client.get_run(run_id).data.tags.get(LOGGED_TAG)
+    def tag(self, run: Run, **tags: str) -> None:
+        """Set tags, their names after the prefix robustclip."""
 
-    def last_step(self, run_id: str, metric: str = "loss") -> int:
-        """Return the last step of a curve, 0 if there is none: a resumed trial goes on from there."""
-        return max((point.step for point in self.client.get_metric_history(run_id, metric)), default=0)
+        def write() -> None:
+            for name, value in tags.items():
+                self.client.set_tag(run.id, f"robustclip.{name}", value, synchronous=True)
 
-    def new_steps(self, run_id: str, rows: Iterable[Mapping[str, float]]) -> None:
-        """Log the rows of a curve that lie beyond its last step: a resumed run repeats none."""
-        seen = self.last_step(run_id)
-        self.metrics(run_id, [row for row in rows if row["step"] > seen])
+        self._write(write)
 
-    def tag(self, run_id: str, **tags: str) -> None:
-        """Set tags; an underscore in a name becomes a dot after the prefix robustclip."""
-        for name, value in tags.items():
-            self.client.set_tag(run_id, f"robustclip.{name}", value)
-
-    def artefacts(self, run_id: str, files: Mapping[str, bytes]) -> None:
+    def artefacts(self, run: Run, files: Mapping[str, bytes]) -> None:
         """Attach files by name ("records/x.parquet": in a folder)."""
+        self._write(lambda: self._attach(run, files))
+
+    def _attach(self, run: Run, files: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-            self.client.log_artifacts(run_id, folder)
+            self.client.log_artifacts(run.id, folder)
 
-    def finish(self, run_id: str, failed: bool = False) -> None:
+    def finish(self, run: Run, failed: bool = False) -> None:
         """Close a run."""
-        self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        self._write(lambda: self.client.set_terminated(run.id, "FAILED" if failed else "FINISHED"))

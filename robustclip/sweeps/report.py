@@ -20,7 +20,8 @@ from robustclip.records.rows import CLEAN
 from robustclip.results import figures, report
 from robustclip.results.page import Page
 from robustclip.runtime.cluster import fitting_actors
-from robustclip.runtime.tracking import Tracker, how_to_open
+from robustclip.runtime.store import how_to_open
+from robustclip.runtime.tracking import Run, Tracker
 from robustclip.sweeps import trends
 from robustclip.sweeps.spaces import Space
 from robustclip.sweeps.trials import Trial
@@ -147,7 +148,7 @@ def examples(name: str, resolved: Resolved) -> bytes:
 
 def attach(
     tracker: Tracker,
-    parent: str,
+    parent: Run,
     folder: str,
     trials: list[Trial],
     resolved: Resolved,
@@ -160,11 +161,11 @@ def attach(
     for trial in trials:
         name = trial.model
         cells = resolved.cells(models.display_name(name), models.identity(name))
-        run_id = tracker.run(trial.key, trial.label, {}, parent)
+        run = tracker.run(trial.key, trial.label, {}, parent)
         kept = {f"records/{cell.dataset}-{cell.key}.parquet": storage.read_bytes(f"{out}/records/{cell.key}.parquet") for cell in cells}
-        tracker.artefacts(run_id, kept)
-        tracker.tag(run_id, checks=summary(checks[models.display_name(name)]))
-        tracker.finish(run_id)
+        tracker.artefacts(run, kept)
+        tracker.tag(run, checks=summary(checks[models.display_name(name)]))
+        tracker.finish(run)
 
 
 def others(outcome: Outcome) -> list[str]:

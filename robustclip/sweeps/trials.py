@@ -12,7 +12,7 @@ from ray import tune
 
 from robustclip.base.values import key
 from robustclip.names import written
-from robustclip.runtime.tracking import Tracker
+from robustclip.runtime.tracking import Run, Tracker
 from robustclip.sweeps.spaces import INTERPOLATION, RECIPE, TEST_TIME, Space, first_config, shared, trial_config
 from robustclip.test_time import TestTime
 from robustclip.training.config import Config
@@ -61,11 +61,11 @@ class SweepCallback(tune.Callback):
     `when_slot_is_free` is called once, when the first trial ends after all `expected` ones have started.
     """
 
-    def __init__(self, tracker: Tracker, parent: str, space: Space, base: Config, expected: int, when_slot_is_free: Callable[[], None]):
+    def __init__(self, tracker: Tracker, parent: Run, space: Space, base: Config, expected: int, when_slot_is_free: Callable[[], None]):
         self.tracker, self.parent, self.space, self.base = tracker, parent, space, base
         self.expected, self.when_slot_is_free = expected, when_slot_is_free
         self.trials: dict[str, Trial] = {}
-        self.runs: dict[str, str] = {}
+        self.runs: dict[str, Run] = {}
         self.free = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,17 +86,19 @@ class SweepCallback(tune.Callback):
         log.info("trial %s: started", mine.label)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        mine, run_id = self.trials[trial.trial_id], self.runs[trial.trial_id]
+        mine, run = self.trials[trial.trial_id], self.runs[trial.trial_id]
         if "failure" in result:
             mine.failure = result["failure"]
-            self.tracker.tag(run_id, failure=mine.failure)
+            self.tracker.tag(run, failure=mine.failure)
             log.error("trial %s failed: %s", mine.label, mine.failure)
         elif result.get("final"):
             mine.result = result
-            log_final(self.tracker, run_id, result)
+            log_final(self.tracker, run, result)
             log.info("trial %s: finished", mine.label)
+        elif "waiting" in result:
+            log.info("trial %s: another process trains it, waiting for that", mine.label)
         elif "curve" in result:
-            self.tracker.new_steps(run_id, result["curve"])
+            self.tracker.curve(run, result["curve"])
             log.info(
                 "trial %s: epoch %d of %d, loss %.2f, held out: clean %.0f %%, robust %.0f %%",
                 mine.label,
@@ -131,17 +133,14 @@ def reason(trial: Any) -> str:
     return [line.strip() for line in text.splitlines() if line.strip()][-1]
 
 
-def log_final(tracker: Tracker, run_id: str, result: Mapping[str, Any]) -> None:
+def log_final(tracker: Tracker, run: Run, result: Mapping[str, Any]) -> None:
     """Log a trial's test metrics and where its checkpoint lies, once: a re-run finds them there."""
-    done = key({name: value for name, value in result.items() if name.startswith(("val/", "test/"))})
-    if tracker.logged(run_id) == done:
-        return
-    run = result["run"]
-    tracker.new_steps(run_id, run["history"])
-    curve = {name: value for row in run["history"] for name, value in row.items()}
+    trained = result["run"]
+    tracker.curve(run, trained["history"])
+    curve = {name: value for row in trained["history"] for name, value in row.items()}
     # What is measured once, at the end, is in no curve; and an interpolated model has values of its own.
     held_out = {name: value for name, value in result.items() if name.startswith("val/") and curve.get(name) != value}
     summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/", "cost/"))}
-    tracker.metrics(run_id, [summary | held_out | {"step": run["metrics"]["step"]}])
-    tracker.tag(run_id, checkpoint=run["checkpoint"], weights_sha256=run["sha256"], logged=done)
-    tracker.artefacts(run_id, {"result.json": json.dumps(run, indent=1).encode()})
+    tracker.results(run, summary | held_out, trained["metrics"]["step"])
+    tracker.tag(run, checkpoint=trained["checkpoint"], weights_sha256=trained["sha256"])
+    tracker.artefacts(run, {"result.json": json.dumps(trained, indent=1).encode()})

@@ -22,7 +22,7 @@ from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.names import INTERPOLATE, written
 from robustclip.records.summary import cost, set_metrics
 from robustclip.runtime.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
-from robustclip.runtime.tracking import Tracker
+from robustclip.runtime.tracking import Run, Tracker
 from robustclip.sweeps.spaces import EVALUATED, INTERPOLATION, TEST_TIME, Space, check_space, count, starts, trial_config
 from robustclip.sweeps.trials import SweepCallback, Trial
 from robustclip.test_time import TAPT, PromptAlign
@@ -66,7 +66,7 @@ def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     firsts = [settings.space.grid(each)[0] for each in EVALUATED if each in sample]
     if settings.fresh and [sample[each] for each in EVALUATED if each in sample] == firsts:  # the others find what the first has trained
         forget(job)
-    fitted = fit(job, settings.share, [forward_epochs()])
+    fitted = fit(job, settings.share, [forward_epochs()], lambda: tune.report({"waiting": True}))
     name, metrics = fitted["checkpoint"], {name: value for name, value in fitted["metrics"].items() if name != "step"}
     if set(sample) & set(EVALUATED):
         name = evaluated(sample, name, job, settings.share)
@@ -151,7 +151,7 @@ class Outcome:
     trials: list[Trial]
     chosen: Trial | None
     chosen_by: str
-    parent: str
+    parent: Run
     concurrent: int
     failures: list[Trial] = field(default_factory=list)
 

@@ -1,5 +1,6 @@
 """Distributed adversarial fine-tuning: Ray Data streams the plan's units, Ray Train steps, and a killed run goes on bit for bit."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,20 +8,35 @@ from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.locks import alone
 from robustclip.runtime.cluster import Share
 from robustclip.training.job import Job
 from robustclip.training.loop import train_loop
 from robustclip.training.stream import stream
 
+log = logging.getLogger(__name__)
 
-def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+
+def say_waiting() -> None:
+    log.info("another process trains this run: waiting for it")
+
+
+def fit(job: Job, share: Share, callbacks: Sequence[Any] = (), waiting: Callable[[], None] = say_waiting) -> dict[str, Any]:
     """Train the job on its share of the cluster and return its result; a finished job returns its stored result, a killed one goes on.
+
+    One process at a time trains a job; the others wait, `waiting` called, and find its result.
 
     The result is {"key", "checkpoint", "sha256", "metrics", "history"}. Raises UserError with the reason a run could not finish.
     """
     result_file = storage.join(job.folder, "result.json")
-    if storage.exists(result_file):
-        return storage.read_json(result_file)
+    with alone(job.folder, waiting):
+        if not storage.exists(result_file):
+            storage.write_json(result_file, train(job, share, callbacks))
+    return storage.read_json(result_file)
+
+
+def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Run the job on Ray Train and return its result."""
     from ray.data import ExecutionOptions
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -47,7 +63,6 @@ def fit(job: Job, share: Share, callbacks: Sequence[Any] = ()) -> dict[str, Any]
     result = trainer.fit().return_value
     if "error" in result:
         raise UserError(result["error"])
-    storage.write_json(result_file, result)
     return result
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustclip import names as models
 from robustclip.base import storage
+from robustclip.base.locks import alone
 from robustclip.base.values import key, to_json
 from robustclip.data.card import DatasetCard
 from robustclip.data.datasets import ensure_set
@@ -97,6 +98,7 @@ def prepare(config: Config, out: str) -> Job:
 
 
 def forget(job: Job) -> None:
-    """Delete what earlier runs of this job left, so that `fit` starts again from nothing."""
-    for folder in (job.folder, job.train_folder):
-        storage.delete(folder)
+    """Delete what earlier runs of this job left, so that `fit` starts again from nothing; one that runs is waited for."""
+    with alone(job.folder):
+        for folder in (job.folder, job.train_folder):
+            storage.delete(folder)

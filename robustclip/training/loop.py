@@ -33,6 +33,7 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         learner = build_learner(job, get_device())
         history: list[dict[str, float]] = []
+        told = 0  # steps that this process has reported: a killed driver may have missed those of earlier ones
         if checkpoint := ray.train.get_checkpoint():
             history = restore(learner, checkpoint)
         shard, world = ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_size()
@@ -41,7 +42,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         for row in steps(learner, units, job.plan, world):
             new.append(row)
             if learner.step % job.config.checkpoint_every == 0 or learner.step % job.plan.steps_per_epoch == 0:
-                history, new = report(job, learner, history, new), []
+                history, new = report(job, learner, history, new, told), []
+                told = len(history)
         if learner.step < job.plan.steps:
             raise UserError(f"run {job.key}: the data ended at step {learner.step} of {job.plan.steps}")
         return finish(job, learner, history)
@@ -77,15 +79,15 @@ def restore(learner: Learner, checkpoint: Any) -> list[dict[str, float]]:
     return state["history"]
 
 
-def report(job: Job, learner: Learner, history: list[dict[str, float]], new: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Report the new steps and a checkpoint to Train (every rank does, rank 0 writes), validated at the end of an epoch."""
+def report(job: Job, learner: Learner, history: list[dict[str, float]], new: list[dict[str, float]], told: int) -> list[dict[str, float]]:
+    """Report the steps beyond `told` and a checkpoint to Train (every rank does, rank 0 writes), validated at the end of an epoch."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
     if learner.step % job.plan.steps_per_epoch == 0 and rank == 0:
         new = [*new[:-1], new[-1] | learner.validate(*job.validation_images(learner.device))]
     history = history + new
-    metrics = {"epoch": learner.step / job.plan.steps_per_epoch, **new[-1], "curve": new}
+    metrics = {"epoch": learner.step / job.plan.steps_per_epoch, **new[-1], "curve": history[told:]}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if rank == 0:
