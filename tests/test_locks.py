@@ -21,7 +21,13 @@ from robustclip.runtime.cluster import Share
 from robustclip.training import fit as fitting
 from robustclip.training.job import forget
 
-HOLD = "import sys, time\nfrom robustclip.base.locks import alone\nwith alone(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)\n"
+HOLD = """
+import sys, time
+from robustclip.base.locks import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_lock_does_not_outlive_a_killed_process(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_sweep_runs_fails_honestly_and_continues(swept: Swept) -> None:
     assert again.run == swept.run
     assert {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{out}/records")} == written
     assert again.text.split("time:")[0] == text.split("time:")[0]
-    check_mlflow(swept.tracker, outcome.parent, {trial.key for trial in outcome.trials})
+    check_mlflow(swept.tracker, outcome.parent.id, {trial.key for trial in outcome.trials})
 
 
 def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
@@ -74,7 +74,7 @@ def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **
     text = publish(space, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())
     runs = tracker.client.search_runs([tracker.experiment])
     assert list((Path(out) / "reports").glob("*/trend.png"))
-    return outcome, text, [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent]
+    return outcome, text, [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent.id]
 
 
 def varying(children: list[Any]) -> set[str]:
