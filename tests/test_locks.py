@@ -45,7 +45,22 @@ def test_a_lock_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
         assert not entered.done()
         holder.kill()
         assert entered.result(60) == "in"
-    assert not storage.exists(path)  # a lock makes nothing but itself
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_many_that_come_and_go_are_one_at_a_time(tmp_path: Path) -> None:
+    """Also while a holder deletes the file of the lock and the next makes it anew."""
+    path, inside, seen = str(tmp_path / "set"), threading.Semaphore(1), []
+
+    def enter(each: int) -> None:
+        with alone(path):
+            assert inside.acquire(blocking=False)
+            seen.append(each)
+            inside.release()
+
+    with ThreadPoolExecutor(8) as beside:
+        list(beside.map(enter, range(400)))
+    assert sorted(seen) == list(range(400))
 
 
 def test_an_object_store_has_no_locks_and_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
