@@ -4,6 +4,7 @@ Example: robustclip report --protocol demo tiny-vit8 my-tecoa
 """
 
 import argparse
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,16 +49,28 @@ def describe(paths: list[str]) -> str:
     return f"{len(models)} {'model' if len(models) == 1 else 'models'}, last written {last:%Y-%m-%d %H:%M} UTC"
 
 
-def _name(model: str) -> str:
-    """Return what records call a model: a checkpoint folder is called by its run, a combination by its parts."""
-    is_folder = not model.startswith(("interpolate:", "ensemble:", "towers:")) and storage.exists(
-        storage.join(storage.resolve(model), "config.json")
-    )
-    if not is_folder and ":" not in model:
-        return model
-    from robustclip.names import display_name
+def _name(model: str, weights: Mapping[str, str]) -> str:
+    """Return what records call a model, of which `weights` tells the hashes: found by its own where it is a folder, or made of some.
 
-    return display_name(storage.resolve(model) if is_folder else model)
+    Raises UserError where the records of its name are of other weights.
+    """
+    if model in weights or (":" not in model and not storage.exists(storage.join(storage.resolve(model), "config.json"))):
+        return model
+    from robustclip.names import display_name, identity
+
+    display = display_name(model)
+    if display == model:  # of the zoo
+        return model
+    try:
+        sha256 = identity(model)
+    except errors.UserError:  # its weights lie elsewhere by now: what its card says is all there is
+        return display
+    found = [name for name, recorded in weights.items() if recorded == sha256]
+    if not found and display in weights:
+        raise errors.UserError(
+            f"{model}: the records of {display} are of other weights ({weights[display][:12]}..., not {sha256[:12]}...): evaluate it first"
+        )
+    return display if display in found or not found else found[0]
 
 
 def run() -> None:
@@ -69,9 +82,9 @@ def run() -> None:
     if not storage.exists(described):
         raise errors.UserError(f"{described} is missing: run robustclip evaluate again, it writes it and does no finished work twice")
     protocol = storage.read_json(described)
-    table = pa.concat_tables(records.read(folder, storage.name_of(path).removesuffix(".parquet")) for path in paths)
-    args.models, args.compare = ([_name(model) for model in given] for given in (args.models, args.compare or ()))
-    weights = {row["model"]: row["model_sha256"] for row in table.select(["model", "model_sha256"]).to_pylist()}
+    table = records.told_apart(pa.concat_tables(records.read(folder, storage.name_of(path).removesuffix(".parquet")) for path in paths))
+    weights = {row["model"]: row["model_sha256"] for row in table.group_by(["model", "model_sha256"]).aggregate([]).to_pylist()}
+    args.models, args.compare = ([_name(model, weights) for model in given] for given in (args.models, args.compare or ()))
     checks = findings.read(out, protocol_hash, weights)
     if args.compare:
         a, b = args.compare

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.labels import told_apart as labels_of
 
 SCHEMA_VERSION = 1
 CLEAN = "clean"  # the attack column of the unattacked rows; their eps is 0
@@ -39,6 +40,14 @@ def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     if unknown:
         raise UserError(f"records have no column {sorted(unknown)[0]!r}; see robustclip/records/rows.py")
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def told_apart(records: pa.Table) -> pa.Table:
+    """Return records with another name for each model where several go by one: evaluated by commands that did not know of each other."""
+    pairs = list(zip(records["model"].to_pylist(), records["model_sha256"].to_pylist()))
+    labels = labels_of(pairs)
+    column = records.schema.get_field_index("model")
+    return records.set_column(column, "model", pa.array([labels[pair] for pair in pairs], pa.string()))
 
 
 def content_sha256(records: pa.Table) -> str:
