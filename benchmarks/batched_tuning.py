@@ -42,7 +42,7 @@ from robustclip.test_time.tapt import alignment
 from robustclip.test_time.tuning import PromptTuner, Seen, entropy_of_mean, most_confident
 from robustclip.training.installing import install
 
-UNTRAINED = "open_clip:ViT-B-16-quickgelu/"  # no tag: open_clip leaves the weights random
+UNTRAINED = "open_clip:ViT-B-16-quickgelu/random[seed=0]"
 TEMPLATE = "a photo of a {}."
 MANY = 500  # classes
 Result = TypeVar("Result")

@@ -24,7 +24,7 @@ from robustclip import names as models
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import PUBLISHED
 
-UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random
+UNTRAINED = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen", "ostrich")
 
 

@@ -34,7 +34,7 @@ from robustclip.data import world
 from robustclip.models.model import Model
 
 SET, IMAGES, RENDER_SEED = "things", 4, 11
-UNTRAINED = "open_clip:ViT-B-32-quickgelu/"  # no tag: open_clip leaves the weights random
+UNTRAINED = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
 ATTACKS = {**TEXTS, "random, ten": TextAttack(RandomWords(10))}
 
 

@@ -24,6 +24,8 @@ def list_models() -> dict[str, str]:
     }
     others = {
         "open_clip:NAME/TAG": "open_clip's zoo, e.g. open_clip:ViT-B-32-quickgelu/openai",
+        "open_clip:NAME/FILE": "an architecture of the zoo with the weights of a file, whose name has a dot or a slash",
+        "open_clip:NAME/random[seed=0]": "an untrained one, drawn from the seed",
         "CHECKPOINT": "the folder of a fine-tuned model, e.g. outputs/runs/KEY/model",
         f"{INTERPOLATE}ALPHA:CHECKPOINT": "weights between CLIP (0) and the fine-tuned model (1)",
         f"{ENSEMBLE}A,B": "one classifier, the mean of two models' logits",

@@ -107,8 +107,8 @@ def _model(name: str) -> None:
     with refusals():
         found = names.parse(name)
     for part in getattr(found, "parts", ()) or ([found.inner] if hasattr(found, "inner") else []):
-        _model(part)
-    if not isinstance(found, names.Single) or is_placeholder(name) or re.fullmatch(r"outputs/runs/[0-9a-f]{16}/model", name):
+        _model(str(part))
+    if not isinstance(found, names.Single) or is_placeholder(Path(name).name) or re.search(r"(^|/)outputs/runs/[0-9a-f]{16}/model$", name):
         return
     zoo = {f"open_clip:{architecture}/{tag}" for architecture, tag in open_clip.list_pretrained()}
     _known("model", [name], {*checkpoints.embedded(), *zoo})

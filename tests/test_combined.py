@@ -145,7 +145,7 @@ def test_names_sizes_and_ids_are_known_without_building_a_model(make_pair, make_
 def test_combinations_are_no_seeds_of_a_recipe(make_pair):
     _, run = make_pair()
     edited(run, config={"seed": 0})
-    assert same_but_seed([run, f"interpolate:0.5:{run}", "interpolate:0.5:s3://bucket/runs/a/model"]) == {}
+    assert same_but_seed(dict.fromkeys([run, f"interpolate:0.5:{run}", "interpolate:0.5:s3://bucket/runs/a/model"], "any")) == {}
 
 
 def test_a_checkpoint_may_lie_where_colons_are(make_model, tmp_path):
@@ -205,7 +205,7 @@ def test_a_checkpoint_without_a_base_is_refused(make_pair, base):
     for asked in (models.load, models.identity):
         refused(f"interpolate:0.5:{run}", "names no base.*robustclip train", asked)
         refused("interpolate:0.5:tiny-vit8", "names no base", asked)
-        refused("interpolate:0.5:nowhere", "no model 'nowhere'", asked)
+        refused("interpolate:0.5:nowhere", r"no model '\S+nowhere'", asked)
 
 
 def test_a_base_that_changed_is_refused(make_pair, make_model):

@@ -234,5 +234,5 @@ def test_checkpoints_of_one_recipe_are_told_by_their_config(make_model, tmp_path
         return str(tmp_path / run)
 
     names = ["tiny-vit8", saved("a"), saved("b", seed=1), saved("c", optim={"lr": 1e-2}), saved("d", seed=2)]
-    assert same_but_seed(names) == {"run-a": ["run-a", "run-b", "run-d"]}
-    assert same_but_seed(names[:2]) == {}
+    assert same_but_seed(models.called(names)) == {"run-a": ["run-a", "run-b", "run-d"]}
+    assert same_but_seed(models.called(names[:2])) == {}

@@ -155,7 +155,8 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
 
     # One file and one process after another: the same bits.
     assert len(prepared(tmp_path, "whole", N)) == 1
-    job, classifier = moments_job.prepare(checkpoint, Images("whole"), str(tmp_path)), moments_job.classifier_of(checkpoint)
+    job = moments_job.prepare(checkpoint, Images("whole"), str(tmp_path))
+    classifier = moments_job.classifier_of(job)
     whole = reduce(Moments.merge, [moments_job.moments_of(job, classifier, chunk) for chunk in range(job.chunks)])
     assert torch.equal(one.mean, whole.mean.float())
     assert torch.equal(one.variance, whole.variance.float())
@@ -186,7 +187,7 @@ def test_the_centre_crop_is_the_image_as_the_model_is_shown_it(tmp_path, tiny_ch
     """And n images are a subset of all, in chunks that leave none out."""
     prepared(tmp_path, "set", 10)
     job = moments_job.prepare(tiny_checkpoint, Images("set", 33, crop="centre"), str(tmp_path))
-    classifier = moments_job.classifier_of(tiny_checkpoint)
+    classifier = moments_job.classifier_of(job)
     assert (len(job.rows), job.chunks) == (33, 3)
     found = reduce(Moments.merge, [moments_job.moments_of(job, classifier, chunk) for chunk in range(job.chunks)])
     expected = Moments.of(block_inputs(classifier, shown(job.index.id[job.rows], 16)))

@@ -17,6 +17,7 @@ from robustclip import names as models
 from robustclip.attacks.catalogue import KNOWN, named
 from robustclip.attacks.modes import by_table
 from robustclip.attacks.text.sources import Table
+from robustclip.base.errors import UserError
 from robustclip.base.values import key
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
@@ -60,9 +61,11 @@ def run() -> None:
     args = parser().parse_args()
     cli.say_on_terminal()
     out = cli.out_folder(args)
+    given = [models.absolute(name) for name in args.models]
     protocol = adapted(protocols.named(args.protocol), args)
     tracker = Tracker(out)
-    names = [*dict.fromkeys([base_of(args.models), *args.models])]
+    names = [*dict.fromkeys([base_of(given), *given])]
+    called = models.called(names)
     resolved = protocols.resolve(protocol, out)
     cluster.connect()
     cluster.warn_of_local_results(out)
@@ -71,10 +74,9 @@ def run() -> None:
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
-    seeds = {f"{first} and its other seeds": group for first, group in same_but_seed(names).items()}
-    prompts = read_all(out, resolved.hash, {models.identity(name): models.display_name(name) for name in names})
-    called = [models.display_name(name) for name in names]
-    built = report.from_records(table, resolved.describe(), called, checks=checks, seeds=seeds, prompts=prompts)
+    seeds = {f"{first} and its other seeds": group for first, group in same_but_seed(called).items()}
+    prompts = read_all(out, resolved.hash, {models.identity(name): called[name] for name in names})
+    built = report.from_records(table, resolved.describe(), list(called.values()), checks=checks, seeds=seeds, prompts=prompts)
     page = Page(built).write(f"{out}/reports/{resolved.hash}")
     print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
     tracker.close()
@@ -94,8 +96,11 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
 
 def base_of(names: list[str]) -> str:
     """Return the undefended model that the first checkpoint was fine-tuned from, the embedded CLIP for anything else."""
-    card = models.load(names[0]).card
-    return card.get("base", {}).get("name", BASELINE)
+    model = models.load(names[0])
+    try:
+        return models.base(model) or BASELINE
+    except UserError as error:
+        raise UserError(f"{error}; or give first a model that was not fine-tuned, such as {BASELINE}") from error
 
 
 def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:

@@ -7,6 +7,7 @@ then:    robustclip evaluate "tapt[adversarial=moments.safetensors,gamma=1]:outp
 import argparse
 from typing import get_args
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.runtime import cli, cluster
 from robustclip.test_time.moments import Crop
@@ -33,12 +34,12 @@ def run() -> None:
     args = parser().parse_args()
     cli.say_on_terminal()
     images = Images(args.data, args.n, args.split, args.crop, args.seed, args.resize)
-    out, file = cli.out_folder(args), storage.resolve(args.to)
+    out, file, model = cli.out_folder(args), storage.resolve(args.to), models.absolute(args.model)
     cluster.connect()
     cluster.warn_of_local_results(out)
     workers, gpus = cluster.fitting_actors(args.workers, args.gpus)
-    targets = statistics(args.model, images, out, workers=workers, gpus=gpus)
+    targets = statistics(model, images, out, workers=workers, gpus=gpus)
     targets.write(file)
     blocks, tokens, width = targets.mean.shape
     print(f"{targets.count} images of {args.data}, {blocks} blocks, {tokens} tokens of width {width}: {file}")
-    print(f'next: robustclip evaluate "tapt[adversarial={file},gamma=1]:{args.model}"')
+    print(f'next: robustclip evaluate "tapt[adversarial={file},gamma=1]:{model}"')

@@ -13,7 +13,7 @@ from robustclip.evaluation import protocols
 from robustclip.runtime import cli
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.report import publish
-from robustclip.sweeps.spaces import RECIPE, first_config, load_space
+from robustclip.sweeps.spaces import RECIPE, first_config, load_space, rooted
 from robustclip.sweeps.tuning import sweep
 from robustclip.training.config import Config
 
@@ -45,7 +45,7 @@ def run() -> None:
     space, protocol = load_space(path), protocols.named(args.protocol)
     if args.recipe and RECIPE in space.space:
         raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
-    space = replace(space, fixed={**space.fixed, **changes})
+    space = rooted(replace(space, fixed={**space.fixed, **changes}))
     config = first_config(space, args.recipe)
     tracker = Tracker(out)
     outcome = sweep(

@@ -42,7 +42,7 @@ def run() -> None:
     job = prepare(config, out)
     if args.fresh:
         forget(job)
-    run = tracker.run(job.key, f"train {args.recipe}", flatten(config))
+    run = tracker.run(job.key, f"train {args.recipe}", flatten(job.config))
     cluster.connect()
     cluster.warn_of_local_results(out)
 

@@ -27,7 +27,7 @@ def evaluate_named(name: str, resolved: Resolved, out: str) -> pa.Table:
     """Return the verified records of a model under a protocol, computing here the cells that have none under `out` yet."""
     wanted = Wanted([name], resolved, out)
     if wanted.missing:
-        model = models.load(name)
+        model = models.load_exactly(name, wanted.missing[0].model_sha256)
         for done, cell in enumerate(wanted.missing):
             log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
             with one_thread():

@@ -29,12 +29,13 @@ class Worker:
     def __init__(self, resolved: Resolved, out: str, threads: int, commit: str | None):
         use_threads(threads)
         self.resolved, self.out, self.threads, self.commit = resolved, out, threads, commit
-        self.loaded: tuple[str, Model] | None = None
+        self.loaded: tuple[tuple[str, str], Model] | None = None
 
     def run(self, cell: Cell, model_name: str) -> str:
         """Compute one cell, write its records, return its key."""
-        if self.loaded is None or self.loaded[0] != model_name:
-            self.loaded = (model_name, models.load(model_name))
+        wanted = (model_name, cell.model_sha256)
+        if self.loaded is None or self.loaded[0] != wanted:
+            self.loaded = (wanted, models.load_exactly(*wanted))
         record(self.loaded[1], cell, self.resolved, self.out, self.threads, self.commit)
         return cell.key
 

@@ -49,8 +49,8 @@ def check(
     while waiting or running:
         while waiting and len(running) < actors:
             name = waiting.pop(0)
-            both = pa.array([models.display_name(each) for each in (name, baseline)])
-            rows = table.filter(pc.is_in(table["model"], both))
+            both = pa.array([models.identity(each) for each in (name, baseline)])
+            rows = table.filter(pc.is_in(table["model_sha256"], both))
             running.append(task.remote(name, baseline, resolved, rows, out, max(1, int(cpus))))
         ready, running = ray.wait(running, num_returns=1)
         try:
@@ -58,7 +58,7 @@ def check(
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from error
         on_progress(f"checked {len(missing) - len(waiting) - len(running)}/{len(missing)} models")
-    identities = {models.display_name(name): models.identity(name) for name in names}
+    identities = {display: models.identity(name) for name, display in models.called(names).items()}
     return findings.read(out, resolved.hash, identities)
 
 
@@ -93,12 +93,13 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
     from robustclip.attacks.square import Square
     from robustclip.evaluation.checks import Subject
 
-    model, called = models.load(name), models.display_name(name)
+    (called, sha256), (baseline_called, baseline_sha256) = (_recorded(each, table) for each in (name, baseline))
+    model = models.load_exactly(name, sha256)
     dataset = best_set(resolved, table.filter(pc.equal(table["model"], called)))
     attacked = resolved.sets[dataset].rows[: resolved.protocol.attacked]
     rows = attacked[np.unique(np.linspace(0, len(attacked) - 1, PROBE).astype(int))]
     classifier, images, labels, ids = on_device(model, resolved, dataset, rows)
-    undefended = classifier if baseline == name else on_device(models.load(baseline), resolved, dataset, rows)[0]
+    undefended = classifier if baseline == name else on_device(models.load_exactly(baseline, baseline_sha256), resolved, dataset, rows)[0]
     attacks = for_classes(on_images(resolved.protocol.attacks_on(dataset)), len(classifier.class_names))
     ends = tuple(dict.fromkeys((resolved.protocol.eps[0], resolved.protocol.eps[-1])))
     micro_batch = min(PROBE, resolved.protocol.micro_batch)
@@ -113,15 +114,25 @@ def probe(name: str, baseline: str, resolved: Resolved, table: pa.Table) -> Any:
         dataset=dataset,
         model=model,
         source=name,
-        model_sha256=models.identity(name),
+        model_sha256=sha256,
         resolved=resolved,
         records=table,
         name=called,
         baseline=undefended,
-        baseline_name=models.display_name(baseline),
+        baseline_name=baseline_called,
         black_box=Square(queries=QUERIES),
         selection_ids=models.selection(name),
     )
+
+
+def _recorded(name: str, table: pa.Table) -> tuple[str, str]:
+    """Return how records call the model of a name, and its identity; raises UserError where they are of other weights than are there."""
+    sha256 = models.identity(name)
+    rows = table.filter(pc.equal(table["model_sha256"], sha256))
+    if not len(rows):
+        raise UserError(f"{name} was replaced since it was attacked: these records are of other weights; run the same command again")
+    known = pc.unique(rows["model"]).to_pylist()
+    return (display if (display := models.display_name(name)) in known else known[0]), sha256
 
 
 def on_images(attacks: Sequence[Attack]) -> list[Attack]:

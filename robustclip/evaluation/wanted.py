@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -10,7 +10,6 @@ from robustclip import names as models
 from robustclip.base import storage
 from robustclip.evaluation.computing import library_versions
 from robustclip.evaluation.protocols import Cell, Resolved
-from robustclip.models import checkpoints
 from robustclip.records import rows as records
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,8 @@ class Wanted:
 
     def __init__(self, names: Sequence[str], resolved: Resolved, out: str):
         self.folder = storage.join(out, "records")
-        self.cells = {name: resolved.cells(models.display_name(name), models.identity(name)) for name in names}
+        called = models.called(names)
+        self.cells = {name: resolved.cells(called[name], models.identity(name)) for name in called}
         self.name_of = {cell.key: name for name, cells in self.cells.items() for cell in cells}
         distinct = {cell.key: cell for cells in self.cells.values() for cell in cells}  # a model may have been named twice
         self.missing = [cell for cell in distinct.values() if not storage.exists(records.path(self.folder, cell.key))]
@@ -41,11 +41,14 @@ class Wanted:
         return table.set_column(column, "model", pa.array([cell.model] * len(table), pa.string()))
 
 
-def same_but_seed(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the groups of checkpoints whose configs differ in the seed alone: the first one's display name -> those of all."""
+def same_but_seed(called: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the groups of checkpoints whose configs differ in the seed alone: the first one's display name -> those of all.
+
+    `called` are the models by name, with their display names.
+    """
     groups: dict[str, list[str]] = {}
-    for name in names:
-        config = checkpoints.card(name).get("config") if isinstance(models.parse(name), models.Single) else None
-        if config:
-            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(models.display_name(name))
+    for name, display in called.items():
+        named = models.parse(name)
+        if isinstance(named, models.Folder) and (config := named.card().get("config")):
+            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(display)
     return {group[0]: group for group in groups.values() if len(group) > 1}

@@ -57,7 +57,7 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
         baseline=models.display_name(config.model),
         chosen=models.display_name(chosen.model),
         checks=checks,
-        seeds={f"{titles[first]} and its other seeds": group for first, group in same_but_seed(names).items()},
+        seeds={f"{titles[first]} and its other seeds": group for first, group in same_but_seed(models.called(names)).items()},
         notes=[
             f"{space.question.splitlines()[0]} Chosen by {outcome.chosen_by} on held-out images of the fine-tuning set, "
             "never by a number above.",

@@ -2,12 +2,13 @@
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.values import flatten, override
+from robustclip.names import absolute, located
 from robustclip.test_time import TestTime
 from robustclip.training.config import Config
 from robustclip.training.recipes import named
@@ -127,6 +128,20 @@ def shared(space: Space, config: Config) -> dict[str, Any]:
     first, *others = map(flatten, starts(space, config))
     same = {path: value for path, value in first.items() if all(path in other and other[path] == value for other in others)}
     return {path: value for path, value in same.items() if not any(f"{path}.".startswith(f"{sampled}.") for sampled in space.space)}
+
+
+def rooted(space: Space) -> Space:
+    """Return the space with models and files by the names that are found from anywhere: a trial runs in a folder of its own."""
+
+    def found(path: str, value: Any) -> Any:
+        if isinstance(value, Mapping) and "grid_search" in value:
+            return {"grid_search": [found(path, each) for each in value["grid_search"]]}
+        if isinstance(value, TestTime):
+            return located(value)
+        return absolute(value) if path == "model" and isinstance(value, str) else value
+
+    fixed, sampled = ({path: found(path, value) for path, value in each.items()} for each in (space.fixed, space.space))
+    return replace(space, fixed=fixed, space=sampled)
 
 
 def check_space(space: Space, config: Config) -> None:

@@ -91,7 +91,7 @@ def evaluated(sample: dict[str, Any], checkpoint: str, job: Job, share: Share) -
     Statistics that the defence asks for and does not name are those of the checkpoint's own training images, made once.
     """
     if INTERPOLATION in sample:
-        return f"{INTERPOLATE}{sample[INTERPOLATION]:g}:{checkpoint}"
+        return f"{INTERPOLATE}{sample[INTERPOLATION]}:{checkpoint}"
     settings, data = sample[TEST_TIME], job.config.data
     file = "adversarial" if isinstance(settings, TAPT) else "clean" if isinstance(settings, PromptAlign) else ""
     if file and not getattr(settings, file):
@@ -107,24 +107,26 @@ def validated(name: str, job: Job, share: Share) -> dict[str, float]:
     """Return val/ of what no training validated, on the job's held-out images; measured once, kept in its run."""
     import ray
 
-    path = storage.join(job.folder, f"val-{key(models.identity(name))}.json")
+    sha256 = models.identity(name)
+    path = storage.join(job.folder, f"val-{key(sha256)}.json")
     if storage.exists(path):
         return storage.read_json(path)
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, scheduling_strategy="DEFAULT")(validate)
     try:
-        values = ray.get(task.remote(name, job, share.threads))
+        values = ray.get(task.remote(name, sha256, job, share.threads))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError) else error) from error
     storage.write_json(path, values)
     return values
 
 
-def validate(name: str, job: Job, threads: int) -> dict[str, float]:
-    """Measure a model on the held-out images of a job: the body of a Ray task."""
+def validate(name: str, sha256: str, job: Job, threads: int) -> dict[str, float]:
+    """Measure a model of this identity on the held-out images of a job: the body of a Ray task."""
     use_threads(threads)
     device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config
-    classifier = models.load(name).classifier(job.card.class_names, config.templates or job.card.templates).to(device)
+    model = models.load_exactly(name, sha256)
+    classifier = model.classifier(job.card.class_names, config.templates or job.card.templates).to(device)
     return proxy.measure(config, classifier, *job.validation_images(device))
 
 

@@ -1,7 +1,7 @@
 """A config with everything it depends on found: its images and, where it is a run of its own, its key and its folders."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,11 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Job(TrainingData):
-    """A config as a run: its images, the key of all it depends on, and where its results go."""
+    """A config as a run: its images, the identity of its model, the key of all it depends on, and where its results go."""
 
     out: str
     key: str
+    model_sha256: str
 
     @property
     def folder(self) -> str:
@@ -91,10 +92,14 @@ def training_data(config: Config, out: str, input_size: Callable[[], int]) -> Tr
 
 
 def prepare(config: Config, out: str) -> Job:
-    """Return the job of a config; raises UserError for whatever would only fail later: data, subset sizes, model, trainable."""
+    """Return the job of a config, its model by the name that is found from anywhere.
+
+    Raises UserError for whatever would only fail later: data, subset sizes, model, trainable.
+    """
+    config = replace(config, model=models.absolute(config.model))
     data = training_data(config, out, lambda: models.input_size(config.model))
-    work = key(config, models.identity(config.model), split_identity(data.card, "train"))
-    return Job(**vars(data), out=out, key=work)
+    sha256 = models.identity(config.model)
+    return Job(**vars(data), out=out, key=key(config, sha256, split_identity(data.card, "train")), model_sha256=sha256)
 
 
 def forget(job: Job) -> None:

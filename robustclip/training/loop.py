@@ -65,7 +65,7 @@ def build_learner(job: Job, device: torch.device) -> Learner:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(tensor)
 
-    model = models.load(job.config.model)
+    model = models.load_exactly(job.config.model, job.model_sha256)
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     world = World(rank, workers, sum_over_workers)
     return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, world=world)
@@ -107,8 +107,7 @@ def finish(job: Job, learner: Learner, history: list[dict[str, float]]) -> dict[
         learner.finish()
         seen = np.concatenate([job.train_rows, job.val_rows])
         storage.write_table(storage.join(folder, checkpoints.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
-        about = job.about(job.config.model, models.identity(job.config.model))
-        checkpoints.save(learner.model, folder, run=job.key, **about)
+        checkpoints.save(learner.model, folder, run=job.key, **job.about(job.config.model, job.model_sha256))
         final = strong(job.config, learner.student, *job.validation_images(learner.device))
     last = {name: value for row in history for name, value in row.items()} | final
     return {"key": job.key, "checkpoint": folder, "sha256": learner.model.sha256, "metrics": last, "history": history}

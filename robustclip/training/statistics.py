@@ -53,9 +53,13 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A model's name and its images found: the index of the split, the rows [n] in order, the side they are decoded to, `chunk` a task."""
+    """A model and its images found: the index of the split, the rows [n] in order, the side they are decoded to, `chunk` a task.
+
+    `model` is its name as it is found from anywhere, `model_sha256` its identity.
+    """
 
     model: str
+    model_sha256: str
     images: Images
     index: Index
     rows: np.ndarray
@@ -73,12 +77,13 @@ def prepare(model_name: str, images: Images, out: str) -> Job:
     card = ensure_set(out, images.name, {images.split: images.rendered}, images.render_seed)
     index = scan(card.folder, card, images.split)
     rows, _ = select(index, n=images.n)
-    return Job(model_name, images, index, rows, decoded_size(card, models.input_size(model_name)), CHUNK)
+    name = models.absolute(model_name)
+    return Job(name, models.identity(name), images, index, rows, decoded_size(card, models.input_size(name)), CHUNK)
 
 
-def classifier_of(model_name: str, device: str = "cpu") -> ZeroShotClassifier:
-    """Return a model's classifier of one class on a device: its tokens do not depend on the class names."""
-    return models.load(model_name).classifier(("image",), ("{}",)).to(device)
+def classifier_of(job: Job, device: str = "cpu") -> ZeroShotClassifier:
+    """Return the classifier of one class of a job's model on a device: its tokens do not depend on the class names."""
+    return models.load_exactly(job.model, job.model_sha256).classifier(("image",), ("{}",)).to(device)
 
 
 def moments_of(job: Job, classifier: ZeroShotClassifier, number: int) -> Moments:
@@ -99,7 +104,7 @@ class Worker:
 
     def __init__(self, job: Job):
         use_threads(1)
-        self.job, self.classifier = job, classifier_of(job.model, "cuda" if torch.cuda.is_available() else "cpu")
+        self.job, self.classifier = job, classifier_of(job, "cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return the moments of the one chunk of a batch, or the error that ends the job."""
@@ -152,7 +157,8 @@ def statistics(model_name: str, images: Images, out: str, *, workers: int, cpus:
     Each of the actors takes `cpus` and `gpus` of the cluster that Ray is connected to. Raises UserError for a model without a vision
     transformer and for images that are not there or cannot be decoded.
     """
-    job, classifier = prepare(model_name, images, out), classifier_of(model_name)
+    job = prepare(model_name, images, out)
+    classifier = classifier_of(job)
     size = classifier.preprocess.size
     block_inputs(classifier, torch.zeros(1, 3, size, size))  # says here, not on every worker, that there are none
     merged = reduce(Moments.merge, told(in_order(results(job, workers, cpus, gpus)), len(job.rows)))

@@ -91,7 +91,7 @@ def right_activation(subject: Subject) -> Verdict:
     if subject.model is None:
         return does_not_apply("no model was given")
     if subject.source is not None and subject.source.startswith(ZOO):
-        zoo.check_activation(*subject.source.removeprefix(ZOO).partition("/")[::2])
+        zoo.check(subject.source)
     members, classifiers = (getattr(whole, "members", (whole,)) for whole in (subject.model, subject.classifier))  # an ensemble has several
     built, faults = [], []
     for model, classifier in zip(members, classifiers, strict=True):
