@@ -175,6 +175,8 @@ def test_a_checkpoint_may_lie_where_colons_are(make_model, tmp_path):
         ("ensemble:tiny-vit8,", "two different models"),
         ("ensemble:tiny-vit8,tiny-vit8", "two different models"),
         ("ensemble:tiny-vit8,RUN,a", "two different models"),
+        ("ensemble:tiny-vit8,,RUN", "ensemble:tiny-vit8,,RUN: it is of two different models"),
+        ("ensemble:RUN,./RUN/", "two different models"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused_by_all(asked, name, said):

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cascades import PROTOCOL_HASH, synthetic
 from test_report import command, out  # noqa: F401 - a fixture
@@ -24,6 +26,7 @@ from robustclip.names import single
 from robustclip.records import rows as records
 from robustclip.sweeps.spaces import Space, rooted
 from robustclip.test_time import TAPT, TPT
+from robustclip.training import statistics
 from robustclip.training.job import prepare
 from robustclip.training.loop import build_learner
 from robustclip.training.recipes import RECIPES
@@ -112,10 +115,11 @@ def test_a_space_names_its_models_and_files_from_the_root(tmp_path, monkeypatch)
 
 
 def test_weights_that_were_replaced_are_refused_by_all_who_load_elsewhere(make_model, tiny_checkpoint, tmp_path):
-    """A worker of an evaluation, one of a training, and the process that evaluates alone."""
+    """A worker of an evaluation, one of a training, one of a statistics job."""
     resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",)), str(tmp_path))
     wanted = Wanted([tiny_checkpoint], resolved, str(tmp_path))
     job = prepare(replace(RECIPES["smoke"].config, model=tiny_checkpoint), str(tmp_path))
+    counting = statistics.prepare(tiny_checkpoint, statistics.Images("shapes", 4, split="test", rendered=16), str(tmp_path))
     combined = f"ensemble:tiny-vit8,{tiny_checkpoint}"
     sha256 = models.identity(combined)
     checkpoints.save(make_model(seed=1), tiny_checkpoint)
@@ -123,6 +127,8 @@ def test_weights_that_were_replaced_are_refused_by_all_who_load_elsewhere(make_m
     refused(said, Worker(resolved, str(tmp_path), 1, None).run, wanted.missing[0], tiny_checkpoint)
     refused(said, build_learner, job, "cpu")
     refused(said, models.load_exactly, combined, sha256)
+    (error,) = statistics.Worker(counting)({"number": np.array([0])})["error"]  # returned: Ray Data would wrap it in pages
+    assert re.search(said, error)
     assert not storage.exists(records.path(wanted.folder, wanted.missing[0].key))
 
 
@@ -230,5 +236,7 @@ def test_a_finished_evaluation_is_found_by_any_way_to_write_its_name(tiny_checkp
     resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",), n=4), str(tmp_path))
     table = evaluate_named(tiny_checkpoint, resolved, str(tmp_path))
     monkeypatch.chdir(Path(tiny_checkpoint).parent)
-    assert Wanted([f"{Path(tiny_checkpoint).name}/"], resolved, str(tmp_path)).missing == []
+    wanted = Wanted([f"{Path(tiny_checkpoint).name}/"], resolved, str(tmp_path))
+    assert wanted.missing == []
+    assert set(wanted.name_of.values()) == {tiny_checkpoint}  # what a worker, which lives in another folder, is given
     assert evaluate_named(f"./{Path(tiny_checkpoint).name}", resolved, str(tmp_path)).equals(table)

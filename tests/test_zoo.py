@@ -186,7 +186,7 @@ def test_a_file_is_read_again_when_it_changed(clip, tmp_path):
         models.load_exactly(name, before)
 
 
-@pytest.mark.parametrize("file", ["nowhere.pt", "s3://bucket/weights.pt"])
+@pytest.mark.parametrize("file", ["nowhere.pt", "s3://bucket/weights.pt", "/"])
 def test_a_file_that_is_not_here_is_refused(file):
     refused(f"open_clip:Small/{file}", "there is no file .* on this machine")
 

@@ -41,6 +41,7 @@ def check(
     """
     import ray
 
+    names, baseline = [models.absolute(name) for name in names], models.absolute(baseline)
     missing = [name for name in names if not _stored(name, baseline, resolved, out)]
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(check_model)

@@ -16,11 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Wanted:
-    """The cells of the models `names` under a protocol, `missing` those without records; `name_of` gives the model of a cell's key."""
+    """The cells of the models `names` under a protocol, `missing` those without records.
+
+    `name_of` gives the model of a cell's key, by the name that is found from anywhere.
+    """
 
     def __init__(self, names: Sequence[str], resolved: Resolved, out: str):
         self.folder = storage.join(out, "records")
-        called = models.called(names)
+        called = models.called([models.absolute(name) for name in names])
         self.cells = {name: resolved.cells(called[name], models.identity(name)) for name in called}
         self.name_of = {cell.key: name for name, cells in self.cells.items() for cell in cells}
         distinct = {cell.key: cell for cells in self.cells.values() for cell in cells}  # a model may have been named twice

@@ -4,6 +4,7 @@ OpenAI trained with QuickGELU; under plain GELU its weights load without a word 
 """
 
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ def check(architecture: str, file: str, other: str) -> None:
     """Raise UserError for a file that is not there, is a program, or whose weights need the `other` architecture; warn where none tells."""
     import open_clip
 
-    if not storage.is_local(file) or not storage.exists(file):
+    if not os.path.isfile(file):
         raise UserError(f"there is no file {file} on this machine: give {architecture} one, or a tag, which has neither dot nor slash")
     built = quick_gelu(architecture)
     if (code := program(file)) is not None:

@@ -139,7 +139,10 @@ def parse(name: str) -> Named:
         return Interpolation(inner, alpha)
     for prefix, kind in ((ENSEMBLE, Ensemble), (TOWERS, TwoTowers)):
         if name.startswith(prefix):
-            return kind(tuple(_part(part) for part in name.removeprefix(prefix).split(",") if part))
+            words = name.removeprefix(prefix).split(",")
+            if len(words) != 2 or not all(words):
+                raise UserError(f"{name}: {kind.written()}")
+            return kind(tuple(map(_part, words)))
     return single(name)
 
 

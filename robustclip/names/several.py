@@ -13,14 +13,19 @@ ENSEMBLE, TOWERS = "ensemble:", "towers:"
 
 @dataclass(frozen=True)
 class Two:
-    """Two different single models; raises UserError for anything else."""
+    """Two single models; raises UserError for one model twice."""
 
     parts: tuple[Named, ...]
     prefix: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if len(self.parts) != 2 or self.parts[0] == self.parts[1]:
-            raise UserError(f"{self}: it is of two different models, written {self.prefix}A,B")
+        if self.parts[0] == self.parts[1]:
+            raise UserError(f"{self}: {self.written()}")
+
+    @classmethod
+    def written(cls) -> str:
+        """Return how it is written, as the end of a sentence."""
+        return f"it is of two different models, written {cls.prefix}A,B"
 
     def __str__(self) -> str:
         return f"{self.prefix}{','.join(map(str, self.parts))}"

@@ -100,16 +100,18 @@ def moments_of(job: Job, classifier: ZeroShotClassifier, number: int) -> Moments
 
 
 class Worker:
-    """An actor's body: loads the model once, then turns chunks into moments on one thread (or a GPU), so that all round alike."""
+    """An actor's body: loads the model for its first chunk, and turns chunks into moments on one thread (or a GPU), so all round alike."""
 
     def __init__(self, job: Job):
         use_threads(1)
-        self.job, self.classifier = job, classifier_of(job, "cuda" if torch.cuda.is_available() else "cpu")
+        self.job = job
+        self.classifier: ZeroShotClassifier | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return the moments of the one chunk of a batch, or the error that ends the job."""
         number = int(batch["number"][0])
         try:
+            self.classifier = self.classifier or classifier_of(self.job, "cuda" if torch.cuda.is_available() else "cpu")
             return {"number": [number], "moments": [moments_of(self.job, self.classifier, number).to_bytes()], "error": [""]}
         except UserError as error:
             # Returned, not raised: Ray Data would wrap it in pages of its own.
