@@ -1,9 +1,9 @@
 """`robustclip moments` as a script."""
 
+from robustclip.__main__ import script
 from robustclip.base import errors
-from robustclip.commands.moments import parser, run
 
-__all__ = ["parser", "run"]
+parser, run = script("moments")
 
 if __name__ == "__main__":
     errors.main(run)

@@ -1,9 +1,9 @@
 """The command `robustclip`, and `python -m robustclip`: one word says which of the commands runs."""
 
+import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import version
 from textwrap import shorten
 
 import robustclip
@@ -44,17 +44,31 @@ def lines(known: Mapping[str, str], wide: int) -> str:
     return "\n".join(f"  {name:<{wide}} {shorten(said, 140, placeholder=' ...')}" for name, said in known.items())
 
 
+def script(name: str) -> tuple[Callable[[], argparse.ArgumentParser], Callable[[], None]]:
+    """Return `parser` and `run` of a command for a script, which imports the command when it runs: from the start it can be stopped."""
+
+    def parser() -> argparse.ArgumentParser:
+        return import_module(f"robustclip.commands.{name}").parser()
+
+    def run() -> None:
+        import_module(f"robustclip.commands.{name}").run()
+
+    return parser, run
+
+
 def run() -> None:
     """Run the command that the first word names; raises UserError for another word."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         sys.argv = [f"robustclip {name}", *words]
-        import_module(f"robustclip.commands.{name}").run()
+        script(name)[1]()
     elif name == "list":
         sys.stdout.write(listing())
     elif name in ("--help", "-h", "help"):
         sys.stdout.write(HELP.format(commands=lines(COMMANDS, 10)))
     elif name == "--version":
+        from importlib.metadata import version
+
         sys.stdout.write(f"robustclip {version('robustclip')}\n")
     else:
         known = [*COMMANDS, "list"]

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from hypothesis.internal.conjecture import providers
 from torch import Tensor
 
+from robustclip.base.stopping import SIGNALS
 from robustclip.base.values import override
 from robustclip.models.checkpoints import build, save
 from robustclip.models.classifier import ZeroShotClassifier
@@ -66,6 +68,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Take back what a command that ran in this process has made of Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def settle(visual: torch.nn.Module) -> None:

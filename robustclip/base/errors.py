@@ -4,6 +4,9 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from robustclip.base import disk
+from robustclip.base.stopping import Stopping
+
 
 class UserError(Exception):
     """A mistake in what was asked or given: one line naming the fault, its place (file, row, key) and the remedy."""
@@ -16,11 +19,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a pipeline: a UserError becomes one line on stderr and exit status 2, Ctrl-C becomes 130; any other error keeps its traceback."""
+    """Run a command: what a user can mend (a UserError, a disk that is full or closed) is one line on stderr and exit status 2.
+
+    Ctrl-C is a line and 130, SIGTERM a line and 143; any other error keeps its traceback.
+    """
+    stopping = Stopping()
+    stopping.listen()
     try:
         run()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stdout.flush()
+    except BaseException as error:
+        if stopping.number:  # whatever else went wrong on the way out
+            stopping.end()
+        said = str(error) if isinstance(error, UserError) else disk.fault(error)
+        if said is None:
+            raise
+        sys.stderr.write(f"error: {said}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    finally:
+        stopping.working = False

@@ -1,6 +1,5 @@
 """One small door to files: a local path or a file://, s3://, gs:// URI, through pyarrow.fs; every write is all or nothing."""
 
-import errno
 import hashlib
 import json
 import os
@@ -18,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from robustclip.base import disk
 from robustclip.base.errors import UserError
 
 OBJECT_STORES = ("s3", "gs")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -101,6 +100,28 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
+def writable(folder: str) -> str:
+    """Return a resolved folder, there or not yet, if files can be written into it; else raise UserError: before the work, not after it."""
+    if not is_local(folder):
+        probe = join(folder, f".{uuid.uuid4().hex}.tmp")  # what a store permits only trying shows
+        try:
+            write_bytes(probe, b"")
+            delete(probe)
+        except (OSError, pa.ArrowException) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: cannot be written to ({said}); get the permission or choose another place") from error
+        return folder
+    there = folder
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(f"{folder}: {there} is no folder; move it away or choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        why = "its disk is read-only" if os.statvfs(there).f_flag & os.ST_RDONLY else "no permission"
+        raise UserError(f"{folder}: {there} cannot be written to ({why}); change that or choose another place")
+    return folder
+
+
 @contextmanager
 def writing(path: str) -> Iterator[Any]:
     """Yield a stream that becomes `path` when the block ends well and leaves nothing when it does not; a full disk is a UserError."""
@@ -121,8 +142,8 @@ def writing(path: str) -> Iterator[Any]:
         os.replace(partial, path)
     except BaseException as error:
         Path(partial).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise UserError(f"{path}: no room to write it ({error.strerror}); make some and run the same command again") from error
+        if isinstance(error, OSError) and error.errno in disk.NO_ROOM:
+            raise UserError(f"{path}: no room to write it ({error.strerror}); {disk.REMEDY}") from error
         raise
 
 

@@ -63,6 +63,7 @@ def run() -> None:
     cli.say_on_terminal()
     out = cli.out_folder(args)
     given = [models.absolute(name) for name in args.models]
+    cluster.check_address()
     protocol = adapted(protocols.named(args.protocol), args)
     tracker = Tracker(out)
     names = [*dict.fromkeys([base_of(given), *given])]

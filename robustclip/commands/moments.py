@@ -8,7 +8,6 @@ import argparse
 from typing import get_args
 
 from robustclip import names as models
-from robustclip.base import storage
 from robustclip.runtime import cli, cluster
 from robustclip.test_time.moments import Crop
 from robustclip.training.statistics import Images, statistics
@@ -34,7 +33,8 @@ def run() -> None:
     args = parser().parse_args()
     cli.say_on_terminal()
     images = Images(args.data, args.n, args.split, args.crop, args.seed, args.resize)
-    out, file, model = cli.out_folder(args), storage.resolve(args.to), models.absolute(args.model)
+    out, file, model = cli.out_folder(args), cli.file_to_write(args.to), models.absolute(args.model)
+    cluster.check_address()
     cluster.connect()
     cluster.warn_of_local_results(out)
     workers, gpus = cluster.fitting_actors(args.workers, args.gpus)

@@ -13,6 +13,7 @@ from robustclip.data.card import DatasetCard, whole
 from robustclip.data.datasets import ensure_set
 from robustclip.data.preparation import SKIPPED, TEMPLATES, prepare
 from robustclip.data.world import FINE_TUNING
+from robustclip.runtime import cli
 
 SHOWN = 10  # skipped files named at the end; the rest are in skipped.json
 
@@ -59,7 +60,7 @@ def prepare_world(out: str, args: argparse.Namespace) -> DatasetCard:
 
 def run() -> None:
     args = parser().parse_args()
-    out = storage.resolve(args.out)
+    out = cli.out_folder(args)
     if args.source[0].startswith("world:"):
         card = prepare_world(out, args)
     elif not args.name:

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def run() -> None:
     args = parser().parse_args()
     cli.say_on_terminal()
+    folder = storage.writable(storage.resolve(args.to))
     torch.set_num_threads(args.threads)
     config, recipe = storage.read_json(str(EMBEDDED / args.name / "open_clip_config.json")), Pretraining()
     started, losses = time.perf_counter(), []
@@ -48,7 +49,6 @@ def run() -> None:
 
     model = pretrain(config, recipe, world.corpus(recipe.pairs, recipe.seed), progress)
     halves = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
-    folder = storage.resolve(args.to)
     storage.write_bytes(storage.join(folder, "model.safetensors"), save(halves))
     storage.write_json(storage.join(folder, "open_clip_config.json"), config)
     storage.write_json(storage.join(folder, "config.json"), card(recipe, time.perf_counter() - started))

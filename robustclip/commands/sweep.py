@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robustclip.base import errors
 from robustclip.evaluation import protocols
-from robustclip.runtime import cli
+from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import RECIPE, first_config, load_space, rooted
@@ -41,6 +41,7 @@ def run() -> None:
     args, changes = cli.parse(parser(), Config)
     cli.say_on_terminal()
     started, out = time.monotonic(), cli.out_folder(args)
+    cluster.check_address()
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
     space, protocol = load_space(path), protocols.named(args.protocol)
     if args.recipe and RECIPE in space.space:

@@ -35,6 +35,7 @@ def run() -> None:
     args, changes = cli.parse(parser(), Config)
     cli.say_on_terminal()
     out = cli.out_folder(args)
+    cluster.check_address()
     config = override(named(args.recipe).config, changes)
     if args.table:
         config = with_table(config, Table.read(args.table))

@@ -27,10 +27,10 @@ def parser() -> argparse.ArgumentParser:
 def run() -> None:
     args = parser().parse_args()
     cli.say_on_terminal()
+    file = cli.file_to_write(args.to)
     source = MaskedWords.read(args.model, k=args.k, cls_offset=args.cls_offset)
     resolved = protocols.resolve(protocols.named(args.protocol), cli.out_folder(args))
     cards = [test_set.card for test_set in resolved.sets.values()]
     prompts = {prompt.text: prompt for card in cards for prompt in prompts_of(card.class_names, card.templates)}
-    file = storage.resolve(args.to)
     storage.write_json(file, table_of(source, list(prompts.values())))
     print(f"{len(prompts)} prompts of {len(cards)} sets: {file}, from {source.folder} ({source.sha256})")

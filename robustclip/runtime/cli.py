@@ -43,8 +43,15 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def out_folder(args: argparse.Namespace) -> str:
-    """Return --out as an absolute path or URI."""
-    return storage.resolve(args.out)
+    """Return --out as an absolute path or URI; raises UserError where nothing can be written."""
+    return storage.writable(storage.resolve(args.out))
+
+
+def file_to_write(given: str) -> str:
+    """Return a file to write, as an absolute path or URI; raises UserError where nothing can be written."""
+    file = storage.resolve(given)
+    storage.writable(storage.parent_of(file))
+    return file
 
 
 def parse(parser: argparse.ArgumentParser, config: type) -> tuple[argparse.Namespace, dict[str, Any]]:

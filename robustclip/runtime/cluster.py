@@ -3,24 +3,34 @@
 import logging
 import math
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.runtime.address import address, check_address, refused
 
 log = logging.getLogger(__name__)
 
 STARTS = 3  # of Ray on this machine before it is an error
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
+SOCKET = "/ray/session_2026-11-29_12-59-57_839162_4194304/sockets/plasma_store"  # the longest path that Ray makes in its temporary folder
+SOCKET_BYTES = 107  # of a Unix socket's path
+
+Result = TypeVar("Result")
 
 
 def connect() -> None:
     """Join the cluster RAY_ADDRESS names (a Ray job sets it), or start Ray on this machine; quietly, once.
 
     On this machine alone Ray listens on 127.0.0.1, and its token authentication, which writes into the home folder, stays off unless
-    RAY_AUTH_MODE asks for it.
+    RAY_AUTH_MODE asks for it. Raises UserError for a cluster that is not there or cannot be joined.
     """
     import ray
 
@@ -31,9 +41,15 @@ def connect() -> None:
     # Tune's own tables and result files: the package says on its log how trials fare, and keeps its own results.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end a sweep as if its unfinished trials were none
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if given := address():
+        check_address()
+        try:
+            with sigterm_kept():
+                ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except Exception as error:
+            raise UserError(refused(given, error)) from error
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -47,15 +63,61 @@ def start(**options: Any) -> None:
     """Start Ray on this machine alone: again where it did not come up within the 30 s it gives itself, as on a machine with much to do."""
     import ray
 
+    fit_sockets()
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False, **options)
+            with sigterm_kept():
+                ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False, **options)
             return
         except Exception as error:
             ray.shutdown()
             if attempt == STARTS or "timed out during startup" not in str(error):
                 raise
             log.warning("Ray did not come up in time, this machine is busy: starting it again")
+
+
+def fit_sockets() -> None:
+    """Let Ray use /tmp where TMPDIR, as batch systems set it, is too long for the paths of its sockets; what cannot be is a UserError."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder, room = os.environ.get(name, "/tmp"), SOCKET_BYTES - len(SOCKET)
+    if (long := len(os.fsencode(folder))) <= room:
+        return
+    if name == "RAY_TMPDIR" or not os.access("/tmp", os.W_OK | os.X_OK):
+        raise UserError(f"{name}={folder} has {long} bytes, Ray's sockets leave room for {room}: export RAY_TMPDIR with a shorter folder")
+    os.environ["RAY_TMPDIR"] = "/tmp"
+    log.warning("Ray's own files go to /tmp/ray: TMPDIR has %d bytes, Ray's sockets leave room for %d (or set RAY_TMPDIR)", long, room)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to who had it, after Ray took it for itself; one that came meanwhile is handed on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stopped:
+        if stopped.code == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, before)
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def beside(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns or raises, run in a thread: in the main one Ray Train would take Ctrl-C for itself, and say nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from robustclip.base import storage
+from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
-from robustclip.runtime.cluster import Share
+from robustclip.runtime.cluster import Share, beside
 from robustclip.training.job import Job
 from robustclip.training.loop import train_loop
 from robustclip.training.stream import stream
@@ -60,7 +60,12 @@ def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
         # The order of units, and which rank gets which, must not depend on timing: resume and world size rest on it.
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
     )
-    result = trainer.fit().return_value
+    try:
+        result = beside(trainer.fit).return_value
+    except Exception as error:
+        if said := disk.no_room(error):
+            raise UserError(said) from error
+        raise
     if "error" in result:
         raise UserError(result["error"])
     return result

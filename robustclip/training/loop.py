@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from robustclip import names as models
-from robustclip.base import storage
+from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.models import checkpoints
 from robustclip.runtime.cluster import use_threads
@@ -50,6 +50,16 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:
         # Returned, not raised: Train would restart the workers, and this error would only come back.
         return {"error": f"{error}{last_good(job) if isinstance(error, NotFinite) else ''}"}
+    except Exception as error:
+        # So is a full disk. Where several workers share a step the others wait for this one, which only an error that is raised ends.
+        if (said := disk.no_room(error)) and not several_workers():
+            return {"error": said}
+        raise
+
+
+def several_workers() -> bool:
+    """Return whether other workers take part in every step."""
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def last_good(job: Job) -> str:
@@ -62,7 +72,7 @@ def build_learner(job: Job, device: torch.device) -> Learner:
     """Return the learner of a job, its gradients summed over the workers of this Train run."""
 
     def sum_over_workers(tensor: torch.Tensor) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if several_workers():
             dist.all_reduce(tensor)
 
     model = models.load_exactly(job.config.model, job.model_sha256)
@@ -91,7 +101,8 @@ def report(job: Job, learner: Learner, history: list[dict[str, float]], new: lis
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if rank == 0:
-            torch.save({"learner": learner.state(), "history": history}, Path(folder) / "state.pt")
+            with storage.writing(f"{folder}/state.pt") as stream:  # torch's own says of a full disk only that its position is unexpected
+                torch.save({"learner": learner.state(), "history": history}, stream)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         # The name depends on the step alone, so a repeated step writes the same bytes to the same place.
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{learner.step:06d}")
