@@ -4,6 +4,8 @@ import http.server
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -103,6 +105,27 @@ def test_why_a_cluster_cannot_be_joined(monkeypatch: pytest.MonkeyPatch, error: 
         cluster.connect()
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+JOIN = """
+import sys
+import ray
+from robustclip.base import errors
+from robustclip.runtime import cluster
+
+ray.__version__ = sys.argv[1]
+errors.main(cluster.connect)
+"""
+
+
+def test_a_cluster_of_another_version(ray_session: None) -> None:
+    import ray
+
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    other = subprocess.run([sys.executable, "-c", JOIN, "2.9.3"], env=env, capture_output=True, text=True, timeout=100)
+    assert (other.returncode, f"Ray is {ray.__version__} there and 2.9.3 here" in other.stderr.splitlines()[-1]) == (2, True), other.stderr
+    same = subprocess.run([sys.executable, "-c", JOIN, ray.__version__], env=env, capture_output=True, text=True, timeout=100)
+    assert (same.returncode, same.stderr) == (0, "")
 
 
 def test_a_long_tmpdir_is_not_ray_s(monkeypatch: pytest.MonkeyPatch) -> None:

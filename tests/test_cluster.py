@@ -57,7 +57,7 @@ def test_a_ray_that_comes_up_late_is_started_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     if raised:
-        with pytest.raises(Exception, match=raised):
+        with pytest.raises(UserError, match=raised):
             cluster.start(num_cpus=2)
     else:
         cluster.start(num_cpus=2)

@@ -78,6 +78,17 @@ def test_a_training_worker_on_a_full_disk_is_not_started_again(monkeypatch: pyte
             loop.train_loop(settings)
 
 
+def test_a_set_for_which_there_is_no_room_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        with storage.staged(str(tmp_path / "set")) as stage:
+            storage.write_bytes(f"{stage}/shard", b"rows")
+            raise refusal(errno.ENOSPC, None)  # of an unnamed temporary file
+
+    with pytest.raises(UserError, match=r"set: no room to make it .No space left on device.; make some"):
+        fill()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_can_be_written_to_need_not_be_there(tmp_path: Path) -> None:
     folder = str(tmp_path / "a" / "b")
     assert storage.writable(folder) == folder

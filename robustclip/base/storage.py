@@ -217,19 +217,23 @@ def sha256_file(path: str) -> str:
 
 @contextmanager
 def staged(folder: str, replace: bool = False) -> Iterator[str]:
-    """Yield a hidden folder that becomes `folder` when the block ends well and disappears when it does not.
+    """Yield a hidden folder that becomes `folder` when the block ends well and disappears when it does not; a full disk is a UserError.
 
     A folder already there stays and ours is dropped (two processes made the same thing), unless `replace`.
     """
     stage = join(parent_of(folder), f".{name_of(folder)}.{uuid.uuid4().hex}")
-    if is_local(folder):
-        os.makedirs(stage)
     try:
+        if is_local(folder):
+            os.makedirs(stage)
         yield stage
         if is_local(folder):
             _move_folder(stage, folder, replace)
         else:
             _move_objects(stage, folder, replace)
+    except OSError as error:
+        if error.errno in disk.NO_ROOM:
+            raise UserError(f"{folder}: no room to make it ({error.strerror}); {disk.REMEDY}") from error
+        raise
     finally:
         delete(stage)
 

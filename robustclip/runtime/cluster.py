@@ -71,8 +71,11 @@ def start(**options: Any) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            if attempt == STARTS or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            if attempt == STARTS:
+                busy = "this machine is too busy; run the same command again when it has less to do"
+                raise UserError(f"Ray timed out during startup {STARTS} times: {busy}") from error
             log.warning("Ray did not come up in time, this machine is busy: starting it again")
 
 
