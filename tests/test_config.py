@@ -187,7 +187,8 @@ def test_recipe_keys_may_stand_anywhere_in_the_command_line(monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--data.n", "5000", "--asha", "--seed=3", "--trainable", "TokenPrompt"])
     args, changes = cli.parse(parser, Config)
     assert (args.space, args.asha) == ("epsilon", True)
-    assert changes == {"data.n": 5000, "seed": 3, "trainable": "TokenPrompt"}
+    config = override(Config(), changes)
+    assert (config.data.n, config.seed, config.trainable, list(changes)) == (5000, 3, TokenPrompt(), ["data.n", "seed", "trainable"])
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr", "0.1", "other"])
     assert cli.parse(parser, Config)[0].space == "other"
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--optim.lr"])

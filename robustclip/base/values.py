@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -109,12 +111,19 @@ def _below(kind: Any) -> list[type]:
 def _checked(value: Any, hint: Any, path: str, current: Any = None) -> Any:
     """Return the value as the annotated type: numbers become floats, lists tuples, a type's name its default (or `current`, if of it)."""
     choices = _choices(hint)
+    if isinstance(value, _Word):
+        try:
+            return _checked(value.parsed(), hint, path, current)
+        except UserError:
+            if str not in choices:
+                raise
+            return str(value)
     for choice in choices:
         if value is not None and value == _type_name(choice):
-            return current if type(current) is choice else choice()
+            return current if type(current) is choice else _made(choice, {}, path)
         origin = typing.get_origin(choice)
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if isinstance(value, float) or abs(value) < sys.float_info.max else math.inf
         if origin is Literal and value in typing.get_args(choice):
             return value
         kinds = typing.get_args(choice)
@@ -133,23 +142,44 @@ def _said(choice: Any) -> str:
 
 
 def value_of(word: str) -> Any:
-    """Return a word of a command line as the JSON value it is, or as text."""
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return {"None": None, "True": True, "False": False}.get(word, word)
+    """Return a word of a command line for `override`: a field takes the JSON value that it is, or its text where it takes no such value.
+
+    So a set that is called 101 is found by `--data.name 101`, as one that is called abc by its name.
+    """
+    return _Word(word)
+
+
+class _Word(str):
+    """Text that may be meant as a JSON value."""
+
+    def parsed(self) -> Any:
+        """Return the JSON value, or the text where it is none."""
+        try:
+            return json.loads(self)
+        except (ValueError, RecursionError):
+            return {"None": None, "True": True, "False": False}.get(self, str(self))
 
 
 def from_json(kind: Any, data: Any, path: str = "config") -> Any:
     """Return the dataclass tree that `to_json` wrote, read as the annotated type `kind`; raises UserError for what does not fit."""
     if isinstance(data, Mapping) and "type" in data:
         classes: dict[str | None, Any] = {_type_name(choice): choice for choice in _choices(kind)}
-        if data["type"] not in classes:
+        if not isinstance(data["type"], str) or data["type"] not in classes:
             raise UserError(f"{path}: type {data['type']!r} is not one of {', '.join(filter(None, classes))}")
         cls = classes[data["type"]]
         hints = typing.get_type_hints(cls)
         unknown = [name for name in data if name not in hints and name not in NOT_FIELDS]
         if unknown:
             raise UserError(f"{path}: {data['type']} has no field {unknown[0]!r}")
-        return cls(**{name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name not in NOT_FIELDS})
+        return _made(
+            cls, {name: from_json(hints[name], item, f"{path}.{name}") for name, item in data.items() if name not in NOT_FIELDS}, path
+        )
     return _checked(data, kind, path)
+
+
+def _made(kind: Any, values: Mapping[str, Any], path: str) -> Any:
+    """Return a dataclass of field values; raises UserError where one without a default is not among them."""
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
+    if needed:
+        raise UserError(f"{path}: {kind.__name__} needs {', '.join(needed)}, which nothing stands for")
+    return kind(**values)
