@@ -62,7 +62,7 @@ def test_the_last_blocks_count_from_the_end(make_model):
     block = sizes(make_model().clip.visual.transformer.resblocks[0].parameters())
     assert found[1] - found[0] == block
     for n in (0, 3):
-        with pytest.raises(UserError, match=f"trainable.blocks is {n}: this visual tower has 2 blocks"):
+        with pytest.raises(UserError, match=f"trainable.blocks is {n}: "):
             install(LastBlocks(n), make_model(), 0, NAMES)
     assert sizes(install(LastBlocks(4), make_model("resnet"), 0, NAMES)[1]) > sizes(
         install(LastBlocks(1), make_model("resnet"), 0, NAMES)[1]
@@ -110,7 +110,7 @@ def test_same_size_trains_exactly_the_number_asked(tiny_model, pictures, asked):
 
 @pytest.mark.parametrize("asked", [0, -1, 32_385])
 def test_same_size_is_refused_where_there_are_not_so_many(tiny_model, asked):
-    with pytest.raises(UserError, match=rf"trainable\.parameters is {asked}: this visual tower has 32,384"):
+    with pytest.raises(UserError, match=rf"trainable\.parameters is {asked}: "):
         install(SameSize(asked), tiny_model, 0, NAMES)
 
 

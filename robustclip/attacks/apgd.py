@@ -10,6 +10,7 @@ from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, targeted_dlr
 from robustclip.attacks.pgd import Best, Found, GradientShares, Score, frozen, logits_of, move, random_start, resisting, with_restarts
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -90,6 +91,9 @@ class APGD:
     restarts: int = 1
     loss: Literal["ce", "dlr"] = "ce"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "APGD: ", steps=NATURAL, restarts=COUNT)
+
     @property
     def name(self) -> str:
         return f"apgd-{self.loss}-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
@@ -125,6 +129,9 @@ class APGDT:
     targets: int = 9
     restarts: int = 1
     min_classes = 4  # the loss looks at the fourth logit
+
+    def __post_init__(self) -> None:
+        check_fields(self, "APGD-T: ", steps=NATURAL, targets=COUNT, restarts=COUNT)
 
     @property
     def name(self) -> str:

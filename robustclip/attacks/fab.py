@@ -22,6 +22,7 @@ from robustclip.attacks.pgd import (
     with_restarts,
 )
 from robustclip.base.dtypes import wide
+from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -126,6 +127,9 @@ class FABT:
     steps: int = 100
     targets: int = 9
     restarts: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "FAB-T: ", steps=NATURAL, targets=COUNT, restarts=COUNT)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from robustclip.attacks.pgd import PGD, frozen, pgd_best, random_start, resistin
 from robustclip.attacks.square import Square
 from robustclip.attacks.transfer import MIFGSM
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import Adaptive, meeting
 
@@ -48,6 +49,7 @@ class Aimed:
     def __post_init__(self) -> None:
         if self.level not in get_args(Level):
             raise UserError(f"attack level {self.level!r}: choose {', '.join(get_args(Level))}")
+        check_fields(self, "attack level: ", draws=COUNT)
         if (self.level == "A5") != (self.draws > 1) or (self.level == "A5" and not isinstance(self.attack, PGD)):
             raise UserError(
                 f"attack level {self.level} with {self.draws} draws of {self.attack.name}: A5, and only it, is PGD over several"

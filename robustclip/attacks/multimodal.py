@@ -21,6 +21,7 @@ from robustclip.attacks.text.rewriting import Rewritten
 from robustclip.attacks.text.search import TextAttack
 from robustclip.base.dtypes import wide
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import AMOUNT, NATURAL, check_fields
 from robustclip.base.threat import Ball
 from robustclip.base.values import to_json
 from robustclip.models.classifier import ZeroShotClassifier
@@ -142,6 +143,9 @@ class CoAttack(Multimodal):
     steps: int = 100
     alpha: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_fields(self, "Co-Attack: ", steps=NATURAL, alpha=AMOUNT)
+
     @property
     def mode(self) -> str:
         return f"co-attack-{self.steps}"
@@ -187,6 +191,9 @@ class GuidedCoAttack(Multimodal):
 
     steps: int = 10
     alpha: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_fields(self, "SGA: ", steps=NATURAL, alpha=AMOUNT)
 
     @property
     def mode(self) -> str:

@@ -10,6 +10,7 @@ from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, random_start, with_restarts
 from robustclip.base.dtypes import wide
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -19,6 +20,9 @@ class Noise:
     """The best of the clean image and `draws` uniform draws from the ball: one that fools the model, else the highest cross-entropy."""
 
     draws: int = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Noise: ", draws=COUNT)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, LossName
+from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
@@ -216,6 +217,9 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
     loss: LossName = "ce"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "PGD: ", steps=NATURAL, alpha=AMOUNT, restarts=COUNT)
 
     @property
     def name(self) -> str:

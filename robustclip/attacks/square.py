@@ -13,6 +13,7 @@ from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
 from robustclip.base.dtypes import wide
+from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball, l2
 from robustclip.models.adaptive import meeting
@@ -179,6 +180,9 @@ class Square:
     queries: int = 5000
     restarts: int = 1
     rescale: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Square: ", queries=NATURAL, restarts=COUNT)
 
     @property
     def name(self) -> str:

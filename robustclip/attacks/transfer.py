@@ -10,6 +10,7 @@ from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Score, Scores, frozen, pgd_best, resisting
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
@@ -34,6 +35,7 @@ class MIFGSM:
     kernel: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "MIFGSM: ", steps=NATURAL, alpha=AMOUNT, decay=AMOUNT, kernel=COUNT)
         if not 0 <= self.diversity <= 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"MIFGSM: diversity is a chance in [0,1] and kernel an odd side, not {self.diversity} and {self.kernel}")
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.locks import alone
+from robustclip.base.ranges import DRAWN, check
 from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
@@ -28,7 +30,7 @@ def _missing(folder: str) -> UserError:
     hint = did_you_mean(name, [*prepared, *world.SETS])
     return UserError(
         f"no data set {name!r} under {data}{hint}; prepared: {', '.join(prepared) or 'none'}; "
-        f"embedded: {', '.join(world.SETS)}; make one with robustclip prepare SOURCE --name {name}"
+        f"embedded: {', '.join(world.SETS)}; make one with robustclip prepare SOURCE --name {shlex.quote(name)}"
     )
 
 
@@ -65,9 +67,7 @@ def ensure_set(out: str, name: str, split_sizes: Mapping[str, int], render_seed:
 
 
 def _render(folder: str, name: str, split_sizes: Mapping[str, int], seed: int) -> None:
-    for split, size in split_sizes.items():
-        if size < 1:
-            raise UserError(f"{name}: {size} images were asked for the split {split!r}; ask for at least 1")
+    check(split_sizes, dict.fromkeys(split_sizes, DRAWN), f"{name}: the number of images of ")
     log.info("rendering %s (seed %d, %s) into %s", name, seed, json.dumps(dict(split_sizes)), folder)
     scanned = world.SETS[name].scenes is None
     with storage.staged(folder) as stage:

@@ -12,6 +12,7 @@ from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
+from robustclip.base.ranges import COUNT, check
 from robustclip.base.values import key
 from robustclip.evaluation.computing import git_commit, record
 from robustclip.evaluation.progress import Progress, Queue, Running, late
@@ -52,8 +53,9 @@ def evaluate(
 ) -> pa.Table:
     """Return the verified records of the models `names` under a protocol, computing only the cells that have none yet.
 
-    Raises UserError naming the cells that failed three times, after all the others are done and kept.
+    Raises UserError for less than one actor, and naming the cells that failed three times, after all the others are done and kept.
     """
+    check({"actors": actors}, {"actors": COUNT})
     wanted = Wanted(names, resolved, out)
     if wanted.missing:
         with by_one_process(wanted, resolved, out):

@@ -7,6 +7,7 @@ from robustclip.attacks import Attack
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, PIXELS, SEED, check_fields
 from robustclip.base.threat import Ball
 
 LEVELS = ("white-box", "grey-box A0", "grey-box A1")  # what was attacked: the scored model, plain CLIP, the model before it adapts
@@ -29,6 +30,9 @@ class SetRule:
     class_names: tuple[str, ...] = ()
     native: int | None = None
     skips: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"the rule of the set {self.name}: ", classes=COUNT, images=COUNT, native=PIXELS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Protocol:
     rules: tuple[SetRule, ...] = ()
 
     def __post_init__(self) -> None:
+        counts = {"n": COUNT, "attacked": COUNT, "micro_batch": COUNT, "resize": PIXELS, "crop": PIXELS, "seed": SEED, "render_seed": SEED}
+        check_fields(self, f"protocol {self.name}: ", **counts)
         if not self.sets or not self.attacks:
             raise self._wrong("it needs at least one data set and one attack")
         names = [attack.name for attack in self.attacks]
@@ -107,8 +113,10 @@ class Protocol:
         return tuple(attack.name for attack in self.attacks if isinstance(attack, Multimodal) and attack.apart)
 
     def changed(self, **changes: Any) -> "Protocol":
-        """Return this protocol with other fields and a name that says so; what is empty changes nothing."""
-        wanted = {field: value for field, value in changes.items() if value}
+        """Return this protocol with other fields and a name that says so; what is empty changes nothing, 0 does."""
+        wanted: dict[str, Any] = {
+            field: value for field, value in changes.items() if value or (isinstance(value, int) and value is not False)
+        }
         return replace(self, **wanted, name=f"{self.name} (changed)") if wanted else self
 
     def rule(self, name: str) -> SetRule:

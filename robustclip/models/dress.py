@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.models.joint import Design, JointPrompt, Start, check_choices
 from robustclip.models.model import LinearReadout, Model
@@ -39,6 +40,7 @@ class PixelPrompt(Dress):
     def __post_init__(self) -> None:
         if self.shape not in get_args(Shape):
             raise UserError(f"trainable.shape is {self.shape!r}: choose {', '.join(get_args(Shape))}")
+        check_fields(self, "trainable.", size=NATURAL)
 
     def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the pixels with their random start."""
@@ -56,8 +58,7 @@ class TokenPrompt(Dress):
     deep: bool = False
 
     def __post_init__(self) -> None:
-        if self.tokens < 0:
-            raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
+        check_fields(self, "trainable.", tokens=NATURAL)
 
     def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the tokens with their random start."""
@@ -70,6 +71,9 @@ class FramedTokens(Dress):
 
     tokens: int = 5
     pad: int = 30
+
+    def __post_init__(self) -> None:
+        check_fields(self, "trainable.", tokens=NATURAL, pad=NATURAL)
 
     def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return both with their random starts."""
@@ -92,8 +96,7 @@ class JointTokens(Dress):
 
     def __post_init__(self) -> None:
         check_choices(self.design, self.start)
-        if self.tokens < 0:
-            raise UserError(f"trainable.tokens is {self.tokens}: a number of tokens cannot be negative")
+        check_fields(self, "trainable.", tokens=NATURAL, depth=COUNT)
 
     def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
         """Return the tokens as they start."""

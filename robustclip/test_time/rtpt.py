@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustclip.base.ranges import AMOUNT, COUNT, check_fields
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time.tpt import context_of
 from robustclip.test_time.tuning import Adapted, PromptTuner, Tuning, entropy
@@ -25,6 +26,10 @@ class RTPT(Tuning):
     lr: float = 5e-3
     neighbours: int = 20
     temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, "RTPT: ", neighbours=COUNT, temperature=AMOUNT)
 
     def classifier(self, base: ZeroShotClassifier, seed: int) -> PromptTuner:
         """Return the classifier that tunes; raises UserError for a text tower that is not open_clip's."""

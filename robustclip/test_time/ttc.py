@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustclip.base.ranges import AMOUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import Adaptive
@@ -30,6 +31,9 @@ class TTC:
     beta: float = 2.0
     threshold: float = 0.2
     asks_original: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, "TTC: ", eps=AMOUNT, alpha=AMOUNT, steps=NATURAL)
 
     def classifier(self, base: ZeroShotClassifier, seed: int) -> "Counterattack":
         """Return the classifier that moves its images first."""

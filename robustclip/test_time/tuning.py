@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, SHARE, check_fields
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import TEXT_BATCH, ZeroShotClassifier
 from robustclip.models.insertion import Layers, cut, in_texts
@@ -37,7 +38,8 @@ class Tuning:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.steps < 0 or self.kept < 1:
+        check_fields(self, f"{type(self).__name__}: ", views=COUNT, keep=SHARE, steps=NATURAL, lr=AMOUNT, weight_decay=AMOUNT)
+        if self.kept < 1:
             raise UserError(f"{type(self).__name__}: {self.views} views, of which a share of {self.keep} is kept, and {self.steps} steps")
 
     @property

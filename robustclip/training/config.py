@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import AMOUNT, COUNT, DECAY, DRAWN, NATURAL, PIXELS, SEED, check, check_fields
 from robustclip.base.threat import ThreatModel
 from robustclip.defenses import Defense, TeCoA
 from robustclip.training.trainables import Trainable, VisualTower
@@ -29,6 +30,9 @@ class Data:
     rendered: int = 8192
     render_seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self, "data.", n=COUNT, per_class=COUNT, held_out=COUNT, resize=PIXELS, rendered=DRAWN, render_seed=SEED)
+
 
 @dataclass(frozen=True)
 class InnerAttack:
@@ -42,8 +46,7 @@ class InnerAttack:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.alpha < 0:
-            raise UserError(f"attack.steps is {self.steps}, attack.alpha {self.alpha}: neither can be negative")
+        check_fields(self, "attack.", steps=NATURAL, alpha=AMOUNT)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Optim:
     schedule: Literal["cosine", "constant"] = "cosine"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ema < 1:
-            raise UserError(f"optim.ema is {self.ema}: a decay lies between 0 (no average) and 1")
+        check_fields(self, "optim.", lr=AMOUNT, weight_decay=AMOUNT, momentum=AMOUNT, eps=AMOUNT, ema=DECAY)
+        check_fields(self, "optim.", warmup=NATURAL, epochs=COUNT, batch=COUNT, micro_batch=COUNT)
+        check({f"betas[{i}]": beta for i, beta in enumerate(self.betas)}, {"betas[0]": DECAY, "betas[1]": DECAY}, "optim.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class Validation:
     images: int = 256
     eps: float = 4.0
     steps: int = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self, "validation.", images=COUNT, eps=AMOUNT, steps=NATURAL)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, checkpoint_every=COUNT, seed=SEED)
         if self.defense.whole_batch and self.optim.micro_batch < 2:
             raise UserError(
                 f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} works on the images of a micro-batch "

@@ -12,6 +12,7 @@ import torch
 
 from robustclip import names as models
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.ranges import COUNT, DRAWN, PIXELS, SEED, check, check_fields
 from robustclip.data.datasets import ensure_set
 from robustclip.data.plan import select
 from robustclip.data.reading import decoded_size, read_images, to_images
@@ -47,6 +48,7 @@ class Images:
     render_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, n=COUNT, seed=SEED, resize=PIXELS, rendered=DRAWN, render_seed=SEED)
         if self.crop not in get_args(Crop):
             raise UserError(f"no crop {self.crop!r}{did_you_mean(self.crop, get_args(Crop))}: choose {' or '.join(get_args(Crop))}")
 
@@ -159,6 +161,7 @@ def statistics(model_name: str, images: Images, out: str, *, workers: int, cpus:
     Each of the actors takes `cpus` and `gpus` of the cluster that Ray is connected to. Raises UserError for a model without a vision
     transformer and for images that are not there or cannot be decoded.
     """
+    check({"workers": workers}, {"workers": COUNT})
     job = prepare(model_name, images, out)
     classifier = classifier_of(job)
     size = classifier.preprocess.size

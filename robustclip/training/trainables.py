@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_type_hints
 from torch import nn
 
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.seeds import generator
 from robustclip.models.dress import DRESSES, FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.insertion import require_vit
@@ -71,6 +72,9 @@ class LastBlocks:
 
     blocks: int = 1
 
+    def __post_init__(self) -> None:
+        check_fields(self, "trainable.", blocks=COUNT)
+
     def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model and those parameters; raises UserError for more blocks than there are, or none."""
         visual = frozen_tower(model)
@@ -101,6 +105,9 @@ class SameSize:
 
     parameters: int = 153_600
 
+    def __post_init__(self) -> None:
+        check_fields(self, "trainable.", parameters=COUNT)
+
     def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model and those parameters; raises UserError for more numbers than there are, or none."""
         visual, left = frozen_tower(model), self.parameters
@@ -126,8 +133,7 @@ class LoRA:
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"trainable.rank is {self.rank}: a low-rank change has rank 1 or more")
+        check_fields(self, "trainable.", rank=COUNT)
 
     def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model and the low-rank factors; raises UserError for a tower without transformer blocks."""

@@ -11,6 +11,7 @@ from robustclip.attacks.pgd import frozen
 from robustclip.attacks.text.sources import Asked, WordSource, usable
 from robustclip.attacks.text.vocabulary import batches, token_embedding, whole_words
 from robustclip.attacks.text.words import Prompt
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.models.classifier import ZeroShotClassifier
 
 
@@ -24,6 +25,9 @@ class HotFlip(WordSource):
 
     k: int = 10
     name = "hotflip"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "hotflip: ", k=COUNT)
 
     def words(self, asked: Asked) -> list[dict[int, list[str]]]:
         known, ids = whole_words(asked.classifier.tokenizer)

@@ -10,6 +10,7 @@ from robustclip.attacks.text.sources import Asked, WordSource, usable
 from robustclip.attacks.text.words import Prompt
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check_fields
 
 CONTINUES = "##"  # of a piece that goes on the word before it
 PIECES, EACH, COMBINATIONS = 12, 4, 24  # of a word of several pieces: those looked at, candidates of each, combinations kept
@@ -44,6 +45,9 @@ class MaskedWords(WordSource):
     k: int = 10
     cls_offset: Literal[0, 1] = 1
     name = "mlm"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "masked words: ", k=COUNT)
 
     @classmethod
     def read(cls, folder: str, **settings: Any) -> "MaskedWords":

@@ -15,6 +15,7 @@ from robustclip.attacks.text.sources import Asked, Characters, Neighbours, Rando
 from robustclip.attacks.text.vocabulary import encode
 from robustclip.attacks.text.words import OtherNames, Prompt, prompts_of
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.threat import TextBudget
 from robustclip.models.classifier import ZeroShotClassifier
 
@@ -41,6 +42,7 @@ class TextAttack:
     collisions: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "text attack: ", width=COUNT)
         if getattr(self.budget, self.source.unit) is None:
             raise UserError(f"the text source {self.source.name} changes {self.source.unit}: give its budget in {self.source.unit}")
         if isinstance(self.source, Table) and self.units > 1:

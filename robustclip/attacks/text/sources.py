@@ -14,6 +14,7 @@ from robustclip.attacks.text.vocabulary import token_embedding, whole_words
 from robustclip.attacks.text.words import STOP_WORDS, Prompt, Scope
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.seeds import py_random
 from robustclip.models.classifier import ZeroShotClassifier
 
@@ -78,6 +79,9 @@ class RandomWords(WordSource):
     seed: int = 0
     name = "random"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "random words: ", k=COUNT)
+
     def words(self, asked: Asked) -> list[dict[int, list[str]]]:
         known, _ = whole_words(asked.classifier.tokenizer)
 
@@ -94,6 +98,9 @@ class Neighbours(WordSource):
 
     k: int = 10
     name = "clip_knn"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "clip_knn: ", k=COUNT)
 
     def words(self, asked: Asked) -> list[dict[int, list[str]]]:
         known, ids = whole_words(asked.classifier.tokenizer)
@@ -125,10 +132,13 @@ class Table(WordSource):
     @classmethod
     def read(cls, path: str) -> "Table":
         """Return the source of a file; raises UserError for one that is not such a table."""
-        content = storage.read_bytes(path)
+        try:
+            content = storage.read_bytes(storage.resolve(path))
+        except OSError as error:
+            raise UserError(f"the table {path} cannot be read: {' '.join(str(error).split())}") from error
         try:
             entries = {text: {int(place): [str(w) for w in words] for place, words in rows} for text, rows in json.loads(content).items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is no table of candidates, {{prompt: [[place, [words]], ...]}}: {error}") from error
         return cls(storage.name_of(path), hashlib.sha256(content).hexdigest(), entries)
 
