@@ -129,6 +129,19 @@ def no_baseline(subject, patch):
     return changed(subject, baseline_name="plain")
 
 
+def classes_of_one_text(subject, patch):
+    """Two of the four class names become one text to any tokenizer that knows no capitals."""
+    test_set = subject.resolved.sets["pictures"]
+    names = ("red", "Red ", "blue", "grey")
+    return changed(
+        subject, resolved=Resolved(subject.protocol, {"pictures": replace(test_set, card=replace(test_set.card, class_names=names))})
+    )
+
+
+def eps_for_images_from_0_to_1(subject, patch):
+    return changed(subject, protocol=replace(subject.protocol, eps=(2 / 255, 6 / 255)))
+
+
 FAULTS = [
     ("2", "a record outside its ball", edited(far_away)),
     ("16", "the first n of a class-sorted set", first_n_of_a_sorted_set),
@@ -151,4 +164,6 @@ FAULTS = [
     ("G7", "robust accuracy on half of the images", kept(lambda i, row: is_clean(row) or row["label"] % 2)),
     ("G9", "no undefended model in the run", no_baseline),
     ("G9", "an undefended model on other images", baseline_of_other_images),
+    ("G11", "two classes that are one text", classes_of_one_text),
+    ("G12", "eps in units of [0,1]", eps_for_images_from_0_to_1),
 ]

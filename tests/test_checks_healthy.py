@@ -64,7 +64,7 @@ def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures
     assert [finding for finding in findings if finding.level == "hard" and finding.passed is False] == []
     # On 16 images a weak attack can rightly be warned of: by more steps, another loss, a black box.
     assert {finding.number for finding in findings if finding.passed is False} <= {"3", "5", "6", "8"}
-    assert {finding.number for finding in findings if finding.passed is None} == {"20", "G10"}
+    assert {finding.number for finding in findings if finding.passed is None} == {"20", "G10", *(["G11"] if name == "probe" else [])}
     assert rankable(findings, "white-box") == (True, "")
 
 

@@ -1,6 +1,7 @@
 """Threat models: one conversion of eps, exact projection, steepest directions, and refusals that name the field."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -77,3 +78,26 @@ def test_threats_print_as_papers_write_them():
     assert str(Ball("Linf", 4.0)) == "Linf 4/255"
     assert (str(TextBudget(words=2)), str(TextBudget(edits=1))) == ("2 words", "1 edits")
     assert ThreatModel(image=None).image is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "said"),
+    [
+        ("Linf", 0.0, None),
+        ("Linf", 0.1, None),
+        ("Linf", 0.25, None),
+        ("Linf", 64.0, None),
+        ("Linf", 0.0157, r"eps is 0\.0157, that is 6\.2e-05 of images in \[0,1\] in Linf: eps is in 1/255; .* give 4\.0035"),
+        ("Linf", 255.0, "right answers are not defined there"),
+        ("L2", 0.0, None),
+        ("L2", 36.0, None),
+        ("L2", 765.0, None),
+        ("L2", 0.5, r"give 127\.5"),
+        ("L2", 3.0, "give 765"),
+        ("L2", 4000.0, "right answers are not defined there"),
+    ],
+)
+def test_an_eps_that_is_hardly_meant_is_doubted(norm, eps, said):
+    found = Ball(norm, eps).doubt
+    assert (found is None) == (said is None)
+    assert said is None or re.search(said, found)

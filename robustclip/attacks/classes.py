@@ -13,9 +13,12 @@ def for_classes(attacks: Iterable[Attack], classes: int) -> dict[str, Attack]:
     """Return name -> the attack as it runs on so many classes, in order, without those that are not defined there.
 
     Where there are fewer wrong classes than an attack's `targets`, it aims at all of them and its own name says so; losses that look at the
-    third or fourth logit (`min_classes`) and, on 2 classes, targets of any kind are left out. Raises UserError when nothing is left.
+    third or fourth logit (`min_classes`) and, on 2 classes, targets of any kind are left out. Raises UserError for one class and for
+    what leaves nothing.
     """
     attacks = tuple(attacks)
+    if classes < 2:
+        raise UserError("one class is there, which nothing can be mistaken for: no attack is defined on it; give two classes or more")
     found = {attack.name: _fewer_targets(attack, classes) for attack in attacks if classes >= _least(attack)}
     if not found:
         raise UserError(f"none of {', '.join(attack.name for attack in attacks)} is defined on {classes} classes: add apgd-ce-100")

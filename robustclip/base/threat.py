@@ -1,5 +1,6 @@
 """What the adversary may do: a ball around the image, a budget of edits on the text, or both."""
 
+import logging
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,6 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from robustclip.base.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Eps outside of which a slip of units is likelier than an intention. Linf: below 0.1 not even a fifth of what moves an 8-bit value, and any
+# usual radius written for images in [0,1] is there; above 64 a right answer is no longer defined. L2, which adds up over all values of an
+# image: usual radii for images in [0,1] are 0.25 to 3, which are 64 to 765 here; above, the length of 64 on every value of a 32 px image.
+USUAL = {"Linf": (0.1, 64.0), "L2": (8.0, 64.0 * math.sqrt(3 * 32 * 32))}
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,22 @@ class Ball:
             raise UserError(f"threat.image.norm is {self.norm!r}: choose Linf or L2")
         if not 0 <= self.eps < math.inf:
             raise UserError(f"threat.image.eps is {self.eps}: eps is a radius in 1/255, finite and not negative")
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its eps is hardly meant in 1/255, as one line; None for one that may be, and for 0, which is the clean image."""
+        low, high = USUAL[self.norm]
+        if self.eps == 0 or low <= self.eps <= high:
+            return None
+        meant = (
+            f"if {self.eps:g} is of images in [0,1], give {255 * self.eps:g}" if self.eps < low else "right answers are not defined there"
+        )
+        return f"eps is {self.eps:g}, that is {self.radius:.2g} of images in [0,1] in {self.norm}: eps is in 1/255; {meant}"
+
+    def tell_doubt(self, where: str) -> None:
+        """Warn on the log of an eps that is hardly meant; `where` says whose it is."""
+        if self.doubt:
+            log.warning("%s: %s", where, self.doubt)
 
     @property
     def radius(self) -> float:

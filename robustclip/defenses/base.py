@@ -52,10 +52,12 @@ class Defense:
 
     `reads` says what of the student it uses: class scores ("logits"), the tower's features, which a trained readout would not change, or
     "texts" alone.
+    `least_classes` is the fewest classes on which it learns something.
     `whole_batch`: the images of a micro-batch are compared with each other, or share something, so it is part of the method.
     """
 
     reads: ClassVar[str] = "logits"
+    least_classes: ClassVar[int] = 2
     whole_batch: ClassVar[bool] = False
     head_share = 0.0  # of all steps: the first ones train the head alone, on clean images
     head_lr = 0.0

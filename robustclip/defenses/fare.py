@@ -22,6 +22,7 @@ class FARE(Defense):
     """
 
     reads = "features"
+    least_classes = 1
     distance: Literal["l2", "l1"] = "l2"
     clean_weight: float = 0.0
     target: Literal["original", "current"] = "original"

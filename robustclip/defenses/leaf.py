@@ -31,6 +31,7 @@ class LEAF(Defense):
     """
 
     reads = "texts"
+    least_classes = 1
     text: TextAttack = field(default_factory=one_edit)
     refresh: int = 1
 

@@ -37,6 +37,11 @@ class Mix(Defense):
             raise UserError("defense.parts: LinearAT trains in two stages, which a sum cannot; take CoAdv or TeCoA")
 
     @property
+    def least_classes(self) -> int:  # type: ignore[override]
+        """As many as its most demanding part."""
+        return max(part.least_classes for part, _ in self._members())
+
+    @property
     def reads(self) -> str:  # type: ignore[override]
         """What its members read of the student: features, if one of them does."""
         return "features" if any(part.reads == "features" for part, _ in self._members()) else "logits"

@@ -21,6 +21,7 @@ class ImgCoAdv(Defense):
     """
 
     reads = "features"
+    least_classes = 1
     whole_batch = True
     temperature: float = 0.1
     crop: float = 0.7

@@ -28,6 +28,7 @@ def evaluate_named(name: str, resolved: Resolved, out: str) -> pa.Table:
     wanted = Wanted([name], resolved, out)
     if wanted.missing:
         model = models.load_exactly(name, wanted.missing[0].model_sha256)
+        _tell_names(model, resolved)
         for done, cell in enumerate(wanted.missing):
             log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
             with one_thread():
@@ -37,11 +38,17 @@ def evaluate_named(name: str, resolved: Resolved, out: str) -> pa.Table:
 
 def evaluate_model(model: Model, resolved: Resolved) -> pa.Table:
     """Return the records of a model that lies in memory; nothing is kept, for it has no name to be found by."""
+    _tell_names(model, resolved)
     rows: list[dict[str, Any]] = []
     for cell in resolved.cells(model.name, model.sha256):
         with one_thread():
             rows += [provenance(cell, resolved) | {"threads": 1} | row for row in compute(model, cell, resolved)]
     return records.table(rows)
+
+
+def _tell_names(model: Model, resolved: Resolved) -> None:
+    for name, test_set in resolved.sets.items():
+        model.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
 
 
 def evaluate_images(
@@ -55,6 +62,9 @@ def evaluate_images(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the records of a model on images [N,3,H,W] in [0,1] with labels [N], and what a resolved protocol would say of them."""
     protocol = Protocol("given images", ("images",), attacks, eps, n=None)
+    for ball in protocol.balls():
+        ball.tell_doubt(protocol.name)
+    model.tell_names(class_names, templates, protocol.name)
     classifier, ids = model.classifier(class_names, templates).to(images.device), [f"image/{i}" for i in range(len(images))]
     undefined = [name for name, instead in reductions(attacks, len(class_names)).items() if instead is None]
     known = {"class_names": list(class_names), "skips": undefined, "n": len(images), "real": True}

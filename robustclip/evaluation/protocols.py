@@ -155,6 +155,8 @@ def resolve(protocol: Protocol, out: str) -> Resolved:
 
     Raises UserError that names every missing set, or the first one that is not the set the protocol means: a mean over fewer is no answer.
     """
+    for ball in protocol.balls():
+        ball.tell_doubt(f"protocol {protocol.name}")
     _refuse_missing(protocol, out)
     resolved = Resolved(protocol, {name: _test_set(protocol, protocol.rule(name), out) for name in protocol.sets})
     storage.write_json(storage.join(out, "protocols", f"{resolved.hash}.json"), resolved.describe())
@@ -180,6 +182,11 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     if rule.split not in card.splits:
         raise UserError(f"data set {rule.name!r} has no split {rule.split!r} (it has {', '.join(card.splits)}): prepare one")
     index = scan(card.folder, card, rule.split)
+    if len(card.class_names) < 2:
+        raise UserError(
+            f"data set {rule.name!r} has one class, {card.class_names[0]!r}, which nothing can be mistaken for: it cannot be evaluated; "
+            "its images can train what looks at no classes (a recipe of FARE) and give robustclip moments"
+        )
     facts = (
         ("classes", len(card.class_names), rule.classes),
         ("classes", len(card.class_names), len(rule.class_names) or None),

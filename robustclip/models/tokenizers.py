@@ -12,6 +12,14 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 
 @cache
+def clip_tokenizer() -> Tokenizer:
+    """Return CLIP's own tokenizer, 77 tokens of its whole vocabulary: what reads class names where no model is known yet."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@cache
 def cut_tokenizer(merges: int, context_length: int) -> Tokenizer:
     """Return texts -> token ids [N,context_length] with the first `merges` merges of CLIP's vocabulary (512 bytes + merges + 2 ids)."""
     from open_clip.tokenizer import SimpleTokenizer, default_bpe

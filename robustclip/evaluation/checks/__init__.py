@@ -40,6 +40,8 @@ CHECKS: dict[str, tuple[str, str, Callable[[Subject], Verdict]]] = {
     "G8": ("names travel", "warning", provenance.names_travel),
     "G9": ("baseline beside", "warning", provenance.baseline_beside),
     "G10": ("prompts in budget", "hard", text.prompts_in_budget),
+    "G11": ("classes told apart", "hard", data.classes_told_apart),
+    "G12": ("8-bit values move", "hard", ball.moves_stored_values),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustclip.attacks import FABT, Attack
 from robustclip.base.threat import Ball
 from robustclip.evaluation.cascade import TOLERANCE
-from robustclip.evaluation.checks.base import Subject, Verdict, verdict
+from robustclip.evaluation.checks.base import Subject, Verdict, does_not_apply, verdict
 
 # Half-way between a full ball and the one of eps/256: the largest of thousands of coordinates comes closer to the full radius than that.
 FULL = (1 + 255 / 256) / 2
@@ -108,3 +108,20 @@ def declared(attack: Attack) -> dict[str, Any]:
     """Return the settings of an attack; those of a library attack are a tuple of pairs."""
     own: dict[str, Any] = {each.name: getattr(attack, each.name) for each in fields(attack)} if is_dataclass(attack) else {}
     return own | dict(own.get("settings") or ())
+
+
+def moves_stored_values(subject: Subject) -> Verdict:
+    """Guard: at every eps some attack moves some value of some image by a step of the 8 bits that images are stored in."""
+    attacks = [attack for attack in subject.protocol.attacks if not isinstance(attack, FABT)]  # it moves what it fools, and nothing else
+    if not attacks or not bool(subject.clean.any()):
+        return does_not_apply("no attack that has to move an image met one that was right")
+    faults: list[str] = []
+    figures: dict[str, Any] = {}
+    stored = (subject.images[subject.clean] * 255).round()
+    for ball in subject.protocol.balls():
+        found = [(subject.run(attack, ball).images[subject.clean] * 255).round() for attack in attacks]
+        moved = max(float((images - stored).abs().max()) for images in found)
+        figures[f"{ball}: 8-bit steps"] = moved
+        if moved == 0:
+            faults.append(f"{ball} moves no value of an 8-bit image, so its number is clean accuracy by another name; eps is in 1/255")
+    return verdict(faults, "every eps moves 8-bit values", figures)

@@ -21,6 +21,8 @@ from robustclip.evaluation.protocols import TestSet
 from robustclip.records import metrics, survival
 from robustclip.records import rows as records
 
+VOID = 0.01  # of a set's images: ImageNet's usual names have two pairs that are read as one, which move its accuracy by less
+
 
 def enough_classes(subject: Subject) -> Verdict:
     """Check 15: DLR needs 3 classes, targeted DLR 4, t targets need t + 1; labels are classes; a binary set is flagged."""
@@ -196,3 +198,20 @@ def selection_apart(subject: Subject) -> Verdict:
     faults = [f"{len(both)} of {len(reported)} reported images served for training or selection, such as {both[0]!r}"] if both else []
     overlap = f"; training shares {len(shared)} of {len(named)} classes" if shared else ""
     return verdict(faults, f"no reported image served for training or selection{overlap}", figures)
+
+
+def classes_told_apart(subject: Subject) -> Verdict:
+    """Guard: no set has more than VOID of its attacked images in classes whose prompts are one text to the model: no attack tells them."""
+    if subject.model is None or subject.resolved is None or subject.model.readout is not None:
+        return does_not_apply("no sets were given, or the model reads no class names")
+    faults, figures, note = [], {}, ""
+    for name, test_set in subject.resolved.sets.items():
+        reading = subject.model.names_read(test_set.card.class_names, test_set.card.templates)
+        labels = test_set.index.label[test_set.rows[: subject.resolved.protocol.attacked]]
+        void = float(np.isin(labels, list(reading.twins)).mean())
+        figures[name] = {"classes read as another": len(reading.twins), "images of them": void}
+        if reading.twins:
+            said = f"{void:.1%} of the images of {name} are of classes read as one: {reading.groups}"
+            faults += [said] if void > VOID else []
+            note += "" if void > VOID else f"; {said}"
+    return verdict(faults, f"the model tells the classes apart{note}", figures)
