@@ -145,6 +145,11 @@ class Plan:
         return [{"step": step, "unit": i} for step in range(first_step, self.steps) for i in range(self.units_per_step)]
 
 
+def key_of(name: str) -> int:
+    """Return the number that stands for an id in a stream, whose columns are numbers."""
+    return derive("id", name)
+
+
 def read_unit(plan: Plan, item: Mapping[str, Any], size: int | None = None, resize: int | None = None) -> dict[str, np.ndarray]:
     """Return one unit: key int64 [m] (a number per id), label int64 [m], pixels uint8 [m,H,W,3], step int64 [m].
 
@@ -163,7 +168,7 @@ def read_unit(plan: Plan, item: Mapping[str, Any], size: int | None = None, resi
             (h, w), (h0, w0) = image.shape[:2], pixels[0].shape[:2]
             raise UserError(f"{name} has {w} x {h} pixels but {ids[0]} has {w0} x {h0}; set an image size to scale and crop to")
     return {
-        "key": np.array([derive("id", name) for name in ids], dtype=np.int64),
+        "key": np.array([key_of(name) for name in ids], dtype=np.int64),
         "label": np.concatenate(labels),
         "pixels": np.stack(pixels),
         "step": np.full(len(ids), step, dtype=np.int64),

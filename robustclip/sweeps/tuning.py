@@ -15,6 +15,7 @@ from ray import tune
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import COUNT, check
 from robustclip.base.values import from_json, key, override, to_json
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.progress import Progress
@@ -29,7 +30,7 @@ from robustclip.test_time import TAPT, PromptAlign
 from robustclip.training import proxy
 from robustclip.training.config import Config
 from robustclip.training.fit import fit
-from robustclip.training.job import Job, forget, prepare
+from robustclip.training.job import Job, forget, prepare, tell_names
 from robustclip.training.statistics import Images, statistics
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,8 @@ def sweep(
 
     What is EVALUATED of one training is so one at a time: the first trial trains, the others find what it has trained.
     """
+    given = {"workers": workers, "concurrent": concurrent, "samples": samples}
+    check(given, dict.fromkeys(given, COUNT))
     check_space(space, config)
     connect()
     # After it, not beside it: it sets environment variables, and Arrow's first look at one from another thread crashed. What Ray starts
@@ -215,8 +218,10 @@ def choose(space: Space, trials: Sequence[Trial]) -> tuple[Trial | None, str]:
 def find_data(configs: Sequence[Config], protocol: Protocol, out: str) -> None:
     """Find or render what the trials need: once, not by every trial at the same time; what cannot work fails here."""
     for config in configs:
-        prepare(config, out)
-    resolve(protocol, out)
+        job = prepare(config, out)
+        tell_names(config.model, job.card, config.templates)
+    for test_set in resolve(protocol, out).sets.values():
+        tell_names(configs[0].model, test_set.card)
 
 
 def tune_trials(space: Space, config: Config, settings: Settings, callback: Any, *, concurrent: int, samples: int, asha: bool) -> None:

@@ -9,6 +9,7 @@ from robustclip.base.threads import one_thread
 from robustclip.data.plan import read_unit
 from robustclip.models.model import FORMAT, Model
 from robustclip.training.config import Config
+from robustclip.training.gradients import NotFinite
 from robustclip.training.job import training_data
 from robustclip.training.learner import Learner
 from robustclip.training.steps import steps
@@ -26,16 +27,20 @@ def finetune_alone(
     """
     config = replace(config, model=model.name)
     data = training_data(config, out, lambda: model.preprocess.size)
+    model.tell_names(data.card.class_names, config.templates or data.card.templates, f"data set {data.card.name}")
     device = next(model.clip.parameters()).device
     learner = Learner(config, model.copy(), data.card.class_names, data.card.templates, data.plan.steps, device)
     about = data.about(model.name, identity_of(model))
     units = (read_unit(data.plan, item, data.size, config.data.resize) for item in data.plan.items())
     history: list[dict[str, float]] = []
-    for row in steps(learner, units, data.plan):
-        if learner.step % data.plan.steps_per_epoch == 0:
-            row |= learner.validate(*data.validation_images(device))
-        history.append(row)
-        on_step(row)
+    try:
+        for row in steps(learner, units, data.plan):
+            if learner.step % data.plan.steps_per_epoch == 0:
+                row |= learner.validate(*data.validation_images(device))
+            history.append(row)
+            on_step(row)
+    except NotFinite as error:
+        raise error.called(data.names()) from None
     learner.finish()
     read_by = {name: model.card[name] for name in ("tokenizer",) if name in model.card}
     return at_rest(replace(learner.model, card={"format": FORMAT, **read_by, **about})), history

@@ -12,7 +12,22 @@ SHOWN_IDS = 8  # of a batch that stopped a run
 
 
 class NotFinite(UserError):
-    """The loss or a gradient is NaN or infinite."""
+    """The loss or a gradient is NaN or infinite, at a `step` (the first is 1), of which a worker saw the images `ids`."""
+
+    def __init__(self, step: int, ids: Sequence[str]):
+        super().__init__(step, ids)
+        self.step, self.ids = step, ids
+
+    def __str__(self) -> str:
+        more = f" and {len(self.ids) - SHOWN_IDS} more" if len(self.ids) > SHOWN_IDS else ""
+        return (
+            f"step {self.step}: the loss or a gradient is not finite; lower optim.lr, or look at the images of this step: "
+            f"{', '.join(self.ids[:SHOWN_IDS])}{more}"
+        )
+
+    def called(self, names: Mapping[str, str]) -> "NotFinite":
+        """Return the same with the images by the names that users know them by; `names` has them by what the stream calls them."""
+        return NotFinite(self.step, [names.get(id_, id_) for id_ in self.ids])
 
 
 def add_up(
@@ -26,11 +41,7 @@ def add_up(
     flat = torch.cat([g.flatten() for g in gradients] + [parts[name].to(gradients[0]).view(1) for name in names])
     world.add(flat)
     if not bool(torch.isfinite(flat).all()):
-        more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-        raise NotFinite(
-            f"step {step + 1}: the loss or a gradient is not finite; lower optim.lr, or look at the images of this step: "
-            f"{', '.join(ids[:SHOWN_IDS])}{more}"
-        )
+        raise NotFinite(step + 1, list(ids))
     for g, summed in zip(gradients, flat.split([g.numel() for g in gradients] + [len(names)])[:-1], strict=True):
         g.copy_(summed.view_as(g))
     return dict(zip(names, flat[len(flat) - len(names) :].tolist(), strict=True))

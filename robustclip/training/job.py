@@ -1,6 +1,6 @@
 """A config with everything it depends on found: its images and, where it is a run of its own, its key and its folders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from robustclip import names as models
 from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
+from robustclip.base.threat import Ball
 from robustclip.base.values import key, to_json
 from robustclip.data.card import DatasetCard
 from robustclip.data.datasets import ensure_set
-from robustclip.data.plan import Plan, select
+from robustclip.data.plan import Plan, key_of, select
 from robustclip.data.reading import decoded_size, read_images, split_identity, to_images
 from robustclip.data.shards import Index, scan
 from robustclip.training.compatible import check_pair
@@ -40,6 +42,10 @@ class TrainingData:
     def pixels_a_side(self) -> int:
         """The side of the decoded images, a guess where they are kept as they are and differ."""
         return self.size or self.card.native_size or 224
+
+    def names(self) -> dict[str, str]:
+        """Return the ids of the training images by what the stream of units calls them."""
+        return {str(key_of(name)): name for name in self.index.id[self.train_rows]}
 
     def validation_images(self, device: torch.device | str) -> tuple[Tensor, Tensor, list[str]]:
         """Return images [N,3,S,S] in [0,1] on a device, labels [N] and ids of the held-out rows that `val/` is measured on."""
@@ -84,7 +90,15 @@ def training_data(config: Config, out: str, input_size: Callable[[], int]) -> Tr
     """
     data, optim = config.data, config.optim
     check_pair(config.defense, config.trainable)
+    if config.threat.image is not None:
+        config.threat.image.tell_doubt("threat.image")
+    Ball("Linf", config.validation.eps).tell_doubt("validation")
     card = ensure_set(out, data.name, {"train": data.rendered}, data.render_seed)
+    if len(card.class_names) < config.defense.least_classes:
+        raise UserError(
+            f"data set {data.name!r} has one class, {card.class_names[0]!r}, and {type(config.defense).__name__} learns from what tells "
+            "classes apart: take a recipe of FARE, or a set of two classes or more"
+        )
     index = scan(card.folder, card, "train")
     train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
     plan = Plan.of(index, train_rows, micro_batch=optim.micro_batch, batch=optim.batch, epochs=optim.epochs, seed=config.seed)
@@ -100,6 +114,11 @@ def prepare(config: Config, out: str) -> Job:
     data = training_data(config, out, lambda: models.input_size(config.model))
     sha256 = models.identity(config.model)
     return Job(**vars(data), out=out, key=key(config, sha256, split_identity(data.card, "train")), model_sha256=sha256)
+
+
+def tell_names(model: str, card: DatasetCard, templates: Sequence[str] | None = None) -> None:
+    """Warn on the log of a set's class names that a model cannot tell apart or reads cut, in `templates` or the set's own."""
+    models.load(model).tell_names(card.class_names, templates or card.templates, f"data set {card.name}")
 
 
 def forget(job: Job) -> None:

@@ -47,9 +47,11 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         if learner.step < job.plan.steps:
             raise UserError(f"run {job.key}: the data ended at step {learner.step} of {job.plan.steps}")
         return finish(job, learner, history)
+    # Returned, not raised: Train would restart the workers, and this error would only come back.
+    except NotFinite as error:
+        return {"error": f"{error.called(job.names())}{last_good(job)}"}
     except UserError as error:
-        # Returned, not raised: Train would restart the workers, and this error would only come back.
-        return {"error": f"{error}{last_good(job) if isinstance(error, NotFinite) else ''}"}
+        return {"error": str(error)}
     except Exception as error:
         # So is a full disk. Where several workers share a step the others wait for this one, which only an error that is raised ends.
         if (said := disk.no_room(error)) and not several_workers():
