@@ -40,7 +40,7 @@ def refusals() -> Iterator[None]:
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Return what a parser makes of words; a placeholder is no number, so for a number's option 1 stands for it."""
-    numbers = {option for action in parser._actions if action.type in (int, float) for option in action.option_strings}
+    numbers = {option for action in parser._actions if action.type is not None for option in action.option_strings}
     with refusals():
         return parser.parse_args(["1" if i and words[i - 1] in numbers and is_placeholder(word) else word for i, word in enumerate(words)])
 

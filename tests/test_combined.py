@@ -282,5 +282,5 @@ def test_the_evaluator_draws_a_curve_and_computes_no_cell_twice(ray_session, tmp
 def test_a_combination_is_evaluated_beside_the_base_of_its_checkpoint(make_pair):
     clip, run = make_pair()
     for name in (f"interpolate:0.5:{run}", f"ensemble:tiny-vit8,{run}", f"ensemble:{run},tiny-vit8"):
-        assert base_of([name, "tiny-vit8"]) == clip
-    assert base_of([f"ensemble:{clip},tiny-vit8"]) == "tiny-vit8"
+        assert base_of(models.load(name)) == clip
+    assert base_of(models.load(f"ensemble:{clip},tiny-vit8")) == "tiny-vit8"

@@ -18,11 +18,13 @@ from robustclip.attacks.catalogue import KNOWN, named
 from robustclip.attacks.modes import by_table
 from robustclip.attacks.text.sources import Table
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import AMOUNT, COUNT, SHARE
 from robustclip.base.values import key
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.wanted import same_but_seed
+from robustclip.models.model import Model
 from robustclip.records.findings import Finding, summary
 from robustclip.records.prompts import read_all
 from robustclip.records.summary import cost, set_metrics
@@ -43,32 +45,41 @@ log = logging.getLogger("robustclip.evaluate")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
-    parser.add_argument("--eps", nargs="+", type=float, help="these radii instead, in 1/255, ascending")
-    parser.add_argument("--n", type=int, help="images of each set instead")
+    parser.add_argument("--eps", nargs="+", type=cli.taking(AMOUNT), help="these radii instead, in 1/255, ascending")
+    parser.add_argument("--n", type=cli.taking(COUNT), help="images of each set instead")
     parser.add_argument("--table", metavar="FILE", help="JSON {prompt: [[place, [words]], ...]}: the words of every text attack")
     parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
-    parser.add_argument("--actors", type=int, help="evaluators at once (default: as many as fit)")
-    parser.add_argument("--gpus", type=float, default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
+    parser.add_argument("--actors", type=cli.taking(COUNT), help="evaluators at once (default: as many as fit)")
+    parser.add_argument("--gpus", type=cli.taking(SHARE), default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
     return parser
 
 
-def run() -> None:
+def asked() -> tuple[argparse.Namespace, protocols.Protocol, str]:
+    """Return the command line, the protocol it means and where results go; raises UserError for what cannot be, before anything is done."""
     args = parser().parse_args()
+    for name in args.models:
+        models.parse(name)
+    return args, adapted(protocols.named(args.protocol), args), cli.out_folder(args)
+
+
+def run() -> None:
+    args, protocol, out = asked()
     cli.say_on_terminal()
-    out = cli.out_folder(args)
-    given = [models.absolute(name) for name in args.models]
     cluster.check_address()
-    protocol = adapted(protocols.named(args.protocol), args)
+    given = [models.absolute(name) for name in args.models]
     tracker = Tracker(out)
-    names = [*dict.fromkeys([base_of(given), *given])]
+    first = models.load(given[0])
+    names = [*dict.fromkeys([base_of(first), *given])]
     called = models.called(names)
     resolved = protocols.resolve(protocol, out)
+    for name, test_set in resolved.sets.items():
+        first.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
     cluster.connect()
     cluster.warn_of_local_results(out)
     actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
@@ -96,9 +107,8 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
         tracker.finish(run)
 
 
-def base_of(names: list[str]) -> str:
-    """Return the undefended model that the first checkpoint was fine-tuned from, the embedded CLIP for anything else."""
-    model = models.load(names[0])
+def base_of(model: Model) -> str:
+    """Return the undefended model that a checkpoint was fine-tuned from, the embedded CLIP for anything else."""
     try:
         return models.base(model) or BASELINE
     except UserError as error:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from robustclip.base import storage
+from robustclip.base.ranges import Whole
 from robustclip.data import world
 from robustclip.runtime import cli
 from robustclip.training.pretraining import Pretraining, card, pretrain
@@ -22,19 +23,28 @@ from robustclip.training.pretraining import Pretraining, card, pretrain
 log = logging.getLogger("robustclip.pretrain")
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
 EVERY = 100  # steps between two lines of progress
+THREADS = Whole(1, 1024)  # torch fails on numbers that no machine has
 
 
 def parser() -> argparse.ArgumentParser:
     names = sorted(path.parent.name for path in EMBEDDED.glob("*/open_clip_config.json"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("name", choices=names, help="the architecture in robustclip/models/embedded/NAME/open_clip_config.json")
     parser.add_argument("--to", required=True, help="folder or URI for model.safetensors, open_clip_config.json and config.json")
-    parser.add_argument("--threads", type=int, default=2, help="other numbers give slightly other weights (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=cli.taking(THREADS), default=2, help="other numbers give slightly other weights (default: %(default)s)"
+    )
     return parser
 
 
-def run() -> None:
+def asked() -> tuple[argparse.Namespace, str]:
+    """Return the command line and the folder to write; raises UserError for what cannot be."""
     args = parser().parse_args()
+    return args, storage.resolve(args.to)
+
+
+def run() -> None:
+    args, folder = asked()
     cli.say_on_terminal()
     folder = storage.writable(storage.resolve(args.to))
     torch.set_num_threads(args.threads)

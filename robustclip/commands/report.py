@@ -15,10 +15,11 @@ from robustclip.records import rows as records
 from robustclip.records.prompts import read_all
 from robustclip.results import report
 from robustclip.results.page import Page
+from robustclip.runtime import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="in this order, the last against the first (default: all, by name)")
     parser.add_argument("--out", default="outputs", help="path or file://, s3://, gs:// URI (default: %(default)s)")
     parser.add_argument("--protocol", default="", help="name or start of the hash; needed when there are records of several")
@@ -73,9 +74,14 @@ def _name(model: str, weights: Mapping[str, str]) -> str:
     return display if display in found or not found else found[0]
 
 
-def run() -> None:
+def asked() -> tuple[argparse.Namespace, str]:
+    """Return the command line and where results are; raises UserError for what cannot be."""
     args = parser().parse_args()
-    out = storage.resolve(args.out)
+    return args, cli.out_folder(args)
+
+
+def run() -> None:
+    args, out = asked()
     folder = storage.join(out, "records")
     protocol_hash, paths = choose(folder, args.protocol)
     described = storage.join(out, "protocols", f"{protocol_hash}.json")

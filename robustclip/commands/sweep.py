@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustclip.base import errors
+from robustclip.base.ranges import COUNT
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.report import publish
-from robustclip.sweeps.spaces import RECIPE, first_config, load_space, rooted
+from robustclip.sweeps.spaces import RECIPE, Space, check_space, first_config, load_space, rooted, starts
 from robustclip.sweeps.tuning import sweep
+from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -22,32 +24,44 @@ SPACES = PACKAGE / "tune_spaces" if (PACKAGE / "tune_spaces").is_dir() else PACK
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "space", nargs="?", default="epsilon", help="file name in tune_spaces/ without .py, or a path (default: %(default)s)"
     )
     parser.add_argument("--recipe", help="another recipe than the space's own; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1, help="draws from a random space (default: %(default)s)")
+    parser.add_argument("--samples", type=cli.taking(COUNT), default=1, help="draws from a random space (default: %(default)s)")
     parser.add_argument("--asha", action="store_true", help="stop trials early that fall behind on the held-out metric")
     parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
-    parser.add_argument("--workers", type=int, default=1, help="Train workers of each trial (default: %(default)s)")
-    parser.add_argument("--concurrent", type=int, help="trials at once (default: as many as fit)")
+    parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers of each trial (default: %(default)s)")
+    parser.add_argument("--concurrent", type=cli.taking(COUNT), help="trials at once (default: as many as fit)")
     cli.add_out(parser)
     return parser
 
 
-def run() -> None:
+def asked() -> tuple[argparse.Namespace, Space, Config, protocols.Protocol, str]:
+    """Return the command line, the space with its changes, the config it starts from, the protocol, and where results go.
+
+    Raises UserError for what cannot be, before anything is done.
+    """
     args, changes = cli.parse(parser(), Config)
-    cli.say_on_terminal()
-    started, out = time.monotonic(), cli.out_folder(args)
-    cluster.check_address()
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
     space, protocol = load_space(path), protocols.named(args.protocol)
     if args.recipe and RECIPE in space.space:
         raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
     space = rooted(replace(space, fixed={**space.fixed, **changes}))
     config = first_config(space, args.recipe)
+    check_space(space, config)
+    for start in starts(space, config):
+        check_pair(start.defense, start.trainable)
+    return args, space, config, protocol, cli.out_folder(args)
+
+
+def run() -> None:
+    started = time.monotonic()
+    args, space, config, protocol, out = asked()
+    cli.say_on_terminal()
+    cluster.check_address()
     tracker = Tracker(out)
     outcome = sweep(
         space,

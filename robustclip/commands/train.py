@@ -7,40 +7,51 @@ import argparse
 import logging
 from typing import Any
 
+from robustclip import names as models
 from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
+from robustclip.base.ranges import COUNT
 from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
+from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 from robustclip.training.fit import fit, relay
-from robustclip.training.job import forget, prepare
+from robustclip.training.job import forget, prepare, tell_names
 from robustclip.training.recipes import RECIPES, named
 
 log = logging.getLogger("robustclip.train")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
-    parser.add_argument("--workers", type=int, default=1, help="Train workers that share every step (default: %(default)s)")
+    parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_out(parser)
     return parser
 
 
-def run() -> None:
+def asked() -> tuple[argparse.Namespace, Config, str]:
+    """Return the command line, the config it means and where results go; raises UserError for what cannot be, before anything is done."""
     args, changes = cli.parse(parser(), Config)
-    cli.say_on_terminal()
-    out = cli.out_folder(args)
-    cluster.check_address()
     config = override(named(args.recipe).config, changes)
     if args.table:
         config = with_table(config, Table.read(args.table))
+    check_pair(config.defense, config.trainable)
+    models.parse(config.model)
+    return args, config, cli.out_folder(args)
+
+
+def run() -> None:
+    args, config, out = asked()
+    cli.say_on_terminal()
+    cluster.check_address()
     tracker = Tracker(out)
     job = prepare(config, out)
+    tell_names(config.model, job.card, config.templates)
     if args.fresh:
         forget(job)
     run = tracker.run(job.key, f"train {args.recipe}", flatten(job.config))
@@ -61,7 +72,7 @@ def run() -> None:
     print(f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
     print(f"weights sha256 {result['sha256']}")
     print(f"checkpoint     {result['checkpoint']}")
-    print(f"attack it      robustclip evaluate {result['checkpoint']} --out {out}")
+    print(f"attack it      {cli.command('evaluate', result['checkpoint'], '--out', out)}")
     print(f"MLflow         {how_to_open(out)}")
     tracker.close()
 

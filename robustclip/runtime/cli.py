@@ -4,13 +4,15 @@ import argparse
 import dataclasses
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.ranges import Range
 from robustclip.base.values import value_of
 
 
@@ -35,6 +37,37 @@ def say_on_terminal() -> None:
     package.propagate = False
 
 
+class Parser(argparse.ArgumentParser):
+    """The parser of a command; what it refuses is one line, as everything that a user can mend."""
+
+    def __init__(self, description: str | None):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with what was wrong and where help is."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def taking(numbers: Range) -> Callable[[str], float]:
+    """Return the argparse type of an option that takes such numbers and no others."""
+
+    def read(text: str) -> float:
+        try:
+            value = numbers.read(text)
+        except ValueError:
+            value = None
+        if value is None or not numbers.has(value):
+            raise argparse.ArgumentTypeError(f"takes {numbers}, not {text!r}")
+        return value
+
+    return read
+
+
+def command(*words: str) -> str:
+    """Return a command of this program as a shell takes it."""
+    return shlex.join(["robustclip", *words])
+
+
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add --out, which inside a Ray job (whose working folder is thrown away) defaults to a fixed folder in the head's home."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -43,7 +76,9 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def out_folder(args: argparse.Namespace) -> str:
-    """Return --out as an absolute path or URI; raises UserError where nothing can be written."""
+    """Return --out as an absolute path or URI; raises UserError for an empty one and where nothing can be written."""
+    if not args.out:
+        raise UserError("--out is empty: give a folder, or a file://, s3:// or gs:// URI")
     return storage.writable(storage.resolve(args.out))
 
 

@@ -47,7 +47,7 @@ def how_to_open(out: str) -> str:
         return uri
     here, command = Path.cwd(), Path(sys.executable).with_name("mlflow")
     command = command.relative_to(here) if command.is_relative_to(here) else command
-    return f"{command} ui --host 127.0.0.1 --port 5000 --backend-store-uri {shlex.quote(uri)}"
+    return shlex.join([str(command), "ui", "--host", "127.0.0.1", "--port", "5000", "--backend-store-uri", uri])
 
 
 def database_of(uri: str) -> str | None:
