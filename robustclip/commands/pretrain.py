@@ -40,13 +40,12 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, str]:
     """Return the command line and the folder to write; raises UserError for what cannot be."""
     args = parser().parse_args()
-    return args, storage.resolve(args.to)
+    return args, storage.writable(storage.resolve(args.to))
 
 
 def run() -> None:
     args, folder = asked()
     cli.say_on_terminal()
-    folder = storage.writable(storage.resolve(args.to))
     torch.set_num_threads(args.threads)
     config, recipe = storage.read_json(str(EMBEDDED / args.name / "open_clip_config.json")), Pretraining()
     started, losses = time.perf_counter(), []

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, protocols.Protocol, str, str]:
     """Return the command line, the protocol, where results go and the file to write; raises UserError for what cannot be."""
     args = parser().parse_args()
-    return args, protocols.named(args.protocol), cli.out_folder(args), storage.resolve(args.to)
+    return args, protocols.named(args.protocol), cli.out_folder(args), cli.file_to_write(args.to)
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +73,7 @@ def by_one_process(wanted: Wanted, resolved: Resolved, out: str) -> Iterator[Non
     with ExitStack() as held:
         for identity, model in sorted(named.items()):
             path = storage.join(out, "records", key(resolved.hash, identity))
-            held.enter_context(alone(path, lambda model=model: log.info("another process attacks %s: waiting for it", model)))
+            held.enter_context(alone(path, partial(log.info, "another process attacks %s: waiting for it", model)))
         yield
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 STARTS = 3  # of Ray on this machine before it is an error
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
-SOCKET = "/ray/session_2026-11-29_12-59-57_839162_4194304/sockets/plasma_store"  # the longest path that Ray makes in its temporary folder
+SOCKET = "/ray/session_YYYY-MM-DD_hh-mm-ss_uuuuuu_4194304/sockets/plasma_store"  # the longest path that Ray makes in its temporary folder
 SOCKET_BYTES = 107  # of a Unix socket's path
 
 Result = TypeVar("Result")
