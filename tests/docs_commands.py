@@ -111,7 +111,7 @@ def _model(name: str) -> None:
     if not isinstance(found, names.Single) or is_placeholder(Path(name).name) or re.search(r"(^|/)outputs/runs/[0-9a-f]{16}/model$", name):
         return
     zoo = {f"open_clip:{architecture}/{tag}" for architecture, tag in open_clip.list_pretrained()}
-    _known("model", [name], {*checkpoints.embedded(), *zoo})
+    _known("model", [name if isinstance(found, names.OfZoo) else Path(name).name], {*checkpoints.embedded(), *zoo})
 
 
 def _with_keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

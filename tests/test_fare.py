@@ -185,7 +185,7 @@ def test_fare_item_8_openai_weights_get_quickgelu_in_every_mlp(name):
         found[architecture] = {type(block.mlp.gelu) for block in clip.modules() if isinstance(block, ResidualAttentionBlock)}
     assert found == {f"{name}-quickgelu": {QuickGELU}, name: {nn.GELU}}
     with pytest.raises(UserError, match=f"{name}-quickgelu/openai"):
-        zoo.check_activation(name, "openai")
+        zoo.check(f"open_clip:{name}/openai")
     used = {recipe.config.model for recipe in RECIPES.values() if recipe.config.model.endswith("/openai")}
     assert f"open_clip:{name}-quickgelu/openai" in used
     assert all(each.endswith("-quickgelu/openai") for each in used)

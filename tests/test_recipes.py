@@ -49,7 +49,7 @@ def test_tecoa_is_the_papers():
     )  # fmt: skip
     assert config.templates == ("This is a photo of a {}",)
     assert config.model == "open_clip:ViT-B-32-quickgelu/openai"
-    zoo.check_activation("ViT-B-32-quickgelu", "openai")
+    zoo.check(config.model)
     assert config.data.resize == 256
 
 
@@ -102,7 +102,7 @@ def test_prompts_of_tapt_are_the_papers(name, design):
         "sgd", 0.0035, 0.9, 5e-4, 16 * 1000 // 32, 100, 32, 32,
     )  # fmt: skip
     assert config.model == f"open_clip:ViT-B-{name[-2:]}-quickgelu/openai"
-    zoo.check_activation(f"ViT-B-{name[-2:]}-quickgelu", "openai")
+    zoo.check(config.model)
 
 
 def test_apt_is_the_papers():
