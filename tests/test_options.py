@@ -145,7 +145,7 @@ def test_no_command_line_ends_in_a_traceback(name: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", MODULES)
 def test_no_command_line_ends_in_a_traceback_of_many(name: str) -> None:
-    @settings(max_examples=600, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=250, suppress_health_check=list(HealthCheck))
     @given(line=lines(name))
     def tried(line: list[str]) -> None:
         outcome(name, line)
