@@ -244,10 +244,3 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
     done, rows, _ = made(tmp_path, as_folder(tmp_path / "set", files))
     assert (done.card.class_names, rows) == (("café noir", "thé"), files)
     assert [name for _, name in stored(done.card, "train").values()].count("café noir") == 2
-
-
-def test_classes_that_differ_in_case_only_are_said(tmp_path, caplog):
-    files = CATS | {"train/Cat/0.png": image(), "train/dog/0.png": image()}
-    assert made(tmp_path, as_folder(tmp_path / "set", files))[0].card.class_names == ("Cat", "cat", "dog")
-    said = "the classes 'Cat' and 'cat' differ in case only, which CLIP does not read; rename a folder if they are one"
-    assert [record.getMessage() for record in caplog.records] == [said]

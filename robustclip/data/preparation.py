@@ -3,7 +3,6 @@
 The bytes wait in a temporary file for their turn in the shuffled shards, so memory holds names only.
 """
 
-import logging
 import os
 import tempfile
 import unicodedata
@@ -21,8 +20,6 @@ from robustclip.data.card import CARD, DatasetCard, load, save, whole
 from robustclip.data.images import BadImage, decode
 from robustclip.data.shards import Row, write_split
 from robustclip.data.sources import SPLITS, Place, entries, place
-
-log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 MAX_BYTES = 64 << 20  # a larger file is no image of a training set
@@ -176,19 +173,15 @@ def _spooled(spool: BinaryIO, data: bytes) -> Callable[[], bytes]:
 def class_names(class_folders: set[str]) -> dict[str, str]:
     """Return class folder -> class name: underscores read as spaces, letters composed (NFC), which some systems take apart.
 
-    Two folders whose names differ otherwise and yet mean one class are a UserError; those that differ in case only are warned of.
+    Two folders whose names differ otherwise and yet mean one class are a UserError.
     """
     composed = {folder: unicodedata.normalize("NFC", folder) for folder in sorted(class_folders)}
     names = {folder: name.replace("_", " ").strip() for folder, name in composed.items()}
     by_name: dict[str, str] = {}
-    by_case: dict[str, str] = {}
     for folder, name in names.items():
         other = by_name.setdefault(name, folder)
         if composed[other] != composed[folder]:
             raise UserError(f"the class folders {other!r} and {folder!r} both mean the class {name!r}; rename one")
-        other = by_case.setdefault(name.casefold(), name)
-        if other != name:
-            log.warning("the classes %r and %r differ in case only, which CLIP does not read; rename a folder if they are one", other, name)
     return names
 
 
