@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shlex
 import sqlite3
 import sys
@@ -60,9 +61,14 @@ def database_of(uri: str) -> str | None:
     return os.path.abspath(path) if path and path != ":memory:" else None
 
 
+def without_password(text: str) -> str:
+    """Return a text without who calls in the addresses it names."""
+    return re.sub(r"://[^/\s@]*@", "://...@", text)
+
+
 def reason_of(error: BaseException) -> str:
     """Return what an error of MLflow says in one line, its middle left out where it is long."""
-    said = " ".join(str(error).partition("(Background on this error")[0].split()) or type(error).__name__
+    said = " ".join(without_password(str(error)).partition("(Background on this error")[0].split()) or type(error).__name__
     return said if len(said) <= 240 else f"{said[:120]} ... {said[-115:]}"
 
 
@@ -105,7 +111,7 @@ def _said(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of MLflow, requests, SQLAlchemy, a driver that is not installed
-        where = f"MLFLOW_TRACKING_URI={uri}" if "MLFLOW_TRACKING_URI" in os.environ else uri
+        where = f"MLFLOW_TRACKING_URI={without_password(uri)}" if "MLFLOW_TRACKING_URI" in os.environ else uri
         if uri.startswith("http"):
             way_in = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or in MLFLOW_TRACKING_TOKEN"
             remedy = f"start that server, mend the address, give what lets you in in {way_in}, or unset the variable"
@@ -128,7 +134,8 @@ def _look_into(path: str, uri: str, artifacts: Path) -> None:
     with alone(path):
         tables = _tables(path) if os.path.exists(path) else set()
         if not tables:
-            _make(path, artifacts)
+            with _said(uri):
+                _make(path, artifacts)
             return
         from mlflow import MlflowClient
 

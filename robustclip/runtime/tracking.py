@@ -104,8 +104,9 @@ class Tracker:
             time.sleep(1.0)
             self._settle()
         if self.waiting:
+            where = store.without_password(self.uri)
             raise UserError(
-                f"the results under {self.out} are complete, but MLflow at {self.uri} lacks some of them ({self.away}): "
+                f"the results under {self.out} are complete, but MLflow at {where} lacks some of them ({self.away}): "
                 "when it is back, run the same command again, which finds all work done and only logs"
             )
 
