@@ -25,8 +25,8 @@ def smoke(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_named_model_finds_its_finished_work(tiny_checkpoint: str, smoke: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, load = [], names.load
-    monkeypatch.setattr(names, "load", lambda name: loaded.append(name) or load(name))
+    loaded, load = [], names.load_exactly
+    monkeypatch.setattr(names, "load_exactly", lambda name, sha256: loaded.append(name) or load(name, sha256))
     result = robustclip.evaluate(tiny_checkpoint, **smoke)
     assert loaded == [tiny_checkpoint], "once for all cells"
     assert result.clean.n == 32

@@ -142,7 +142,7 @@ def test_a_test_time_defence_is_sampled_over_one_training(tmp_path):
     ]
     for name, each in zip(names, sampled, strict=True):
         read = models.parse(name)
-        assert read.inner == "RUN"
+        assert read.inner == models.parse("RUN")
         assert type(read.settings) is type(each)
     assert tuning.Trial({"test_time": sampled[0]}, "key").label == "tpt[views=4,keep=0.5]"
 
