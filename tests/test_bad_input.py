@@ -99,5 +99,5 @@ def test_what_does_not_exist_is_named(fails: Fails) -> None:
     assert "did you mean smoke" in fails("train.py", "smok")
     assert "did you mean demo" in fails("evaluate.py", "tiny-vit8", "--protocol", "dmo")
     assert "did you mean epsilon" in fails("sweep.py", "epsilom")
-    assert "no model 'nothing'" in fails("evaluate.py", "nothing")
+    assert "/nothing': give an embedded one" in fails("evaluate.py", "nothing")  # where it was looked for
     assert "did you mean apgd-ce-20" in fails("evaluate.py", "tiny-vit8", "--attacks", "apgd-ce-21")
