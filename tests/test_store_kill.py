@@ -133,7 +133,7 @@ def test_a_server_that_dies_loses_and_doubles_nothing(tmp_path: Path, monkeypatc
     tracker.results(run, {"test/robust": 0.5, "seconds/training": 9.0}, step=39)
     tracker.artefacts(run, {"table.md": b"|a|"})
     tracker.finish(run)
-    assert time.monotonic() - started < 10  # an hour's training must not wait for minutes at every step
+    assert time.monotonic() - started < 60  # an hour's training must not wait for minutes at every step
     monkeypatch.setattr(tracking, "PATIENCE", 1.0)
     with pytest.raises(UserError, match="run the same command again"):
         tracker.close()
