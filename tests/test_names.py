@@ -165,7 +165,7 @@ def test_a_base_is_found_where_its_hash_is(make_model, tmp_path, monkeypatch):
     (tmp_path / "out").rename(tmp_path / "there")
     run = str(tmp_path / "there/runs/b/model")
     for name in (run, f"interpolate:0.5:{run}", f"tpt:{run}", f"ensemble:{run},tiny-vit8"):
-        assert evaluate.base_of([name]) == str(tmp_path / "there/runs/a/model")
+        assert evaluate.base_of(models.load(name)) == str(tmp_path / "there/runs/a/model")
     assert models.origin(models.load(run)).sha256 == make_model().sha256
     checkpoints.save(make_model(seed=1), str(tmp_path / "out/runs/a/model"))  # another one has come to the old place
     assert models.base(models.load(run)) == str(tmp_path / "there/runs/a/model")

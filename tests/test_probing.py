@@ -100,7 +100,7 @@ def test_checks_run_once_and_again_beside_another_baseline(
     resolved, table = run
     said: list[str] = []
     monkeypatch.setitem(sys.modules, "ray", InThisProcess())
-    monkeypatch.setattr("robustclip.evaluation.checks.run_checks", lambda subject: [run_check(subject, number) for number in ("15", "16")])
+    monkeypatch.setattr("robustclip.evaluation.checks.CHECKS", {number: CHECKS[number] for number in ("15", "16")})
     first = probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append)
     assert said == ["checked 1/1 models"]
     assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first

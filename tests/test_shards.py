@@ -251,7 +251,7 @@ def test_a_card_of_other_sizes_is_never_used(tmp_path):
 
 
 def test_a_failed_rendering_leaves_nothing(tmp_path):
-    for sizes, word in (({"test": 2000}, "1797"), ({"train": 5}, "one split"), ({"test": 0}, "at least 1")):
+    for sizes, word in (({"test": 2000}, "1797"), ({"train": 5}, "one split"), ({"test": 0}, "from 1 to")):
         with pytest.raises(UserError, match=word):
             ensure_set(str(tmp_path), "digits", sizes, 0)
     assert storage.list_folders(str(tmp_path / "data")) == []

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from robustclip import __main__
+from robustclip.base import stopping
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = """
@@ -53,9 +54,16 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
+def listening() -> None:
+    """Ignore no signal in a child, as its terminal would see to: who runs these tests in a shell's background ignores SIGINT."""
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def running(when: str, folder: Path, **options: object) -> Iterator[subprocess.Popen[str]]:
     """Start a command that makes a folder and has a child and a grandchild, and wait until it is at work."""
+    options.setdefault("preexec_fn", listening)
     words = [sys.executable, "-c", COMMAND.format(when=when, folder=folder), *(["--fresh"] if when == "fresh" else [])]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "at work\n"
@@ -112,5 +120,6 @@ def test_what_was_started_to_outlive_its_terminal_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_a_script_can_be_stopped_before_it_has_imported_its_command(name: str) -> None:
     script = str(ROOT / "pipelines" / f"{name}.py")
-    done = subprocess.run([sys.executable, "-c", IMPORTING.format(name=name, script=script)], capture_output=True, text=True, timeout=50)
+    words = [sys.executable, "-c", IMPORTING.format(name=name, script=script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=50, preexec_fn=listening)
     assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_stopping import listening
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = """'''A question.'''
@@ -29,7 +30,7 @@ class Command:
         env = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
         script = [sys.executable, str(ROOT / "pipelines" / f"{words[0]}.py"), *words[1:]]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(script, env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(script, env=env, start_new_session=True, preexec_fn=listening, **pipes)  # type: ignore[call-overload]
         self.said = ""
 
     def listen(self) -> None:
