@@ -148,7 +148,7 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out
     assert file in said
-    assert f'robustclip evaluate "tapt[adversarial={file},gamma=1]:{checkpoint}"' in said
+    assert f"robustclip evaluate 'tapt[adversarial={file},gamma=1]:{checkpoint}' --out {tmp_path}" in said
     one = Targets.read(file)
     assert (one.count, one.data, one.split, one.crop, one.file) == (N, "seven", "train", "train", file)
     one.check(load(checkpoint).classifier(NAMES, TEMPLATES))

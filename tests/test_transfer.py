@@ -127,16 +127,15 @@ def test_it_breaks_what_torchattacks_breaks(eps, ours, theirs, tiny_model, pictu
 
 @pytest.mark.parametrize("settings", [{"diversity": 1.1}, {"diversity": -0.1}, {"kernel": 4}, {"kernel": 0}], ids=str)
 def test_settings_without_a_meaning_are_refused(settings):
-    with pytest.raises(UserError, match="odd side"):
+    with pytest.raises(UserError, match="odd side|at least 1"):
         MIFGSM(**settings)
 
 
 def test_noise_is_the_best_of_its_draws_and_no_gradient():
     classifier, x, ball = Linear(4), middle(32), Ball("Linf", 24.0)
     y = classifier(x).argmax(1)
-    traces = {draws: Noise(draws)(classifier, x, y, ids_of(32), ball, 0).trace for draws in (0, 1, 10)}
-    assert traces[0].loss_best.tolist() == cross_entropy(classifier, y)(x).loss.tolist()
-    assert (traces[0].first_success >= 0).sum() == 0
+    traces = {draws: Noise(draws)(classifier, x, y, ids_of(32), ball, 0).trace for draws in (1, 10)}
+    assert bool((traces[1].loss_best >= cross_entropy(classifier, y)(x).loss).all())
     assert bool((traces[1].loss_best <= traces[10].loss_best).all())
     assert traces[1].loss_best.mean() < traces[10].loss_best.mean()
     assert (traces[1].first_success >= 0).sum() < (traces[10].first_success >= 0).sum()
