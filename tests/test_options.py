@@ -24,7 +24,7 @@ from robustclip.training.job import prepare as prepare_job
 from robustclip.training.recipes import RECIPES
 from robustclip.training.trainables import TRAINABLES
 
-SOON = 10.0  # seconds
+SOON = 10.0  # seconds of work; what waits instead runs into the time limit
 MODULES: dict[str, Any] = {
     "evaluate": evaluate,
     "moments": moments,
@@ -115,7 +115,7 @@ def lines(name: str) -> Any:
 
 def outcome(name: str, line: list[str], work: Callable[[Any], Any] = lambda asked: None) -> str | None:
     """Return how a command line is refused, None where it is not; whatever else comes out is the test's."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with patch.object(sys, "argv", [f"robustclip {name}", *line]):
             work(MODULES[name].asked())
@@ -123,7 +123,7 @@ def outcome(name: str, line: list[str], work: Callable[[Any], Any] = lambda aske
     except UserError as error:
         said = str(error)
         assert said.strip()
-    assert time.monotonic() - started < SOON
+    assert time.process_time() - started < SOON
     return said
 
 
@@ -131,21 +131,10 @@ def test_every_command_is_tried() -> None:
     assert MODULES.keys() == __main__.COMMANDS.keys()
 
 
+@pytest.mark.parametrize("examples", [30, pytest.param(250, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODULES)
-def test_no_command_line_ends_in_a_traceback(name: str) -> None:
-    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
-    @given(line=lines(name))
-    def tried(line: list[str]) -> None:
-        outcome(name, line)
-
-    tried()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", MODULES)
-def test_no_command_line_ends_in_a_traceback_of_many(name: str) -> None:
-    @settings(max_examples=250, suppress_health_check=list(HealthCheck))
+def test_no_command_line_ends_in_a_traceback(name: str, examples: int) -> None:
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(line=lines(name))
     def tried(line: list[str]) -> None:
         outcome(name, line)

@@ -127,7 +127,7 @@ def test_it_breaks_what_torchattacks_breaks(eps, ours, theirs, tiny_model, pictu
 
 @pytest.mark.parametrize("settings", [{"diversity": 1.1}, {"diversity": -0.1}, {"kernel": 4}, {"kernel": 0}], ids=str)
 def test_settings_without_a_meaning_are_refused(settings):
-    with pytest.raises(UserError, match="odd side|at least 1"):
+    with pytest.raises(UserError, match=r"odd side|at least 1"):
         MIFGSM(**settings)
 
 
