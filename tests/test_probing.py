@@ -94,7 +94,7 @@ class InThisProcess:
         return ready
 
 
-def test_checks_run_once_and_again_beside_another_baseline(
+def test_checks_run_once_and_again_beside_another_baseline_or_when_there_are_more(
     run: tuple[Resolved, pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolved, table = run
@@ -109,3 +109,7 @@ def test_checks_run_once_and_again_beside_another_baseline(
     storage.write_json(path, storage.read_json(path) | {"baseline_sha256": "another", "findings": []})
     assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first
     assert len(said) == 2
+    kept = storage.read_json(path)
+    storage.write_json(path, kept | {"findings": kept["findings"][:1]})  # of a time when there were fewer checks
+    assert probing.check([NAME], NAME, resolved, table, str(tmp_path), actors=1, on_progress=said.append) == first
+    assert len(said) == 3

@@ -26,7 +26,23 @@ FILES = ("adversarial", "clean")  # settings of test-time defences that name a f
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class Over:
+    """A name over one `inner` model, which is asked for what the name does not change."""
+
+    inner: Named
+
+    def selection(self) -> frozenset[str] | None:
+        return self.inner.selection()
+
+    def input_size(self) -> int:
+        return self.inner.input_size()
+
+    def folders(self) -> list[str]:
+        return self.inner.folders()
+
+
+@dataclass(frozen=True)
+class Interpolation(Over):
     """`interpolate:ALPHA:CHECKPOINT`: the share `alpha` of the way from the base that the checkpoint's card names to the checkpoint."""
 
     inner: Folder
@@ -59,21 +75,11 @@ class Interpolation:
     def display_name(self) -> str:
         return f"interpolate-{self.alpha}-{self.inner.display_name()}"
 
-    def selection(self) -> frozenset[str] | None:
-        return self.inner.selection()
-
-    def input_size(self) -> int:
-        return self.inner.input_size()
-
-    def folders(self) -> list[str]:
-        return self.inner.folders()
-
 
 @dataclass(frozen=True)
-class AtTestTime:
+class AtTestTime(Over):
     """`KIND[setting=value,...]:MODEL`: `settings` of the defence `kind` over the inner model."""
 
-    inner: Named
     kind: str
     settings: TestTime
 
@@ -111,15 +117,6 @@ class AtTestTime:
         other = {name: value for name, value in self._said().items() if value != usual[name]}
         said = ",".join(f"{name}={value[:8] if isinstance(value, str) else value}" for name, value in other.items())
         return f"{self.kind}{f'[{said}]' if said else ''}-{self.inner.display_name()}"
-
-    def selection(self) -> frozenset[str] | None:
-        return self.inner.selection()
-
-    def input_size(self) -> int:
-        return self.inner.input_size()
-
-    def folders(self) -> list[str]:
-        return self.inner.folders()
 
 
 def parse(name: str) -> Named:
