@@ -169,14 +169,16 @@ def a_data_set() -> None:
 def a_check() -> None:
     from faults_records import FAULTS
 
-    from robustclip.evaluation.checks import Subject, run_check
+    from robustclip.evaluation.checks import CHECKS, Subject, run_check
     from robustclip.evaluation.protocols import PROTOCOLS
 
     classifier, images, labels, ids = task()
     subject = Subject(classifier, classifier, images, labels, ids, 12, PROTOCOLS["smoke"])
-    assert run_check(subject, "G11").passed
-    (plant,) = (plant for number, _, plant in FAULTS if number == "G11")
-    found = run_check(plant(subject, None), "G11")
+    (number,) = (number for number, (title, _, _) in CHECKS.items() if title == "no image twice")
+    assert number == list(CHECKS)[-1]  # a number of its own
+    assert run_check(subject, number).passed
+    (plant,) = (plant for planted, _, plant in FAULTS if planted == number)
+    found = run_check(plant(subject, None), number)
     assert (found.passed, found.level, found.reason) == (False, "warning", "1 of 8 images are there twice")
 
 

@@ -26,6 +26,8 @@ def wait(what):
 
 def run():
     child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"], start_new_session=True)
+    if "{when}" == "taken":  # as by Ray, while it comes up
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     if "{when}" == "after":
         return
     try:
@@ -97,6 +99,15 @@ def test_one_line_a_status_and_no_process_left(when: str, name: str, status: int
     fresh = " without --fresh" if when == "fresh" else ""
     assert said == f"stopped ({name}): what is finished is kept, the same command{fresh} goes on from there\n"
     assert os.listdir(tmp_path) == [], "what was begun is put away"
+
+
+def test_a_signal_that_another_took_meanwhile_is_a_stop(tmp_path: Path) -> None:
+    with running("taken", tmp_path) as process:
+        started = family(process)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[1]
+        assert (process.returncode, said.startswith("stopped (SIGTERM): "), said.count("\n")) == (143, True, 1)
+        assert gone(started)
 
 
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:

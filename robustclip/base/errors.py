@@ -29,7 +29,7 @@ def main(run: Callable[[], None]) -> None:
         run()
         sys.stdout.flush()
     except BaseException as error:
-        if stopping.number:  # whatever else went wrong on the way out
+        if stopping.ended(error):
             stopping.end()
         said = str(error) if isinstance(error, UserError) else disk.fault(error)
         if said is None:

@@ -41,6 +41,15 @@ class Stopping:
         timer.start()
         raise KeyboardInterrupt
 
+    def ended(self, error: BaseException) -> bool:
+        """Return whether a signal ended the work, whatever else went wrong on the way out.
+
+        While Ray comes up SIGTERM is its own, and becomes an exit with the signal's number.
+        """
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            self.number = signal.SIGTERM
+        return bool(self.number)
+
     def end(self) -> NoReturn:
         """Say what happened, kill all that this process has started, exit with 128 and the signal's number, as shells count.
 

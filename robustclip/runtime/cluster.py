@@ -93,15 +93,10 @@ def fit_sockets() -> None:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Give SIGTERM back to who had it, after Ray took it for itself; one that came meanwhile is handed on."""
+    """Give SIGTERM back to who had it, after Ray took it for itself."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as stopped:
-        if stopped.code == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, before)
-            signal.raise_signal(signal.SIGTERM)
-        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
