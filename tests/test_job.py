@@ -63,10 +63,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 @pytest.mark.timeout(2400)
 def test_a_submitted_sweep_succeeds(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head
-    space = tmp_path / "two.py"
+    space = tmp_path / "one.py"
     space.write_text(
         '"""Does it run as a job?"""\nfrom ray import tune\nRECIPE = "smoke"\n'
-        'SPACE = {"threat.image.eps": tune.grid_search([2.0, 0.0])}\nMETRIC = "val/robust"\nMODE = "max"\n'
+        'SPACE = {"threat.image.eps": tune.grid_search([2.0])}\nMETRIC = "val/robust"\nMODE = "max"\n'
     )
     command = ["python", "pipelines/sweep.py", str(space), "--protocol", "smoke", "--out", str(tmp_path / "out")]
     submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *command]

@@ -10,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.runtime import cluster
+from robustclip.training.alone import finetune_alone
 from robustclip.training.config import Config
 from robustclip.training.fit import fit
 from robustclip.training.job import prepare
@@ -51,14 +53,13 @@ def kill_at(folder: str, steps: tuple[int, ...], killed: list[int]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_two_kills_change_no_bit(ray_session: None, tmp_path: Path, config: Config) -> None:
-    share = cluster.Share(workers=1, cpus=0.5, gpus=0.0)
-    calm = fit(prepare(config, str(tmp_path / "calm")), share)
+    calm, history = finetune_alone(models.load(config.model), config, str(tmp_path / "calm"))
     job = prepare(config, str(tmp_path / "killed"))
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(f"{job.out}/ray/{job.key}", KILL_AFTER, killed), daemon=True)
     killer.start()
-    disturbed = fit(job, share)
+    disturbed = fit(job, cluster.Share(workers=1, cpus=0.5, gpus=0.0))
     killer.join(timeout=5)
     assert len(set(killed)) == len(KILL_AFTER)
-    assert disturbed["sha256"] == calm["sha256"]
-    assert disturbed["history"] == calm["history"]
+    assert disturbed["sha256"] == calm.sha256
+    assert disturbed["history"] == history

@@ -18,7 +18,7 @@ POINTS = 0.6
 ATTACKS = (APGD(5), APGD(5, loss="dlr"), APGDT(6, targets=9), FABT(8, targets=3), Square(200))
 
 # Seeds, and every which image: the last three are dear, and Square leaves nothing to chance.
-SETTINGS = {APGD: ((0, 1), 1), APGDT: ((0, 1), 2), FABT: ((0, 1), 2), Square: ((0,), 3)}
+SETTINGS = {APGD: ((0, 1), 1), APGDT: ((0, 1), 2), FABT: ((0, 1), 2), Square: ((0,), 6)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

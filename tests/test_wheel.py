@@ -17,6 +17,11 @@ model = robustclip.load("tiny-vit8")
 result = robustclip.evaluate(model, "shapes", attacks=["apgd-ce-20"], eps=[1, 2, 4], n=20)
 print(result)
 """
+SPACE = """'''Does it run?'''
+from ray import tune
+
+RECIPE, SPACE, METRIC, MODE = "smoke", {"threat.image.eps": tune.grid_search([2.0])}, "val/robust", "max"
+"""
 ENV = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
 
 
@@ -67,7 +72,8 @@ def test_plain_pip_installs_what_sweeps_and_answers_in_an_empty_folder(wheel: Pa
     folder = tmp_path / "empty"
     folder.mkdir()
     command = python.with_name("robustclip")
-    table = said([command, "sweep", "--recipe", "smoke", "--protocol", "smoke"], folder, 1200)
+    (folder / "own.py").write_text(SPACE)
+    table = said([command, "sweep", "own.py", "--protocol", "smoke"], folder, 1200)
     assert "(chosen by val/strong) |" in table
     assert (folder / "outputs" / "mlflow.db").is_file()
     assert "robust eps=4" in said([python, "-c", API], folder, 600)
