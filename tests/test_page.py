@@ -12,7 +12,9 @@ import pytest
 from cascades import ATTACKS, HEALTHY, PASSED, PROTOCOL, PROTOCOL_HASH, synthetic, whole_report
 
 from robustclip.base.errors import UserError
+from robustclip.records.expected import Expected
 from robustclip.records.findings import Finding
+from robustclip.records.rows import CLEAN
 from robustclip.results import figures, report
 from robustclip.results.page import Page
 from robustclip.results.sheet import Sheet
@@ -44,6 +46,19 @@ def test_a_table_says_where_attacks_were_reduced(built: report.Report) -> None:
     said = "Reduced where a set has too few classes: shapes (2 classes): no apgd-ce-20; letters (4 classes): apgd-ce-20 as apgd-ce-20[t=3]."
     assert text.count(said) == 3
     assert "Reduced" not in Page(built).markdown()
+
+
+def test_published_numbers_stand_beside_ours() -> None:
+    about = ("tecoa", "FT(TeCoA)", "a paper, Table 1")
+    clean = Expected(*about, ("shapes",), CLEAN, 0.8, (60,))
+    robust = Expected(*about, ("shapes", "letters", "digits"), (1.0, "pgd-10"), 0.05, (60, 60, 60), ("fgsm", "all at ε < 1"))
+    text = Page(report.from_records(synthetic(), PROTOCOL, checks=HEALTHY, expected=[clean, robust])).markdown()
+    assert "## Beside published numbers" in text
+    assert "1 of 2 agree" in text
+    (first,) = re.findall(r"\| tecoa \| FT\(TeCoA\) \(a paper, Table 1\) \| shapes \| clean \| .* \| agree \| – \|", text)
+    assert "| 80.0 [68.2, 88.2] |" in first
+    assert re.search(r"\| mean of 3 sets \| ε=1 after pgd-10 \| .* \| 5.0 \[2.7, 9.2\] \| .* \| differ \| fgsm, all at ε &lt; 1 \|", text)
+    assert "published" not in Page(whole_report()).markdown()
 
 
 def test_csv_holds_the_numbers_of_the_table(built: report.Report) -> None:

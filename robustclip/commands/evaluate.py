@@ -20,7 +20,7 @@ from robustclip.attacks.text.sources import Table
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, SHARE
 from robustclip.base.values import key
-from robustclip.evaluation import protocols
+from robustclip.evaluation import expected, protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.wanted import same_but_seed
@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=cli.taking(COUNT), help="images of each set instead")
     parser.add_argument("--table", metavar="FILE", help="JSON {prompt: [[place, [words]], ...]}: the words of every text attack")
     parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
+    parser.add_argument(
+        "--expect",
+        nargs="+",
+        metavar="ROW",
+        help="put a preset's numbers beside published ones: the row of each MODEL, in their order, or `published`: those of the same name",
+    )
     parser.add_argument("--actors", type=cli.taking(COUNT), help="evaluators at once (default: as many as fit)")
     parser.add_argument("--gpus", type=cli.taking(SHARE), default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
@@ -65,7 +71,10 @@ def asked() -> tuple[argparse.Namespace, protocols.Protocol, str]:
     args = parser().parse_args()
     for name in args.models:
         models.parse(name)
-    return args, adapted(protocols.named(args.protocol), args), cli.out_folder(args)
+    protocol = adapted(protocols.named(args.protocol), args)
+    if args.expect:
+        expected.check(args.expect, args.protocol, protocol, len(args.models))
+    return args, protocol, cli.out_folder(args)
 
 
 def run() -> None:
@@ -77,6 +86,7 @@ def run() -> None:
     first = models.load(given[0])
     names = [*dict.fromkeys([base_of(first), *given])]
     called = models.called(names)
+    held = expected.choose(args.expect, args.protocol, [called[name] for name in given], called[names[0]]) if args.expect else {}
     resolved = protocols.resolve(protocol, out)
     for name, test_set in resolved.sets.items():
         first.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
@@ -89,7 +99,9 @@ def run() -> None:
     log_results(tracker, table, resolved, checks)
     seeds = {f"{first} and its other seeds": group for first, group in same_but_seed(called).items()}
     prompts = read_all(out, resolved.hash, {models.identity(name): called[name] for name in names})
-    built = report.from_records(table, resolved.describe(), list(called.values()), checks=checks, seeds=seeds, prompts=prompts)
+    published, notes = expected.beside(held, args.protocol, resolved)
+    about: dict[str, Any] = {"checks": checks, "seeds": seeds, "prompts": prompts, "expected": published, "notes": notes}
+    built = report.from_records(table, resolved.describe(), list(called.values()), **about)
     page = Page(built).write(f"{out}/reports/{resolved.hash}")
     print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
     tracker.close()

@@ -82,6 +82,11 @@ def _wilson(correct: float, n: float) -> tuple[float, float]:
     return max(0.0, float(low)), min(1.0, float(high))
 
 
+def of_share(share: float, n: float) -> Estimate:
+    """Return a share of n images, which need not be whole, with its Wilson interval."""
+    return Estimate(share, *_wilson(share * n, n), round(n))
+
+
 def accuracy(outcome: Survival, column: Column) -> Accuracy:
     """Return the clean accuracy or the worst-case accuracy of one model on one set."""
     flags = outcome.flags(column)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.records import findings, ladder, metrics, survival
+from robustclip.records.expected import Expected
 from robustclip.records.prompts import Found
 from robustclip.records.rows import CLEAN, NO_CLASS
 
@@ -22,9 +23,9 @@ class Report:
     """Everything that is printed about models under one protocol; `chosen` is compared with `baseline`, if it is another model.
 
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
-    `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the
-    groups of models that differ in their training seed alone. `alone` holds what became of the images under each attack by itself, where
-    attacks were independent, `prompts` what text attacks made of the class prompts, `levels` what every attacker level left.
+    `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the groups of models that differ in
+    their training seed alone. `alone` holds what became of the images under each attack by itself, where attacks were independent,
+    `prompts` what text attacks made of the class prompts, `levels` what every attacker level left, `expected` published numbers.
     """
 
     outcomes: Mapping[str, survival.Outcomes]
@@ -40,6 +41,7 @@ class Report:
     alone: Mapping[tuple[float, str], Mapping[str, survival.Outcomes]] = field(default_factory=dict)
     prompts: Sequence[Found] = ()
     levels: Sequence[ladder.Rung] = ()
+    expected: Sequence[Expected] = ()
 
     @cached_property
     def eps(self) -> tuple[float, ...]:
@@ -180,6 +182,7 @@ def from_records(
     seeds: Mapping[str, Sequence[str]] | None = None,
     notes: Sequence[str] = (),
     prompts: Sequence[Found] = (),
+    expected: Sequence[Expected] = (),
 ) -> Report:
     """Return the report on models (default: all, baseline the first and chosen the last) from records of one protocol.
 
@@ -206,7 +209,8 @@ def from_records(
     each = [(float(e), attack) for e in protocol["eps"] for attack in protocol["attacks"]] if protocol.get("independent") else []
     alone = {column: survival.alone(table, [column[1]], column[0], skips) for column in each}
     told = dict(checks or {}), dict(seeds or {}), said
-    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts, ladder.of(table, protocol, skips))
+    rungs = ladder.of(table, protocol, skips)
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts, rungs, expected)
 
 
 def _check_finished(model: str, seen: survival.Outcomes, protocol: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The tables of a report, one function each: what stands in a cell, and the caption that says what it means."""
 
 from robustclip.records import findings, metrics
+from robustclip.records.expected import Gap, gap
 from robustclip.records.rows import CLEAN
 from robustclip.results.report import Report
 from robustclip.results.sheet import Sheet
@@ -204,11 +205,35 @@ def set_by_set(report: Report) -> Sheet:
     return Sheet("Set by set", header, rows, caption, left=2)
 
 
+def published(report: Report) -> Sheet:
+    """Return the table of our numbers beside published ones."""
+    rows, agreeing = [], 0
+    for each in report.expected:
+        ours, printed = each.ours(report.outcomes[each.model]), each.printed
+        found = gap(ours, printed)
+        agreeing += found.agrees
+        attack = "clean" if each.column == CLEAN else f"ε={each.column[0]:g} after {each.column[1]}"  # type: ignore[index]
+        where = each.sets[0] if len(each.sets) == 1 else f"mean of {len(each.sets)} sets"
+        rows.append(
+            (
+                *(report.marked(each.model), f"{each.row} ({each.source})", where, attack),
+                *(percent(ours), percent(printed), points(found), "agree" if found.agrees else "differ"),
+                ", ".join(each.besides) or "–",
+            )
+        )
+    header = ("model", "held against", "set", "column", "ours", "published", "difference", "the two", "ours counts besides")
+    caption = (
+        f"{agreeing} of {len(rows)} agree: 0 is in the 95 % interval of the difference, which comes from the intervals of both (Newcombe). "
+        "What ours counts besides can only lower it. The images are as many as in print, but rarely the same."
+    )
+    return Sheet("Beside published numbers", header, tuple(rows), caption, left=4)
+
+
 def percent(estimate: metrics.Estimate) -> str:
     """Return "81.5 [79.2, 83.6]"."""
     return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def points(difference: metrics.Difference) -> str:
+def points(difference: metrics.Difference | Gap) -> str:
     """Return "+12.3 [+10.1, +14.4]"."""
     return f"{100 * difference.point:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
