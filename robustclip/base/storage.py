@@ -88,6 +88,14 @@ def exists(path: str) -> bool:
     return _type(path) != fs.FileType.NotFound
 
 
+def sizes(paths: Sequence[str]) -> list[int]:
+    """Return the bytes of files of one file system, 0 for one that is not there; an object store is asked once."""
+    if not paths:
+        return []
+    inside = [filesystem(path)[1] for path in paths]
+    return [info.size or 0 for info in filesystem(paths[0])[0].get_file_info(inside)]
+
+
 def open_read(path: str) -> BinaryIO:
     """Return an open stream of a file's bytes; the caller closes it."""
     system, inside = filesystem(path)

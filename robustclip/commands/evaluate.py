@@ -22,6 +22,7 @@ from robustclip.base.ranges import AMOUNT, COUNT, SHARE
 from robustclip.base.values import key
 from robustclip.evaluation import expected, protocols
 from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.forecast import forecast
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.wanted import same_but_seed
 from robustclip.models.model import Model
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ROW",
         help="put a preset's numbers beside published ones: the row of each MODEL, in their order, or `published`: those of the same name",
     )
+    cli.add_plan(parser)
     parser.add_argument("--actors", type=cli.taking(COUNT), help="evaluators at once (default: as many as fit)")
     parser.add_argument("--gpus", type=cli.taking(SHARE), default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
     cli.add_out(parser)
@@ -82,7 +84,7 @@ def run() -> None:
     cli.say_on_terminal()
     cluster.check_address()
     given = [models.absolute(name) for name in args.models]
-    tracker = Tracker(out)
+    tracker = None if args.plan else Tracker(out)
     first = models.load(given[0])
     names = [*dict.fromkeys([base_of(first), *given])]
     called = models.called(names)
@@ -91,8 +93,13 @@ def run() -> None:
     for name, test_set in resolved.sets.items():
         first.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
     cluster.connect()
-    cluster.warn_of_local_results(out)
     actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
+    ahead = cluster.measured(forecast, names, resolved, out, actors, gpus)
+    if tracker is None:
+        print(ahead)
+        return
+    cluster.warn_of_local_results(out)
+    cli.tell_if_long(ahead)
     share: dict[str, Any] = {"actors": actors, "gpus": gpus, "on_progress": partial(log.info, "%s")}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)

@@ -13,6 +13,7 @@ from robustclip.base.ranges import COUNT
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.tracking import Tracker
+from robustclip.sweeps.forecast import forecast
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import RECIPE, Space, check_space, first_config, load_space, rooted, starts
 from robustclip.sweeps.tuning import sweep
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=cli.taking(COUNT), help="trials at once (default: as many as fit)")
+    cli.add_plan(parser)
     cli.add_out(parser)
     return parser
 
@@ -62,7 +64,13 @@ def run() -> None:
     args, space, config, protocol, out = asked()
     cli.say_on_terminal()
     cluster.check_address()
-    tracker = Tracker(out)
+    tracker = None if args.plan else Tracker(out)
+    cluster.connect()
+    ahead = forecast(space, config, protocol, out, args.workers, args.concurrent, args.samples)
+    if tracker is None:
+        print(ahead)
+        return
+    cli.tell_if_long(ahead)
     outcome = sweep(
         space,
         config,

@@ -17,7 +17,8 @@ from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
-from robustclip.training.fit import fit, relay
+from robustclip.training.fit import finished, fit, relay
+from robustclip.training.forecast import forecast
 from robustclip.training.job import forget, prepare, tell_names
 from robustclip.training.recipes import RECIPES, named
 
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
+    cli.add_plan(parser)
     cli.add_out(parser)
     return parser
 
@@ -49,21 +51,27 @@ def run() -> None:
     args, config, out = asked()
     cli.say_on_terminal()
     cluster.check_address()
-    tracker = Tracker(out)
+    tracker = None if args.plan else Tracker(out)
     job = prepare(config, out)
     tell_names(config.model, job.card, config.templates)
+    cluster.connect()
+    share = cluster.divide(1, args.workers)
+    if tracker is None:
+        print(cluster.measured(forecast, job, share))
+        return
     if args.fresh:
         forget(job)
     run = tracker.run(job.key, f"train {args.recipe}", flatten(job.config))
-    cluster.connect()
     cluster.warn_of_local_results(out)
+    if not finished(job):
+        cli.tell_if_long(cluster.measured(forecast, job, share))
 
     def on_report(metrics: dict[str, Any]) -> None:
         tracker.curve(run, metrics["curve"])
         log.info("step %d of %d, epoch %.1f, loss %.3f", metrics["step"], job.plan.steps, metrics["epoch"], metrics["loss"])
 
     with relay(on_report) as callback:
-        result = fit(job, cluster.divide(1, args.workers), [callback])
+        result = fit(job, share, [callback])
     tracker.curve(run, result["history"])
     tracker.tag(run, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
     tracker.finish(run)

@@ -12,8 +12,11 @@ from typing import Any, NoReturn
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.forecast import LONG, Forecast
 from robustclip.base.ranges import Range
 from robustclip.base.values import value_of
+
+log = logging.getLogger(__name__)
 
 
 class Terminal(logging.StreamHandler[Any]):
@@ -73,6 +76,17 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     default = str(Path.home() / "robustclip") if in_job else "outputs"
     parser.add_argument("--out", default=default, help="folder or file://, s3://, gs:// URI of all results (default: %(default)s)")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add --plan."""
+    parser.add_argument("--plan", action="store_true", help="say what it will take on this machine, by a few measured passes, and end")
+
+
+def tell_if_long(ahead: Forecast) -> None:
+    """Say what a command will take, where that is long."""
+    if ahead.seconds > LONG:
+        log.info("this will take long; the same command with --plan says as much and ends\n%s", ahead)
 
 
 def out_folder(args: argparse.Namespace) -> str:

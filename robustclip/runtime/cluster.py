@@ -162,6 +162,18 @@ def fitting_actors(wanted: int | None = None, gpu_share: float = 1.0) -> tuple[i
     return wanted or max(1, int(gpus / share if share else cpus)), share
 
 
+def measured(work: Callable[..., Result], *given: Any, cpus: float = 1.0, gpus: float = 1.0) -> Result:
+    """Return what some work comes to, done on a GPU's node where the cluster has one: this process would keep a GPU's memory. Else here."""
+    import ray
+
+    if not total()[1]:
+        return work(*given)
+    try:
+        return ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(work).remote(*given))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from error
+
+
 def warn_of_local_results(out: str) -> None:
     """Warn when workers on other machines could not see a folder of this one (a mounted share is fine)."""
     import ray

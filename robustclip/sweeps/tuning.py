@@ -185,8 +185,7 @@ def sweep(
     find_data(starts(space, config), protocol, out)
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
-    concurrent = 1 if set(EVALUATED) & set(space.space) else concurrent or fitting_trials(count(space, samples), workers)
-    share = divide(concurrent, workers)
+    concurrent, share = shares(space, workers, concurrent, samples)
     settings = Settings(space, to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
@@ -205,6 +204,12 @@ def sweep(
             future.result()
     trials = list(callback.trials.values())
     return Outcome(trials, *choose(space, trials), parent, concurrent, [trial for trial in trials if trial.failure])
+
+
+def shares(space: Space, workers: int, concurrent: int | None, samples: int) -> tuple[int, Share]:
+    """Return how many trials run at once, the `concurrent` ones or as many as fit, and what each of their workers gets."""
+    at_once = 1 if set(EVALUATED) & set(space.space) else concurrent or fitting_trials(count(space, samples), workers)
+    return at_once, divide(at_once, workers)
 
 
 def choose(space: Space, trials: Sequence[Trial]) -> tuple[Trial | None, str]:

@@ -28,11 +28,20 @@ def fit(job: Job, share: Share, callbacks: Sequence[Any] = (), waiting: Callable
 
     The result is {"key", "checkpoint", "sha256", "metrics", "history"}. Raises UserError with the reason a run could not finish.
     """
-    result_file = storage.join(job.folder, "result.json")
     with alone(job.folder, waiting):
-        if not storage.exists(result_file):
-            storage.write_json(result_file, train(job, share, callbacks))
-    return storage.read_json(result_file)
+        if not finished(job):
+            storage.write_json(result_file(job), train(job, share, callbacks))
+    return storage.read_json(result_file(job))
+
+
+def result_file(job: Job) -> str:
+    """Return where the result of a job is kept."""
+    return storage.join(job.folder, "result.json")
+
+
+def finished(job: Job) -> bool:
+    """Return whether a job has its result."""
+    return storage.exists(result_file(job))
 
 
 def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""What a command will take on this machine, told before it starts."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+LONG = 600.0  # seconds from which on a command tells by itself
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What something will take: `seconds` in all, of which it holds `gpus`, and `facts` (name -> what) in the order they are read.
+
+    `least` are the seconds where an evaluation may end so much earlier, since images that an attack breaks are attacked no more.
+    """
+
+    what: str
+    facts: Mapping[str, str]
+    seconds: float
+    gpus: float = 0.0
+    least: float | None = None
+
+    def __str__(self) -> str:
+        span = duration(self.seconds) if self.least is None else f"{duration(self.least)} to {duration(self.seconds)}"
+        facts = dict(self.facts) | {"time": f"about {span}"}
+        if self.gpus:
+            facts["GPU-hours"] = f"{self.gpus * self.seconds / 3600:.3g}"
+        return f"{self.what}\n" + "\n".join(f"  {name:10}  {said}" for name, said in facts.items())
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as one reads them: "45 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def amount(n: float) -> str:
+    """Return a number of bytes as one reads it: "512 B", "3.4 GB" (of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def number(n: int, what: str) -> str:
+    """Return "1 model", "2 models", "1,000 models"."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes, on a GPU until it is done."""
+    import torch
+
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

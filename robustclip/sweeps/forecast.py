@@ -1,0 +1,66 @@
+"""What a sweep will take: its trainings, and the attacks on the models that come of them and on the undefended one."""
+
+import itertools
+from collections.abc import Iterator
+from statistics import mean
+
+from robustclip.base.errors import UserError
+from robustclip.base.forecast import Forecast, duration, number
+from robustclip.base.values import key
+from robustclip.evaluation import forecast as attacks
+from robustclip.evaluation.protocols import Protocol, resolve
+from robustclip.runtime.cluster import measured
+from robustclip.sweeps.spaces import Space, count, trial_config
+from robustclip.sweeps.tuning import evaluator_actors, shares
+from robustclip.training import forecast as training
+from robustclip.training.config import Config
+from robustclip.training.fit import finished
+from robustclip.training.job import Job, prepare
+
+KINDS = 4  # of training that are measured; others take as long as these on average
+
+
+def forecast(space: Space, config: Config, protocol: Protocol, out: str, workers: int, concurrent: int | None, samples: int) -> Forecast:
+    """Return what a sweep will take on this cluster; a drawn field, whose value nobody knows yet, is taken as the recipe has it."""
+    concurrent, share = shares(space, workers, concurrent, samples)
+    jobs = {job.key: job for job in jobs_of(space, config, out) if not finished(job)}
+    kinds: dict[str, training.Measured] = {}
+    seconds: list[float] = []
+    for job in sorted(jobs.values(), key=kind):
+        if kind(job) not in kinds and len(kinds) < KINDS:
+            kinds[kind(job)] = measured(training.measure, job, share)
+        if kind(job) in kinds:
+            seconds.append(training.forecast(job, share, kinds[kind(job)]).seconds)
+    seconds += [mean(seconds)] * (len(jobs) - len(seconds)) if seconds else []
+    trials, resolved = count(space, samples), resolve(protocol, out)
+    cost, work = measured(attacks.measure, config.model, resolved), attacks.Work()
+    for cell in resolved.cells(config.model, ""):
+        work.add(cell, resolved, cost)
+    actors = concurrent * evaluator_actors(share, concurrent)
+    most, least = ((trials + 1) * each / actors for each in (work.most, work.least))
+    train = sum(seconds) / concurrent
+    facts = {
+        "trainings": f"{len(jobs)} for {number(trials, 'trial')}, {concurrent} at a time: about {duration(train)}"
+        + (f", {len(kinds)} kinds measured" if len({kind(job) for job in jobs.values()}) > len(kinds) else ""),
+        "evaluation": f"{trials + 1} models, {(trials + 1) * work.images:,} images under {protocol.name}, {number(actors, 'evaluator')}: "
+        f"about {duration(least)} to {duration(most)}",
+        "passes": f"at most {(trials + 1) * work.shown:,} images through a model in the evaluation",
+    }
+    return Forecast(f"sweep: {space.name}", facts, train + most, share.gpus * share.workers * concurrent, train + least)
+
+
+def jobs_of(space: Space, config: Config, out: str) -> Iterator[Job]:
+    """Yield the trainings of a space's grid; a trial that cannot be is left to fail by itself."""
+    grids = {path: values["grid_search"] for path, values in space.space.items() if "grid_search" in values}
+    for values in itertools.product(*grids.values()):
+        try:
+            yield prepare(trial_config(space, config, dict(zip(grids, values, strict=True))), out)
+        except UserError:
+            continue
+
+
+def kind(job: Job) -> str:
+    """Return what decides how long a micro-batch of a job takes."""
+    config, optim = job.config, job.config.optim
+    parts = (config.model, config.defense, config.trainable, config.attack, optim.batch, optim.micro_batch, config.data.augment)
+    return key(*parts, job.pixels_a_side, len(job.card.class_names))

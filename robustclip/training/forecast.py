@@ -1,0 +1,118 @@
+"""What a training run will take, from some of its own micro-batches, measured: the attack, the losses, the step, the validation."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from robustclip import names as models
+from robustclip.base import storage
+from robustclip.base.forecast import Forecast, amount, number, timed
+from robustclip.base.threads import threads
+from robustclip.data.plan import read_unit
+from robustclip.runtime.cluster import Share
+from robustclip.training.job import Job
+from robustclip.training.learner import Learner
+
+UNITS = 3  # micro-batches that are measured, after one that warms up
+ENOUGH = 10.0  # seconds after which one is enough
+
+
+@dataclass
+class Measured:
+    """Seconds of a micro-batch, a step's end and a validated image; passes of the image tower per image; peak memory in bytes."""
+
+    unit: float = 0.0
+    step: float = 0.0
+    image: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    memory: float = 0.0
+
+
+def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
+    """Return what a job will take on its share of this machine, without Ray's start: by what was `found` of one like it, or is measured."""
+    found = found or measure(job, share)
+    plan, config = job.plan, job.config
+    images = len(plan)
+    validation = config.validation.images * found.image
+    seconds = plan.steps * (plan.units_per_step // share.workers * found.unit + found.step) + config.optim.epochs * validation
+    weights = sum(tensor.numel() * 4 for tensor in models.load(config.model).clip.state_dict().values())
+    places = number(share.workers, "GPU") if share.gpus else f"{number(share.workers, 'worker')} with {number(share.threads, 'thread')}"
+    facts = {
+        "images": f"{images:,} of {job.card.name}, {number(config.optim.epochs, 'epoch')}, {len(job.val_rows):,} held out",
+        "steps": f"{plan.steps:,} of {plan.batch} images, {plan.micro_batch} at a time",
+        "passes": f"{found.forwards} forward and {found.backwards} backward of the image tower per image and step",
+        "measured": f"{found.unit:.3g} s a micro-batch, {found.step:.3g} s a step besides, on {places}",
+        "memory": f"{amount(found.memory)} a worker",
+        "bytes": f"{amount(config.optim.epochs * read_bytes(job))} read, {amount(weights)} written as the checkpoint",
+    }
+    return Forecast(f"training: {job.card.name}, {config.model}", facts, seconds, gpus=share.gpus * share.workers)
+
+
+def read_bytes(job: Job) -> float:
+    """Return the bytes of the training images, as their shards hold them."""
+    return sum(storage.sizes(job.index.files)) * len(job.plan) / len(job.index)
+
+
+def measure(job: Job, share: Share) -> Measured:
+    """Take some micro-batches of the job's first step and its end, on a model of its own, as a worker of this share would."""
+    with threads(share.threads):
+        return _measure(job, share.workers)
+
+
+def _measure(job: Job, workers: int) -> Measured:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    learner = Learner(job.config, models.load(job.config.model), job.card.class_names, job.card.templates, job.plan.steps, device)
+    learner.step = min(learner.head_steps, job.plan.steps - 1)  # where the whole model learns
+    found = Measured()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    items = job.plan.items()[: 1 + min(UNITS, job.plan.units_per_step // workers)]
+    taken: list[float] = []
+    for item in items:
+        unit = read_unit(job.plan, item, job.size, job.config.data.resize)
+        ids = [str(key) for key in unit["key"].tolist()]
+        with counted(learner.student.clip.visual, found):  # type: ignore[arg-type]
+            taken.append(timed(partial(learner.accumulate, unit["pixels"], torch.as_tensor(unit["label"]), ids)))
+        if sum(taken) > ENOUGH:
+            break
+    found.unit = min(taken[1:] or taken)
+    with counted(learner.student.clip.visual, found):  # type: ignore[arg-type]
+        end = timed(learner.update)
+    if learner.pairs is not None:  # the loss of a whole step is taken at its end
+        found.unit += end / len(taken)
+    else:
+        found.step = end
+    found.forwards, found.backwards = (round(n / (len(taken) * job.plan.micro_batch)) for n in (found.forwards, found.backwards))
+    images, labels, ids = job.validation_images(device)
+    if n := min(len(ids), job.plan.micro_batch):
+        found.image = timed(lambda: learner.validate(images[:n], labels[:n], ids[:n])) / n
+    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    found.memory = cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return found
+
+
+@contextmanager
+def counted(tower: nn.Module, found: Measured) -> Iterator[None]:
+    """Count the images that go through a tower, and those whose gradient comes back."""
+
+    def back(gradient: Tensor) -> None:
+        found.backwards += len(gradient)
+
+    def seen(module: nn.Module, given: object, features: object) -> None:
+        first = features[0] if isinstance(features, tuple) else features
+        assert isinstance(first, Tensor)
+        found.forwards += len(first)
+        if first.requires_grad:
+            first.register_hook(back)
+
+    hook = tower.register_forward_hook(seen)
+    try:
+        yield
+    finally:
+        hook.remove()
