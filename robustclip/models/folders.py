@@ -1,8 +1,8 @@
 """Model folders that others write: open_clip's `local-dir`, and transformers' CLIPModel; told by their files.
 
-A checkpoint of robustclip has a config.json with a format; open_clip's folder has open_clip_config.json with open_clip_model.safetensors (or
-open_clip_pytorch_model.bin), transformers' a config.json of model_type clip with model.safetensors (or pytorch_model.bin, or parts of either
-with their index). Where both lie, open_clip's is read.
+A checkpoint of robustclip has a config.json with a format; open_clip's folder has open_clip_config.json with open_clip_model.safetensors,
+or open_clip_pytorch_model.bin; transformers' a config.json of model_type clip with model.safetensors, pytorch_model.bin, or parts of either
+with their index. Where both lie, open_clip's is read.
 """
 
 import hashlib
@@ -60,8 +60,10 @@ class Folder:
         """Return the architecture with random weights; raises UserError for one that is not open_clip's CLIP."""
         try:
             return checkpoints.build(self.config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: its config is of no model that can be built here: {' '.join(str(error).split())[:200]}") from error
+        except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"{self.path}: its config is of no model that can be built here: {' '.join(str(error).split())[:200]}"
+            ) from error
 
     def tokenizer(self) -> dict[str, Any]:
         """Return how a card names the tokenizer: by how many merges of CLIP's it has, or as what open_clip finds in the folder.
@@ -113,8 +115,8 @@ def of(path: str) -> Folder | None:
         return None
     if said["model_type"] != "clip":
         raise UserError(
-            f"{path} is a {said['model_type']} of transformers, and a CLIPModel (model_type clip) is read: where open_clip has the model, give "
-            "a folder with its open_clip_config.json, or open_clip:NAME/TAG"
+            f"{path} is a {said['model_type']} of transformers, and a CLIPModel (model_type clip) is read: where open_clip has the model, "
+            "give a folder with its open_clip_config.json, or open_clip:NAME/TAG"
         )
     images = [name for name in PROCESSORS if name in there][:1]
     found = storage.read_json(storage.join(path, images[0])) if images else {}

@@ -160,7 +160,12 @@ def transformers_config(open_clip: Mapping[str, Any], where: str) -> tuple[dict[
     last = text["vocab_size"] - 1
     towers[0] |= {"model_type": "clip_text_model", "vocab_size": last + 1, "max_position_embeddings": text["context_length"]}
     towers[0] |= {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
-    towers[1] |= {"model_type": "clip_vision_model", "image_size": vision["image_size"], "patch_size": vision["patch_size"], "num_channels": 3}
+    towers[1] |= {
+        "model_type": "clip_vision_model",
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "num_channels": 3,
+    }
     config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": model["embed_dim"], "torch_dtype": "float32"}
     size = seen["size"] if isinstance(seen["size"], int) else seen["size"][0]
     images: dict[str, Any] = {f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}

@@ -41,15 +41,16 @@ def opened(file: str) -> Mapping[str, Any]:
         if _is_safetensors(file):
             return load_file(file) if local else load(storage.read_bytes(file))
         with torch.serialization.safe_globals(_numpy_scalars()):
-            source = file if local else io.BytesIO(storage.read_bytes(file))
-            held = torch.load(source, map_location="cpu", weights_only=True, mmap=local and zipfile.is_zipfile(file))
+            # From a path torch would go by the name's end, and only from a path it can leave tensors where they are.
+            mapped = local and zipfile.is_zipfile(file) and not file.endswith(".safetensors")
+            held = torch.load(file if mapped else io.BytesIO(storage.read_bytes(file)), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if not found:
             raise _unreadable(file, error) from error
         raise UserError(
-            f"{file} holds {found[1]}, an object of a program, which is never built here: if you trust the file, write its tensors alone to "
-            "another, torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], TO)"
+            f"{file} holds {found[1]}, an object of a program, which is never built here: if you trust the file, write its tensors alone "
+            "to another, torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], TO)"
         ) from error
     except Exception as error:  # torch and safetensors have one of their own for every way to be no file of weights
         raise _unreadable(file, error) from error
@@ -59,7 +60,9 @@ def opened(file: str) -> Mapping[str, Any]:
 
 
 def _unreadable(file: str, error: Exception) -> UserError:
-    return UserError(f"{file} cannot be read as weights ({' '.join(str(error).split())[:200]}): give a safetensors file or what torch.save wrote")
+    return UserError(
+        f"{file} cannot be read as weights ({' '.join(str(error).split())[:200]}): give a safetensors file or what torch.save wrote"
+    )
 
 
 def _is_safetensors(file: str) -> bool:
@@ -85,8 +88,8 @@ def state_of(file: str) -> dict[str, Tensor]:
         prompts = [f"{entry}.{name}" for entry in PROMPTERS if _is_state(held.get(entry)) for name, t in held[entry].items() if t.numel()]
         if prompts:
             raise UserError(
-                f"{file} holds a visual prompt beside its tower ({some(prompts)}), which is not read: without it the tower is not the model "
-                f"that was trained; if that is what you want, write {TOWER} alone to another file"
+                f"{file} holds a visual prompt beside its tower ({some(prompts)}), which is not read: without it the tower is not the "
+                f"model that was trained; if that is what you want, write {TOWER} alone to another file"
             )
         return _tensors(held[TOWER])
     while not _is_state(held):
@@ -143,7 +146,7 @@ def part_of(name: str) -> str:
 def placed(state: State, clip: nn.Module) -> Placed:
     """Return a state under the names of a model of open_clip, read in the way in which most of it has a place there.
 
-    Names may be those of open_clip and OpenAI, of transformers' CLIPModel, or of the visual tower alone, with what wrappers put before them.
+    Names may be open_clip's and OpenAI's, or transformers', of both towers or the visual one alone, with what wrappers put before them.
     """
     own = clip.state_dict()
     tried = [_fitted(reading, own) for reading in _readings(state, clip)]

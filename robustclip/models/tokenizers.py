@@ -35,7 +35,9 @@ def of_open_clip(architecture: str) -> Tokenizer:
     try:
         return open_clip.get_tokenizer(architecture)
     except ImportError as error:
-        raise UserError(f"{architecture} has a tokenizer of the package transformers, which is not here: pip install 'robustclip[hf]'") from error
+        raise UserError(
+            f"{architecture} has a tokenizer of the package transformers, which is not here: pip install 'robustclip[hf]'"
+        ) from error
     except Exception as error:  # the hub's and transformers' own: its files cannot be had
         raise UserError(f"{architecture}: its tokenizer cannot be had: {' '.join(str(error).split())[:200]}") from error
 

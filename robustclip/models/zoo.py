@@ -102,8 +102,8 @@ def filled(architecture: str, begun: str, file: str) -> Any:
     elif found.whole and rest:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise UserError(
-            f"{file} holds {len(found.fit)} tensors of {architecture} and no {rest}: say whose it takes, {ZOO}{architecture}/TAG/{file} with "
-            f"the tag that it was fine-tuned from{f' ({statedicts.some(tags)})' if tags else ''}, or random[seed=0] for none"
+            f"{file} holds {len(found.fit)} tensors of {architecture} and no {rest}: say whose it takes, {ZOO}{architecture}/TAG/{file} "
+            f"with the tag that it was fine-tuned from{f' ({statedicts.some(tags)})' if tags else ''}, or random[seed=0] for none"
         )
     elif not found.whole:
         if not begun and (clip := by_open_clip(architecture, file)):
