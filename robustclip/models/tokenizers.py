@@ -70,3 +70,11 @@ def first_merges(n: int) -> tuple[str, ...]:
 def cut_of(merges: Sequence[str]) -> int | None:
     """Return how many merges of CLIP's tokenizer these are, None where they are not its first."""
     return len(merges) if tuple(merges) == first_merges(len(merges)) and len(merges) <= MERGES else None
+
+
+def vocabulary(merges: int) -> list[str]:
+    """Return the words of a tokenizer of so many merges, in the order of their ids, the two ends as transformers writes them."""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    return [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in first_merges(merges)), *ENDS]
