@@ -3,7 +3,6 @@
 Weights are written as they are, fp32; what does not fit into a form is refused, for it would be dropped without a word.
 """
 
-import io
 import json
 import tempfile
 from collections.abc import Mapping
