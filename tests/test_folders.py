@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.commands import report
 from robustclip.models import checkpoints, folders, hugging_face, tokenizers
 from robustclip.models.model import Model
 
@@ -66,6 +67,18 @@ def test_what_was_made_of_it_is_a_checkpoint_like_any_other(hf: Path, tiny_model
     ours = models.load(str(tmp_path / "ours"))
     same(ours, tiny_model)
     assert models.base(ours) == str(hf)
+
+
+def test_queries_keys_and_values_lie_in_this_order_and_projections_are_transposed(tiny_model: Model) -> None:
+    """What transformers itself says of it stands in test_hugging_face.py, which needs it."""
+    state = tiny_model.clip.state_dict()
+    sent = hugging_face.to_transformers(state)
+    for tower, block in (("vision", "visual.transformer"), ("text", "transformer")):
+        packed = state[f"{block}.resblocks.0.attn.in_proj_weight"]
+        apart = [sent[f"{tower}_model.encoder.layers.0.self_attn.{kind}_proj.weight"] for kind in "qkv"]
+        assert [torch.equal(a, b) for a, b in zip(apart, packed.chunk(3))] == [True] * 3
+    assert torch.equal(sent["visual_projection.weight"], state["visual.proj"].T)
+    assert torch.equal(sent["text_projection.weight"], state["text_projection"].T)
 
 
 @pytest.mark.parametrize("form", ["bin", "parts", "parts of bin", "fp16", "both towers in one file"])
@@ -176,6 +189,11 @@ def test_a_tokenizer_that_is_not_clips_is_refused(hf: Path) -> None:
     pairs = [merge.split(" ") for merge in tokenizers.first_merges(SMALL)]
     (hf / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "merges": pairs}}))
     assert models.load(str(hf)).card["tokenizer"] == {"merges": SMALL}
+
+
+def test_a_report_finds_a_folder_by_its_weights(hf: Path, local: Path) -> None:
+    for folder in (hf, local):
+        assert report._name(str(folder), {"as it was called": models.identity(str(folder))}) == "as it was called"
 
 
 # --- open_clip ------------------------------------------------------------------------------------------------------------------------

@@ -125,6 +125,13 @@ def test_a_tag_gives_the_other_tower_and_tells_the_activation(state, tmp_path, m
         models.load(f"open_clip:Tiny/{tower}")
 
 
+def test_an_entry_that_is_not_read_is_named(state, tmp_path, caplog):
+    torch.save(beside(model=state, model_ema=state), tmp_path / "both.pt")
+    with caplog.at_level(logging.WARNING, "robustclip"):
+        models.load(f"open_clip:Tiny/{tmp_path}/both.pt")
+    assert [m for r in caplog.records if "entry model is read; tensors of others are not: model_ema" in (m := r.getMessage())]
+
+
 def test_the_form_is_told_by_what_is_in_the_file(state, tmp_path):
     save_file(state, tmp_path / "weights.bin")
     torch.save(state, tmp_path / "weights.safetensors")

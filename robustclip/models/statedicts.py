@@ -4,11 +4,13 @@ The form is told by the entries and the names of the tensors, never by the name 
 """
 
 import io
+import logging
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.models import hugging_face
+
+log = logging.getLogger(__name__)
 
 State = Mapping[str, Tensor]
 ENTRIES = ("state_dict", "model_state_dict", "model")  # where training scripts keep a model, beside their optimizer's state
@@ -91,23 +95,37 @@ def state_of(file: str) -> dict[str, Tensor]:
                 f"{file} holds a visual prompt beside its tower ({some(prompts)}), which is not read: without it the tower is not the "
                 f"model that was trained; if that is what you want, write {TOWER} alone to another file"
             )
-        return _tensors(held[TOWER])
+        return _taken(file, held, TOWER)
     while not _is_state(held):
         inner = [name for name in ENTRIES if isinstance(held.get(name), Mapping)][:1]
         inner = inner or [name for name, entry in held.items() if _is_state(entry)]
         if len(inner) != 1:
             several = f"several entries that may be the model ({some(inner)})" if inner else f"no tensors by name ({some(list(held))})"
             raise UserError(f"{file} holds {several}: write the model's state dict alone to another file")
-        held = held[inner[0]]
+        held = _taken(file, held, inner[0]) if _is_state(held[inner[0]]) else held[inner[0]]
     return _tensors(held)
+
+
+def _taken(file: str, held: Mapping[str, Any], entry: str) -> dict[str, Tensor]:
+    """Return the tensors of one entry of a file, and say which others there are."""
+    others = [name for name, other in held.items() if name != entry and any(t.numel() for t in _tensors(other).values())]
+    if others:
+        warn(f"{file}: its entry {entry} is read; tensors of others are not: {some(others)}")
+    return _tensors(held[entry])
+
+
+@cache
+def warn(said: str) -> None:
+    """Say it on the log once in a process, however often a model is loaded."""
+    log.warning("%s", said)
 
 
 def _is_state(entry: Any) -> bool:
     return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
 
 
-def _tensors(entry: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in entry.items() if isinstance(value, Tensor)}
+def _tensors(entry: Any) -> dict[str, Tensor]:
+    return {str(name): value for name, value in entry.items() if isinstance(value, Tensor)} if isinstance(entry, Mapping) else {}
 
 
 @dataclass(frozen=True)

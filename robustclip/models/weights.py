@@ -3,17 +3,14 @@
 OpenAI trained with QuickGELU; under plain GELU its weights load without a word and lose accuracy.
 """
 
-import logging
 import os
 import re
 import zipfile
-from functools import cache
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.models import statedicts
-
-log = logging.getLogger(__name__)
+from robustclip.models.statedicts import warn
 
 CONFIG = "open_clip_config.json"  # beside the weights in a folder of the hub
 BIG_VISION = (".npz", ".npy")  # Google's SigLIP in arrays of numpy, which open_clip reads
@@ -55,12 +52,6 @@ def check(architecture: str, file: str, other: str, known: bool = False) -> None
         raise UserError(
             f"{file}: these weights use {ACTIVATION[trained]}, {architecture} has {ACTIVATION[built]}; load open_clip:{other}/{file}"
         )
-
-
-@cache
-def warn(said: str) -> None:
-    """Say it on the log once in a process, however often a model is loaded."""
-    log.warning("%s", said)
 
 
 def program(file: str) -> str | None:
