@@ -102,7 +102,8 @@ def state_of(file: str) -> dict[str, Tensor]:
         if len(inner) != 1:
             several = f"several entries that may be the model ({some(inner)})" if inner else f"no tensors by name ({some(list(held))})"
             raise UserError(f"{file} holds {several}: write the model's state dict alone to another file")
-        held = _taken(file, held, inner[0]) if _is_state(held[inner[0]]) else held[inner[0]]
+        entry: Any = held[inner[0]]
+        held = _taken(file, held, inner[0]) if _is_state(entry) else entry
     return _tensors(held)
 
 
