@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "turn class folders or tar archives of them into a data set",
     "moments": "write the token statistics that TAPT aligns images to",
     "words": "write the words that BERT would put into class prompts",
+    "export": "write a model as open_clip or transformers take it, with its robust card",
     "pretrain": "make the weights of an embedded model",
 }
 HELP = """robustclip makes CLIP-style models robust to adversarial images and texts, and measures it honestly.

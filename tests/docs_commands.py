@@ -173,6 +173,10 @@ def _moments(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _model(args.model)
 
 
+def _export(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    _model(parsed(parser, words).model)
+
+
 def _words(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from robustclip.evaluation.protocols import PROTOCOLS
 
@@ -197,6 +201,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
     "sweep": _sweep,
     "evaluate": _evaluate,
     "moments": _moments,
+    "export": _export,
     "words": _words,
     "report": _report,
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from robustclip import __main__
 from robustclip.base.errors import UserError
 from robustclip.base.values import flatten, override
-from robustclip.commands import evaluate, moments, prepare, pretrain, report, sweep, train, words
+from robustclip.commands import evaluate, export, moments, prepare, pretrain, report, sweep, train, words
 from robustclip.defenses import DEFENSES, LEAF, PAIRED
 from robustclip.evaluation import protocols
 from robustclip.training.job import prepare as prepare_job
@@ -27,6 +27,7 @@ from robustclip.training.trainables import TRAINABLES
 SOON = 10.0  # seconds of work; what waits instead runs into the time limit
 MODULES: dict[str, Any] = {
     "evaluate": evaluate,
+    "export": export,
     "moments": moments,
     "prepare": prepare,
     "pretrain": pretrain,
@@ -86,6 +87,7 @@ GOOD: dict[str, list[str]] = {
     "--protocol": list(protocols.PROTOCOLS),
     "--attacks": ["pgd-10", "autoattack", "text:char"],
     "--recipe": list(RECIPES),
+    "--as": ["open_clip", "hf", "visual"],
     "--crop": ["train", "centre"],
     "--trainable": [kind.__name__ for kind in TRAINABLES],
     "--defense": [kind.__name__ for kind in (*DEFENSES, *PAIRED, LEAF)],

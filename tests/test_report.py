@@ -119,7 +119,7 @@ def test_the_command_compares_two_models(out: Path) -> None:
 
 def test_the_command_finds_a_checkpoint_folder_by_its_run(out: Path) -> None:
     records.write(str(out / "records"), "run", synthetic({"run-abc": (0.8, 0.9)}))
-    storage.write_json(str(out / "checkpoint" / "config.json"), {"run": "abc"})
+    storage.write_json(str(out / "checkpoint" / "config.json"), {"format": 1, "run": "abc"})
     done = command(out, "--protocol", PROTOCOL_HASH, str(out / "checkpoint"))
     assert done.returncode == 0, done.stderr
     assert "| run-abc ✗ | " in done.stdout

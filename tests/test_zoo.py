@@ -194,4 +194,4 @@ def test_a_file_that_is_not_here_is_refused(file):
 def test_what_is_no_weights_file_is_refused(tmp_path):
     for name, content in (("torn.pt", b"PK\x03\x04 torn"), ("torn.safetensors", b"torn"), ("text.bin", b"a,b")):
         (tmp_path / name).write_bytes(content)
-        refused(f"open_clip:Alone/{tmp_path}/{name}", "could not load it")
+        refused(f"open_clip:Alone/{tmp_path}/{name}", "cannot be read as weights")

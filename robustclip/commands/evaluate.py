@@ -38,8 +38,8 @@ from robustclip.test_time import TEST_TIME
 
 BASELINE = "tiny-vit8"
 MODEL = (
-    "checkpoint folder, embedded name, open_clip:NAME/TAG (or /FILE, or /random[seed=0]), interpolate:ALPHA:CHECKPOINT, ensemble:A,B, "
-    "towers:IMAGES,TEXTS, or one of them "
+    "folder (a checkpoint, transformers' CLIPModel, open_clip's), embedded name, open_clip:NAME/TAG (or /FILE, /TAG//FILE of one tower, "
+    "/random[seed=0]), interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, or one of them "
     f"under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
 )
 log = logging.getLogger("robustclip.evaluate")

@@ -55,7 +55,8 @@ def _name(model: str, weights: Mapping[str, str]) -> str:
 
     Raises UserError where the records of its name are of other weights.
     """
-    if model in weights or (":" not in model and not storage.exists(storage.join(storage.resolve(model), "config.json"))):
+    configs = [storage.join(storage.resolve(model), name) for name in ("config.json", "open_clip_config.json")] if ":" not in model else []
+    if model in weights or (configs and not any(map(storage.exists, configs))):
         return model
     from robustclip.names import display_name, identity
 

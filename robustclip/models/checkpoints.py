@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.models import tokenizers
 from robustclip.models.classifier import Preprocess
 from robustclip.models.dress import dressed
 from robustclip.models.model import FORMAT, Model
-from robustclip.models.tokenizers import cut_tokenizer
 
 CARD = "config.json"
 SELECTION = "selection.parquet"
@@ -35,9 +35,10 @@ def embedded() -> dict[str, Path]:
 
 
 def card(folder: str) -> dict[str, Any]:
-    """Return what the folder of a checkpoint says of it, {} where none is complete."""
+    """Return what the folder of a checkpoint says of it, {} where none is complete, or it is another program's."""
     path = storage.join(folder, CARD)
-    return storage.read_json(path) if storage.exists(path) else {}
+    said = storage.read_json(path) if storage.exists(path) else {}
+    return said if isinstance(said, dict) and "format" in said else {}
 
 
 def identity(folder: str) -> str | None:
@@ -114,12 +115,10 @@ def _fill(module: nn.Module, path: str) -> None:
 
 def tokenizer_from(about: Mapping[str, Any], open_clip_config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer a checkpoint's card names: cut to its first merges, or open_clip's for an architecture."""
-    import open_clip
-
     named = about["tokenizer"]
     if "merges" in named:
-        return cut_tokenizer(named["merges"], open_clip_config["model_cfg"]["text_cfg"]["context_length"])
-    return partial(open_clip.get_tokenizer(named["open_clip"]))
+        return tokenizers.cut_tokenizer(named["merges"], open_clip_config["model_cfg"]["text_cfg"].get("context_length", 77))
+    return partial(tokenizers.of_open_clip(named["open_clip"]))
 
 
 def save(model: Model, folder: str, **about: Any) -> None:

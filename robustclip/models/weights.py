@@ -3,24 +3,17 @@
 OpenAI trained with QuickGELU; under plain GELU its weights load without a word and lose accuracy.
 """
 
-import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.models import statedicts
+from robustclip.models.statedicts import warn
 
-log = logging.getLogger(__name__)
-
-OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's models carry beside their weights, and no others
 CONFIG = "open_clip_config.json"  # beside the weights in a folder of the hub
+BIG_VISION = (".npz", ".npy")  # Google's SigLIP in arrays of numpy, which open_clip reads
 ACTIVATION = {True: "QuickGELU", False: "plain GELU"}
 
 
@@ -31,8 +24,11 @@ def quick_gelu(architecture: str) -> bool:
     return bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
 
 
-def check(architecture: str, file: str, other: str) -> None:
-    """Raise UserError for a file that is not there, is a program, or whose weights need the `other` architecture; warn where none tells."""
+def check(architecture: str, file: str, other: str, known: bool = False) -> None:
+    """Raise UserError for a file that is not there, is a program, or whose weights need the `other` architecture.
+
+    Where nothing tells, and the activation is not `known` from elsewhere, it warns.
+    """
     import open_clip
 
     if not os.path.isfile(file):
@@ -46,7 +42,7 @@ def check(architecture: str, file: str, other: str) -> None:
             f"FILE, 'cpu').state_dict(), TO), and load open_clip:{right}/TO"
         )
     trained = told(file)
-    if trained is None and other in open_clip.list_models():
+    if trained is None and not known and other in open_clip.list_models():
         warn(
             f"{file} does not say with which activation its weights were trained; here they run with {ACTIVATION[built]}. OpenAI's, "
             f"MetaCLIP's and DFN's need QuickGELU, most others plain GELU: if {ACTIVATION[not built]} is right, load "
@@ -56,12 +52,6 @@ def check(architecture: str, file: str, other: str) -> None:
         raise UserError(
             f"{file}: these weights use {ACTIVATION[trained]}, {architecture} has {ACTIVATION[built]}; load open_clip:{other}/{file}"
         )
-
-
-@cache
-def warn(said: str) -> None:
-    """Say it on the log once in a process, however often a model is loaded."""
-    log.warning("%s", said)
 
 
 def program(file: str) -> str | None:
@@ -82,21 +72,8 @@ def told(file: str) -> bool | None:
     return bool(config["model_cfg"].get("quick_gelu", False)) if "model_cfg" in config else None
 
 
-def of_openai(file: str) -> dict[str, Tensor] | None:
-    """Return the weights of a file that holds what was saved of OpenAI's model, without the numbers beside them; None for any other."""
-    state = state_of(file)
-    return {name: t for name, t in state.items() if name not in OPENAI} if set(OPENAI) <= set(state) else None
-
-
-def state_of(file: str) -> Mapping[str, Any]:
-    """Return the tensors of a file by name, not read before they are used; nothing for a file that open_clip must read, or refuse."""
-    from safetensors.torch import load_file
-
-    try:
-        if file.endswith(".safetensors"):
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception:  # torch has one of its own for every way to be no file of weights; open_clip meets it again, and it is said
-        return {}
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {str(name).removeprefix("module."): t for name, t in state.items()}
+def of_openai(file: str) -> bool:
+    """Return whether a file holds what was saved of OpenAI's model: its numbers are among the tensors."""
+    if file.endswith(BIG_VISION):
+        return False
+    return set(statedicts.OPENAI) <= {name.rpartition(".")[2] for name in statedicts.state_of(file)}

@@ -1,7 +1,7 @@
 """Models of open_clip's zoo: an architecture with one of its tags, with a file of weights, or with random ones; or a model of the hub.
 
 open_clip:ViT-B-32-quickgelu/openai, open_clip:ViT-B-32-quickgelu//home/me/weights.safetensors, open_clip:ViT-B-32/random[seed=0],
-open_clip:hf-hub:ORG/REPO.
+open_clip:hf-hub:ORG/REPO; and open_clip:ViT-B-32-quickgelu/openai//home/me/tower.pt, the tower of a file with the other one of a tag.
 """
 
 import logging
@@ -14,13 +14,14 @@ import torch
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
-from robustclip.models import weights
+from robustclip.models import statedicts, tokenizers, weights
 from robustclip.models.combined import hash_of
 from robustclip.models.model import FORMAT, Model
 
 ZOO, HUB = "open_clip:", "hf-hub:"
 RANDOM = re.compile(r"random\[seed=(\d{1,18})\]")
 TAG = re.compile(r"[\w-]*")  # anything else after the architecture is a file: no tag has a dot or a slash
+BASED = re.compile(rf"([\w-]+|{RANDOM.pattern})/([/~].*|\.\.?/.*)")  # but for what a file that holds one tower is put on
 
 
 def split(name: str) -> tuple[str, str]:
@@ -29,17 +30,22 @@ def split(name: str) -> tuple[str, str]:
     return (name.removeprefix(ZOO), "") if architecture.startswith(HUB) else (architecture, source)
 
 
-def is_file(source: str) -> bool:
-    """Return whether weights are those of a file."""
-    return not (TAG.fullmatch(source) or RANDOM.fullmatch(source))
+def on(source: str) -> tuple[str, str]:
+    """Return the tag, or random weights, that a source begins with, and the path of its file; either may be nothing."""
+    if found := BASED.fullmatch(source):
+        return found[1], found[3]
+    return ("", source) if not (TAG.fullmatch(source) or RANDOM.fullmatch(source)) else (source, "")
 
 
 def absolute(name: str) -> str:
     """Return the one way to write a name: its file's path from the root, its seed without zeros before it."""
     architecture, source = split(name)
-    if found := RANDOM.fullmatch(source):
-        return f"{ZOO}{architecture}/random[seed={int(found[1])}]"
-    return f"{ZOO}{architecture}/{storage.resolve(source)}" if is_file(source) else name
+    begun, file = on(source)
+    if found := RANDOM.fullmatch(begun):
+        begun = f"random[seed={int(found[1])}]"
+    if not file:
+        return f"{ZOO}{architecture}/{begun}" if found else name
+    return "/".join([f"{ZOO}{architecture}", *filter(None, [begun]), storage.resolve(file)])
 
 
 def load(name: str) -> Model:
@@ -63,21 +69,59 @@ def load(name: str) -> Model:
     model_cfg = open_clip.get_model_config(architecture) or {}
     config = {"model_cfg": model_cfg, "preprocess_cfg": dict(clip.visual.preprocess_cfg)}
     card = {"format": FORMAT, "tokenizer": {"open_clip": architecture}}
-    return Model(name, clip.eval().requires_grad_(False), open_clip.get_tokenizer(architecture), config, card)
+    return Model(name, clip.eval().requires_grad_(False), tokenizers.of_open_clip(architecture), config, card)
 
 
 def create(architecture: str, source: str) -> Any:
     """Return open_clip's model; one of the hub that has no weights there, which open_clip would leave random, is an error."""
     import open_clip
 
-    if drawn := RANDOM.fullmatch(source):
+    begun, file = on(source)
+    if file and not file.endswith(weights.BIG_VISION):
+        return filled(architecture, begun, file)
+    if drawn := RANDOM.fullmatch(begun):
         torch.default_generator.manual_seed(int(drawn[1]))
         return untrained(architecture)
-    if is_file(source) and (state := weights.of_openai(source)):
-        clip = untrained(architecture)
-        clip.load_state_dict(state)
-        return clip
     return open_clip.create_model(architecture, source or None, precision="fp32", require_pretrained=True)
+
+
+def filled(architecture: str, begun: str, file: str) -> Any:
+    """Return open_clip's model with the weights of a file, and where that holds one tower alone, the other parts of `begun`.
+
+    Raises UserError for a tower alone and nothing to put it on, for a whole model that is put on another, and for what does not fit.
+    """
+    import open_clip
+
+    clip = create(architecture, begun) if begun else untrained(architecture)
+    found = statedicts.placed(statedicts.state_of(file), clip)
+    rest = " and ".join(f"{part} ({len(names)} tensors)" for part, names in found.absent.items())
+    if found.whole and begun and rest:
+        weights.warn(f"{ZOO}{architecture}: {len(found.fit)} tensors are those of {file}; {rest}: as in {architecture}/{begun}")
+    elif found.whole and begun:
+        raise UserError(f"{file} holds a whole model and needs no other part: load {ZOO}{architecture}/{file}")
+    elif found.whole and rest:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise UserError(
+            f"{file} holds {len(found.fit)} tensors of {architecture} and no {rest}: say whose it takes, {ZOO}{architecture}/TAG/{file} "
+            f"with the tag that it was fine-tuned from{f' ({statedicts.some(tags)})' if tags else ''}, or random[seed=0] for none"
+        )
+    elif not found.whole:
+        if not begun and (clip := by_open_clip(architecture, file)):
+            weights.warn(f"{file} does not fit {architecture} tensor by tensor ({found}); open_clip made it fit")
+            return clip
+        raise UserError(f"{file} does not fit {architecture}: {found}")
+    clip.load_state_dict({**clip.state_dict(), **found.fit})
+    return clip
+
+
+def by_open_clip(architecture: str, file: str) -> Any:
+    """Return open_clip's model with weights that it can make fit, such as positions of another image size; None for others."""
+    import open_clip
+
+    try:
+        return open_clip.create_model(architecture, file, precision="fp32", require_pretrained=True)
+    except Exception:  # what does not fit is said by whoever asked, tensor by tensor
+        return None
 
 
 def untrained(architecture: str) -> Any:
@@ -105,10 +149,12 @@ def check(name: str) -> None:
         return
     if architecture not in open_clip.list_models():
         raise UserError(f"open_clip has no model {architecture!r}{did_you_mean(architecture, open_clip.list_models())}")
-    if is_file(source):
-        weights.check(architecture, source, other_activation(architecture))
-        return
+    source, file = on(source)
     tag, tags = get_pretrained_cfg(architecture, source), open_clip.list_pretrained_tags_by_model(architecture)
+    if file:
+        weights.check(architecture, file, other_activation(architecture), known=bool(tag))
+        if not source:
+            return
     if not tag and not RANDOM.fullmatch(source):
         known = f"one of its tags ({', '.join(tags)}), a file" if tags else "a file, since open_clip has no weights of it"
         said = f"{ZOO}{architecture} names no weights" if not source else f"{architecture} has no weights {source!r}"
@@ -127,8 +173,8 @@ def other_activation(architecture: str) -> str:
 
 def identity(name: str) -> str:
     """Return the hash that tells the model of a name, which is loaded for it once."""
-    _, source = split(name)
-    stamp = (found.st_mtime_ns, found.st_size) if os.path.isfile(source) and (found := os.stat(source)) else None
+    _, file = on(split(name)[1])
+    stamp = (found.st_mtime_ns, found.st_size) if os.path.isfile(file) and (found := os.stat(file)) else None
     return _identity(name, stamp)
 
 

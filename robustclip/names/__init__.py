@@ -1,8 +1,9 @@
 """Models by name: loading, and what is known of one without loading it.
 
-A checkpoint folder, an embedded model, `open_clip:NAME/TAG`; two as one, `interpolate:ALPHA:CHECKPOINT`, `ensemble:A,B`, `towers:A,B`; or
-one under a test-time defence, `KIND[setting=value,...]:MODEL`. Names are read here alone: what combines or defends takes models. A name
-means one model: paths are told from the root before a name goes anywhere, and who loads it elsewhere says which identity it must have.
+A checkpoint's folder or one of another program, an embedded model, `open_clip:NAME/TAG`; two as one, `interpolate:ALPHA:CHECKPOINT`,
+`ensemble:A,B`, `towers:A,B`; or one under a test-time defence, `KIND[setting=value,...]:MODEL`. Names are read here alone: what combines
+or defends takes models. A name means one model: paths are told from the root before a name goes anywhere, and who loads it elsewhere says
+which identity it must have.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
-from robustclip.models import checkpoints, zoo
+from robustclip.models import checkpoints, folders, zoo
 from robustclip.models.model import Model
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ class Single:
 
 
 class Folder(Single):
-    """A checkpoint folder by its path from the root, or an embedded model; records call a run's checkpoint run-<key>."""
+    """A folder by its path from the root: a checkpoint, a model of open_clip or of transformers; or an embedded model.
+
+    Records call a run's checkpoint run-<key>.
+    """
 
     @classmethod
     def of(cls, name: str) -> "Folder":
@@ -55,6 +58,8 @@ class Folder(Single):
         return checkpoints.card(self.folder)
 
     def load(self) -> Model:
+        if other := folders.of(self.folder):
+            return other.load(self.name)
         if not self.card():
             known = checkpoints.embedded()
             raise UserError(
@@ -64,7 +69,8 @@ class Folder(Single):
         return checkpoints.load(self.name, self.folder)
 
     def identity(self) -> str:
-        return checkpoints.identity(self.folder) or self.load().sha256  # or says what is wrong
+        other = folders.of(self.folder)
+        return other.identity() if other else checkpoints.identity(self.folder) or self.load().sha256  # or says what is wrong
 
     def display_name(self) -> str:
         about = {} if self.name in checkpoints.embedded() else self.card()
@@ -74,6 +80,8 @@ class Folder(Single):
         return checkpoints.selection(self.folder)
 
     def input_size(self) -> int:
+        if other := folders.of(self.folder):
+            return other.input_size
         return checkpoints.input_size(self.folder) if self.card() else self.load().preprocess.size  # or says what is wrong
 
     def folders(self) -> list[str]:
