@@ -121,14 +121,12 @@ def renamed(keys: Sequence[str], names: Sequence[str], wanted: Sequence[str] | M
 
 @cache
 def clip_benchmark(name: str) -> tuple[str, ...]:
-    """Return a set's class names in label order from the package clip-benchmark (MIT), the extra of that name; none where it has none."""
+    """Return a set's class names in label order from the package clip-benchmark (MIT), an extra; none where it is not there."""
     from importlib.util import find_spec
 
     spec = find_spec("clip_benchmark")
     if spec is None or not spec.origin:
-        raise UserError(
-            "these class names are read from the package clip-benchmark, which is not there; install robustclip[clip-benchmark]"
-        )
+        return ()
     table = json.loads((Path(spec.origin).parent / "datasets" / "en_classnames.json").read_text())
     return tuple(table.get(IN_CLIP_BENCHMARK.get(name, ""), ()))
 
@@ -157,15 +155,21 @@ def mao(name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> t
 def suite_names(suite: str, name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> tuple[str, ...]:
     """Return what a suite calls the classes of a set: `reference` as published, with double and odd names, or `clean`.
 
-    Names that the files of a set do not give (countries) and FARE-13's come from clip-benchmark; raises UserError where that is not there.
+    FARE-13's names, and those of countries that are folders of two letters, come from clip-benchmark; without it FARE-13 takes those that
+    the set's own files give, and countries without names are a UserError.
     """
     if name.startswith("imagenet") and all(WNID.fullmatch(key) for key in keys):
         published = imagenet_names(variant)
         return tuple(published.get(key, each) for key, each in zip(keys, names))
-    if name == "country211" or (suite.startswith("fare") and name in IN_CLIP_BENCHMARK):
-        published_names = clip_benchmark(name)
-        if len(published_names) == len(names):
-            return published_names if variant == "reference" else tuple(" ".join(each.split()) for each in published_names)
-    if suite.startswith(("fare", "tapt")):
+    codes = name == "country211" and all(re.fullmatch("[A-Z]{2}", key) for key in keys)
+    if codes or (suite.startswith("fare") and name in IN_CLIP_BENCHMARK):
+        listed = clip_benchmark(name)
+        if codes and not listed:
+            raise UserError("countries are called by two letters; their names are in clip-benchmark: install robustclip[clip-benchmark]")
+        if len(listed) == len(names):
+            return listed if variant == "reference" else tuple(" ".join(each.split()) for each in listed)
+        if codes:
+            raise UserError(f"{len(names)} countries where Country211 has {len(listed)}; fetch the others, or give --class-names")
+    if suite.startswith(("fare", "tapt")) or codes:
         return tuple(names)
     return mao(name, keys, names, variant)

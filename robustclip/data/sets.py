@@ -1,36 +1,8 @@
 """The sets of the published suites, a row each: what they are called, how they are published, how large they are, who may use them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 
-from robustclip.data.formats.base import Asked
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """A set by its name under <out>/data: `folders` it usually lies in, its `formats`, its `classes` and `images` per split as published.
-
-    `whole`: the split that holds all images where the set has no other; `without`: class folders that its protocols leave out.
-    """
-
-    name: str
-    title: str
-    folders: tuple[str, ...]
-    formats: tuple[str, ...]
-    classes: int
-    images: dict[str, int]
-    url: str
-    licence: str
-    whole: str | None = None
-    without: tuple[str, ...] = ()
-    names: tuple[str, ...] | Callable[[], tuple[str, ...]] = field(default=(), compare=False)
-    squash: int | None = None
-
-    def asked(self, split: str | None) -> Asked:
-        """Return what a reader may know of it."""
-        names = self.names() if callable(self.names) else self.names
-        return Asked(split, self.whole, self.without, names, self.squash, self.name)
+from robustclip.data.known import KnownSet
 
 
 @cache
@@ -207,7 +179,7 @@ SETS: dict[str, KnownSet] = {
             "eurosat",
             "EuroSAT RGB",
             ("eurosat", "EuroSAT", "EuroSAT_RGB", "2750", "wds_vtab-eurosat"),
-            ("folders", "coop", *_ANY[:2]),
+            (*_ANY, "coop"),
             10,
             {"all": 27_000, "coop-test": 8_100},
             "https://github.com/phelber/EuroSAT",
@@ -251,7 +223,7 @@ SETS: dict[str, KnownSet] = {
             "caltech101",
             "Caltech-101",
             ("caltech-101", "caltech101", "101_ObjectCategories", "wds_vtab-caltech101"),
-            ("folders", "coop", *_ANY[:2]),
+            (*_ANY, "coop"),
             101,
             {"all": 8_677, "coop-test": 2_465},
             "https://data.caltech.edu/records/mzrjq-6wc02",

@@ -30,7 +30,7 @@ FORMATS: dict[str, Reader] = {
     "list": lists.own,
     "folders": folders.read,
 }
-LAST = "folders"
+UNLESS_OTHERS = ("list", "folders")  # in this order, where nothing else fits: what others read may look like these
 LOOKED_FOR = (
     "class folders ({class}/image or {split}/{class}/image), a list of images and classes (train.txt), webdataset archives (image and "
     ".cls), Parquet of {image, label}, or the files of a set as its authors publish it"
@@ -38,9 +38,9 @@ LOOKED_FOR = (
 
 
 def recognised(tree: Tree, asked: Asked, wanted: str | None = None) -> Reading:
-    """Return what the sources hold, read as `wanted` or as the one format whose files are there; archives in folders are opened if needed.
+    """Return what the sources hold, read as `wanted`, as the first format of a known set that fits, or as the one whose files are there.
 
-    Raises UserError for none, for several, and for one that lacks a file.
+    Archives in folders are opened if nothing fits without. Raises UserError for none, for several, and for one that lacks a file.
     """
     if wanted is not None and wanted not in FORMATS:
         raise UserError(f"no format {wanted!r}{did_you_mean(wanted, FORMATS)}; there are {', '.join(FORMATS)}")
@@ -52,6 +52,8 @@ def recognised(tree: Tree, asked: Asked, wanted: str | None = None) -> Reading:
         found = None
     if found is None and tree.packed:
         found = _recognised(tree.opened(), asked, wanted)
+    elif found is not None and tree.packed:
+        found.said.append("archives that lie beside these files are not looked into")
     if found is None:
         meant = f"what --format {wanted} reads" if wanted else LOOKED_FOR
         raise UserError(f"no readable image in {tree}; expected {meant}; see --help")
@@ -61,20 +63,26 @@ def recognised(tree: Tree, asked: Asked, wanted: str | None = None) -> Reading:
 def _recognised(tree: Tree, asked: Asked, wanted: str | None) -> Reading | None:
     if wanted:
         return FORMATS[wanted](tree, asked)
-    found: dict[str, Reading] = {}
-    fault: UserError | None = None
-    for name, read in FORMATS.items():
-        if name == LAST:
-            break
-        try:
-            if reading := read(tree, asked):
-                found[name] = reading
-        except UserError as error:
-            fault = fault or error
+    faults: list[UserError] = []
+    for name in asked.formats:
+        if reading := _tried(name, tree, asked, faults):
+            return reading
+    found = {name: reading for name in FORMATS if name not in UNLESS_OTHERS and (reading := _tried(name, tree, asked, faults))}
     if len(found) > 1:
         raise UserError(f"{tree}: it can be read as {' and as '.join(found)}; say which with --format {next(iter(found))}")
-    if found:
-        return next(iter(found.values()))
-    if fault:
-        raise fault
-    return FORMATS[LAST](tree, asked)
+    for reading in found.values():
+        return reading
+    if faults:
+        raise faults[0]
+    for name in UNLESS_OTHERS:
+        if reading := FORMATS[name](tree, asked):
+            return reading
+    return None
+
+
+def _tried(name: str, tree: Tree, asked: Asked, faults: list[UserError]) -> Reading | None:
+    try:
+        return FORMATS[name](tree, asked)
+    except UserError as error:
+        faults.append(error)
+        return None

@@ -48,7 +48,8 @@ class Reading:
 class Asked:
     """What a reader may know besides the files: the split of what names none, class folders to leave out, and the set's usual names.
 
-    `whole` is the split that holds all images of a set without one. `names` are class names in label order of a set whose files have none.
+    `whole` is the split that holds all images of a set without one. `names` are class names in label order of a set whose files have none,
+    `formats` what it is tried as first.
     `squash`: every image is scaled to a square of that side, whatever its shape.
     """
 
@@ -58,6 +59,7 @@ class Asked:
     names: tuple[str, ...] = ()
     squash: int | None = None
     name: str = ""
+    formats: tuple[str, ...] = ()
 
 
 Reader = Callable[[Tree, Asked], Reading | None]

@@ -60,8 +60,10 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
     """Return the classes and images of class folders; raises UserError where folders cannot be classes."""
     items = [item for number, root in enumerate(tree.roots) for item in _items(number, root, asked)]
     folders = {item.origin[2] for item in items if item.split != NO_SPLIT}
+    if not any(is_image(item.id) for item in items):
+        return None
     if not folders:
-        return Reading(NAME, (), (), items) if items else None
+        return Reading(NAME, (), (), items)
     if len(folders) == 1 and (only := next(iter(folders))).lower() in NO_CLASS:
         raise UserError(
             f"{tree}: the folder {only!r} holds images without classes: a set that keeps its labels in other files needs these too "

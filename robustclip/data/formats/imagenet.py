@@ -29,7 +29,12 @@ def validation(tree: Tree, asked: Asked) -> Reading | None:
     if truth is None:
         raise UserError(f"{tree}: validation images of ImageNet, but what says their classes is missing: one of {'; '.join(TRUTHS)}")
     where, wnids = truth
-    keys = tuple(sorted({*wnids.values()} | {name.split("/")[-2] for name in tree.find(r"n\d{8}/[^/]+", images=True)}))
+    keys = tuple(
+        sorted(
+            {wnid for wnid in wnids.values() if WNID.fullmatch(wnid)}
+            | {name.split("/")[-2] for name in tree.find(r"n\d{8}/[^/]+", images=True)}
+        )
+    )
     place = {key: i for i, key in enumerate(keys)}
     images = Images(tree)
     rows = (Listed(f"{where}, {name}", "val", f"{name}.JPEG", wnid) for name, wnid in wnids.items())
@@ -46,10 +51,8 @@ def validation(tree: Tree, asked: Asked) -> Reading | None:
 def _truth(tree: Tree) -> tuple[str, dict[str, str]] | None:
     """Return where the classes of the validation images stand, and image -> wnid."""
     if name := tree.only(r"LOC_val_solution\.csv"):
-        rows = [line.split(",", 1) for _, line in lines(tree, name)][1:]
-        return "LOC_val_solution.csv", {
-            image: text.split()[0] for image, _, text in ((row[0], "", row[1]) for row in rows if len(row) == 2)
-        }
+        rows = [line.partition(",") for _, line in lines(tree, name)][1:]
+        return "LOC_val_solution.csv", {image: (text.split() or [""])[0] for image, _, text in rows}
     if name := tree.only(r"imagenet_2012_validation_synset_labels\.txt"):
         return storage.name_of(name), {f"ILSVRC2012_val_{i:08d}": line for i, (_, line) in enumerate(lines(tree, name), 1)}
     if name := tree.only(r"ILSVRC2012_validation_ground_truth\.txt"):
@@ -62,11 +65,9 @@ def _truth(tree: Tree) -> tuple[str, dict[str, str]] | None:
     if name := tree.only(r"val\.txt"):
         from robustclip.data.naming import wnids as ordered
 
-        rows = [line.split() for _, line in lines(tree, name)]
-        known = ordered()
-        return "val.txt", {
-            row[0].rpartition(".")[0]: known[int(row[1])] for row in rows if len(row) == 2 and row[1].isdigit() and int(row[1]) < len(known)
-        }
+        known = {str(i): wnid for i, wnid in enumerate(ordered())}
+        pairs = [line.rpartition(" ") for _, line in lines(tree, name)]
+        return "val.txt", {image.strip().rpartition(".")[0]: known.get(number, number) for image, _, number in pairs}
     return None
 
 
