@@ -1,5 +1,6 @@
 """What every reader of a format hands on: items, each an image with its split and label, and the classes in label order."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,16 @@ def lines(tree: Tree, name: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(tree.text(name).splitlines(), 1):
         if line.strip():
             yield number, line.strip()
+
+
+def split_of(tree: Tree, name: str, asked: Asked) -> str:
+    """Return the split that a name speaks of, as train/0.tar and test-00000-of-00001.parquet do, else the one asked for; or UserError."""
+    words = [word for part in reversed(name.split("/")) for word in re.split(r"[-_.]", part.lower())]
+    around = {storage.name_of(storage.parent_of(root.source)).lower() for root in tree.roots}
+    split = next((SPLIT_NAMES[word] for word in (*words, *(around if len(around) == 1 else ())) if word in SPLIT_NAMES), None)
+    if split := split or asked.split or asked.whole:
+        return split
+    raise UserError(f"{tree}: neither {name} nor a folder around it names a split; say which it is with --split train or --split test")
 
 
 class Images:

@@ -47,7 +47,7 @@ def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
         return None
     key = b"labels" if ten else b"fine_labels"
     require(tree, "batches of CIFAR", {"batches.meta" if ten else "meta": name, "test_batch" if ten else "test": test, "train": train})
-    facts = unpickled(f"{tree}: {name}", tree.files[name or ""].open())  # type: ignore[misc]
+    facts = unpickled(f"{tree}: {name}", tree.files[name or ""].open)
     written = facts.get(b"label_names" if ten else b"fine_label_names") if isinstance(facts, dict) else None
     if not isinstance(written, list):
         raise UserError(f"{tree}: {name} has no names of classes; fetch the set again")
@@ -60,7 +60,7 @@ def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
             first = 0
             for each in names:
                 where = f"{tree}: {each}"
-                batch = unpickled(where, tree.files[each].open())  # type: ignore[misc]
+                batch = unpickled(where, tree.files[each].open)
                 if not isinstance(batch, dict) or not {b"data", key} <= {*batch}:
                     raise UserError(f"{where} has no data and {key.decode()}; fetch the set again")
                 pixels = _planes(where, np.asarray(batch[b"data"], np.uint8))

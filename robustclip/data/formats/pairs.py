@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.archives import is_image
-from robustclip.data.formats.base import SPLIT_NAMES, Asked, Item, Reading, lines, numbered, plain
+from robustclip.data.formats.base import Asked, Item, Reading, lines, numbered, plain, split_of
 from robustclip.data.sources import Tree
 
 LABELS = ("cls", "json", "txt")
@@ -40,7 +40,7 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
 
     def items() -> Iterator[Item]:
         for stem, label in labels.items():
-            split = _split(tree, stem, asked)
+            split = split_of(tree, stem, asked)
             fault = (
                 "its label is missing" if label is None else "" if label in place else f"label {label!r} is none of the {len(keys)} classes"
             )
@@ -53,14 +53,6 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
 def _id(stem: str) -> str:
     """Return the last two parts of a stem: a sample's name is its own only in its archive."""
     return "/".join(stem.split("/")[-2:])
-
-
-def _split(tree: Tree, stem: str, asked: Asked) -> str:
-    words = [word for part in reversed(stem.split("/")[:-1]) for word in re.split(r"[-_.]", part.lower())]
-    split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None) or asked.split or asked.whole
-    if split is None:
-        raise UserError(f"{tree}: no folder or archive around {stem} names a split; say which it is with --split train or --split test")
-    return split
 
 
 def _label(tree: Tree, parts: dict[str, str]) -> str | None:

@@ -2,8 +2,7 @@
 
 import io
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.data.formats.base import SPLIT_NAMES, Asked, Images, Item, Listed, Reading, lines, listed, numbered, plain, require
+from robustclip.data.formats.base import Asked, Images, Item, Listed, Reading, lines, listed, numbered, plain, require, split_of
 from robustclip.data.sources import Tree, stem_of
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png", "webp"), ("label", "fine_label", "cls", "labels", "class")
@@ -25,27 +24,18 @@ def parquet(tree: Tree, asked: Asked) -> Reading | None:
     files = tree.find(r"[^/]+\.parquet")
     if not files:
         return None
-    tables = {name: _opened(tree, name) for name in files}
-    splits = {name: _split(tree, name, asked) for name in files}
-    columns = {name: _columns(tree, name, table.schema_arrow) for name, table in tables.items()}
-    written = {_class_names(table.schema_arrow, columns[name][1]) for name, table in tables.items()}
+    splits = {name: split_of(tree, name, asked) for name in files}
+    schemas = {name: _with(tree, name, lambda table: table.schema_arrow) for name in files}
+    columns = {name: _columns(tree, name, schema) for name, schema in schemas.items()}
+    written = {_class_names(schema, columns[name][1]) for name, schema in schemas.items()}
     if len(written) > 1:
         raise UserError(f"{tree}: its Parquet files name different classes; give those of one set")
-    keys = written.pop()
-    if not keys:
-        found = {label for name, table in tables.items() for label in table.read(columns=[columns[name][1]]).column(0).to_pylist()}
-        found.discard(None)
-        numbers = all(isinstance(label, int) for label in found)
-        keys = tuple(str(i) for i in range(max(found, default=-1) + 1)) if numbers else tuple(sorted(map(str, found)))
-        names = numbered((), asked, len(keys)) if numbers else tuple(map(plain, keys))
-    else:
-        names = tuple(map(plain, keys))
+    keys, names = _named(written.pop(), asked, lambda: _labels(tree, columns))
     place = {key: i for i, key in enumerate(keys)}
 
     def items() -> Iterator[Item]:
-        for name, table in tables.items():
-            image, label = columns[name]
-            for row, (cell, key) in enumerate(_cells(table, image, label)):
+        for name, (image, label) in columns.items():
+            for row, (cell, key) in enumerate(_cells(tree, name, image, label)):
                 where = f"{name}, row {row}"
                 at = key if isinstance(key, int) else place.get(str(key), -1)
                 fault = "" if 0 <= at < len(keys) else f"{where}: label {key!r} is none of the {len(keys)} classes"
@@ -57,21 +47,33 @@ def parquet(tree: Tree, asked: Asked) -> Reading | None:
     return Reading("Hugging Face Parquet", keys, names, items())
 
 
-def _opened(tree: Tree, name: str) -> pq.ParquetFile:
+def _with(tree: Tree, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
+    """Return what a function sees in a Parquet file; one that cannot be read is a UserError."""
     try:
-        return pq.ParquetFile(tree.files[name].open())  # type: ignore[misc]
+        with tree.files[name].open() as stream, pq.ParquetFile(stream) as table:  # type: ignore[misc]
+            return look(table)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{tree}: {name} is no readable Parquet file ({error}); fetch it again".replace("\n", " ")) from error
 
 
-def _split(tree: Tree, name: str, asked: Asked) -> str:
-    words = [word for part in reversed(name.split("/")) for word in re.split(r"[-_.]", part.lower())]
-    split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None) or asked.split or asked.whole
-    if split is None:
-        raise UserError(
-            f"{tree}: {name} names no split, as train-00000-of-00001.parquet does; say which it is with --split train or --split test"
-        )
-    return split
+def _labels(tree: Tree, columns: dict[str, tuple[str, str]]) -> set[Any]:
+    """Return all labels of the files."""
+    read = {
+        name: _with(tree, name, lambda table, label=label: table.read(columns=[label]).column(0)) for name, (_, label) in columns.items()
+    }
+    return {label for column in read.values() for label in column.unique().to_pylist() if label is not None}
+
+
+def _named(keys: tuple[str, ...], asked: Asked, labels: Callable[[], set[Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return keys and names of classes: as the schema names them, else what the labels are, numbers or names."""
+    if keys:
+        return keys, tuple(map(plain, keys))
+    found = labels()
+    if not all(isinstance(label, int) for label in found):
+        keys = tuple(sorted(map(str, found)))
+        return keys, tuple(map(plain, keys))
+    keys = tuple(map(str, range(max(found, default=-1) + 1)))
+    return keys, numbered((), asked, len(keys))
 
 
 def _columns(tree: Tree, name: str, schema: pa.Schema) -> tuple[str, str]:
@@ -95,9 +97,10 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _cells(table: pq.ParquetFile, image: str, label: str) -> Iterator[tuple[Any, Any]]:
-    for batch in table.iter_batches(batch_size=BATCH, columns=[image, label]):
-        yield from zip(batch.column(image).to_pylist(), batch.column(label).to_pylist())
+def _cells(tree: Tree, name: str, image: str, label: str) -> Iterator[tuple[Any, Any]]:
+    with tree.files[name].open() as stream, pq.ParquetFile(stream) as table:  # type: ignore[misc]
+        for batch in table.iter_batches(batch_size=BATCH, columns=[image, label]):
+            yield from zip(batch.column(image).to_pylist(), batch.column(label).to_pylist())
 
 
 def memes(tree: Tree, asked: Asked) -> Reading | None:
