@@ -209,9 +209,10 @@ def run_suite(args: argparse.Namespace, out: str) -> None:
     protocol = PRESETS[args.suite]
     options: dict[str, Any] = {"variant": args.variant or VARIANTS[0], "strict": args.strict, "fresh": args.fresh}
     templates = {name: protocol.rule(name).templates for name in protocol.sets}
+    scored = {name: protocol.rule(name).split for name in protocol.sets}
     there, left = 0, []
     for outcome in prepare_suite(
-        out, storage.resolve(args.root), args.suite, protocol.sets, templates, **options, progress=progress(), starting=_starting
+        out, storage.resolve(args.root), args.suite, protocol.sets, templates, scored, **options, progress=progress(), starting=_starting
     ):
         tell_outcome(outcome)
         there += outcome.card is not None

@@ -114,7 +114,7 @@ def renamed(keys: Sequence[str], names: Sequence[str], wanted: Sequence[str] | M
         return tuple(wanted.get(key, wanted.get(name, name)) for key, name in zip(keys, names))
     if len(wanted) != len(names):
         raise UserError(
-            f"{where}: {len(wanted)} names for {len(names)} classes, whose order is {', '.join(names[:3])} ...; give one for each"
+            f"{where}: {len(wanted)} names for {len(names)} classes, in the order {', '.join(names[:3])} ...; give one for each"
         )
     return tuple(wanted)
 

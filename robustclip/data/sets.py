@@ -181,7 +181,7 @@ SETS: dict[str, KnownSet] = {
             ("eurosat", "EuroSAT", "EuroSAT_RGB", "2750", "wds_vtab-eurosat"),
             (*_ANY, "coop"),
             10,
-            {"all": 27_000, "coop-test": 8_100},
+            {"all": 27_000, "test": 5_400, "coop-test": 8_100},  # VTAB's test
             "https://github.com/phelber/EuroSAT",
             "MIT",
             whole="all",
@@ -225,11 +225,12 @@ SETS: dict[str, KnownSet] = {
             ("caltech-101", "caltech101", "101_ObjectCategories", "wds_vtab-caltech101"),
             (*_ANY, "coop"),
             101,
-            {"all": 8_677, "coop-test": 2_465},
+            {"all": 8_677, "test": 6_085, "coop-test": 2_465},
             "https://data.caltech.edu/records/mzrjq-6wc02",
             "CC BY 4.0",
             whole="all",
             without=("BACKGROUND_Google",),
+            other_classes=(102, 100),  # with the background, as VTAB and FARE-13; without Faces_easy, as CoOp
         ),
         KnownSet(
             "caltech256",

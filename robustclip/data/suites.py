@@ -79,6 +79,7 @@ def prepare_suite(
     suite: str,
     sets: Sequence[str],
     templates: Mapping[str, tuple[str, ...]],
+    scored: Mapping[str, str],
     *,
     variant: str = "clean",
     strict: bool = False,
@@ -88,7 +89,7 @@ def prepare_suite(
 ) -> Iterator[Outcome]:
     """Yield what became of every set of a suite, in order; `starting` hears the name and the source of each that is read.
 
-    What has not changed since it was prepared in the same way is not read again. A UserError of one set is its outcome.
+    `templates` are a suite's prompts of each set, `scored` the split of it that it scores. What has not changed since it was prepared in the same way is not read again. A UserError of one set is its outcome.
     """
     for name in sets:
         known = SETS[name]
@@ -100,7 +101,7 @@ def prepare_suite(
         try:
             mark = fingerprint(places[0], [suite, variant, strict, chosen])
             if not fresh and (card := _unchanged(storage.join(out, "data", name), mark)):
-                yield Outcome(known, "unchanged", (*differences(known, len(card.class_names), card.splits),), card)
+                yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
                 continue
             starting(name, places[0])
             options = {"strict": strict, "fresh": fresh, "templates": chosen, "progress": progress} | _options(suite, name, variant)
@@ -110,8 +111,15 @@ def prepare_suite(
             yield Outcome(known, "failed", (str(error),))
             continue
         others = (f"{', '.join(places[1:])} left aside",) if len(places) > 1 else ()
-        said = (*done.said, *others, *differences(known, len(done.card.class_names), done.card.splits))
+        said = (*done.said, *others, *_lacking(suite, known, done.card, scored))
         yield Outcome(known, "unchanged" if done.unchanged else "prepared", said, done.card, done)
+
+
+def _lacking(suite: str, known: KnownSet, card: DatasetCard, scored: Mapping[str, str]) -> tuple[str, ...]:
+    """Return in words what a set lacks of what a suite means: the split that it scores, and classes and images as published."""
+    split = scored.get(known.name)
+    none = [f"{suite} scores the split {split!r}, which this copy does not have"] if split and split not in card.splits else []
+    return (*none, *differences(known, len(card.class_names), card.splits))
 
 
 def _options(suite: str, name: str, variant: str) -> dict[str, Any]:

@@ -58,17 +58,13 @@ def class_names(class_folders: set[str]) -> dict[str, str]:
 
 def read(tree: Tree, asked: Asked) -> Reading | None:
     """Return the classes and images of class folders; raises UserError where folders cannot be classes."""
+    _check_classes(tree)
     items = [item for number, root in enumerate(tree.roots) for item in _items(number, root, asked)]
     folders = {item.origin[2] for item in items if item.split != NO_SPLIT}
     if not any(is_image(item.id) for item in items):
         return None
     if not folders:
         return Reading(NAME, (), (), items)
-    if len(folders) == 1 and (only := next(iter(folders))).lower() in NO_CLASS:
-        raise UserError(
-            f"{tree}: the folder {only!r} holds images without classes: a set that keeps its labels in other files needs these too "
-            "(see --help), any other a folder for each class"
-        )
     names = class_names(folders)
     numbers = all(re.fullmatch(r"\d+", folder) for folder in folders)  # ImageNet-V2's 0 to 999
     by_number = NUMBER_FIRST.fullmatch(next(iter(folders)))
@@ -80,6 +76,16 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
     labelled = (item if item.split == NO_SPLIT else _with_label(item, label[names[item.origin[2]]]) for item in items)
     said = [f"left out by the set's protocols: {', '.join(asked.without)}"] if asked.without and _left_out(tree, asked) else []
     return Reading(NAME, tuple(firsts[name] for name in order), order, labelled, True, said)
+
+
+def _check_classes(tree: Tree) -> None:
+    """Raise UserError where all images lie in one folder that is named after what images are, and not after a class."""
+    folders = {name.split("/")[-2] for name in tree.files if is_image(name) and "/" in name}
+    if len(folders) == 1 and (only := folders.pop()).lower() in NO_CLASS:
+        raise UserError(
+            f"{tree}: the folder {only!r} holds images without classes: a set that keeps its labels in other files needs these too "
+            "(see --help), any other a folder for each class"
+        )
 
 
 def _left_out(tree: Tree, asked: Asked) -> bool:
