@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from robustclip.base import disk
 from robustclip.base.errors import UserError
@@ -43,7 +43,7 @@ class Entry:
 
     name: str
     size: int = 0
-    open: Callable[[], BinaryIO] | None = None
+    open: Callable[[], IO[bytes]] | None = None
     fault: str = ""
 
     def read(self) -> bytes:
@@ -85,7 +85,7 @@ class _Header(tarfile.TarInfo):
 class _Stream:
     """A stream that ends for good: tarfile would read on behind it for every byte that a damaged header claims."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.behind = stream, 0
 
     def read(self, size: int) -> bytes:
@@ -96,7 +96,7 @@ class _Stream:
         return data
 
 
-def tar_entries(source: str, packed: Callable[[], BinaryIO], spool: Spool) -> Iterator[Entry]:
+def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> Iterator[Entry]:
     """Yield the files and folders of a tar archive, its files kept in `spool`, then those its links lead to, under the links' names.
 
     `source` is what errors call the archive, `packed` opens it.
@@ -120,7 +120,7 @@ def tar_entries(source: str, packed: Callable[[], BinaryIO], spool: Spool) -> It
     yield from _linked(files, links)
 
 
-def _members(source: str, packed: Callable[[], BinaryIO]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with _intact(source):
         with packed() as opened:
             first = opened.read(6)
@@ -144,7 +144,7 @@ def _plain(name: str) -> str:
 def _kept(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo, spool: Spool) -> Entry:
     """Return a file of an archive whose bytes are kept; those of an image that is too large to be one are not, its size says why."""
     if member.size > MAX_BYTES and is_image(member.name):
-        return Entry(member.name, member.size, partial(_too_large, member.name))
+        return Entry(member.name, member.size, partial(never_kept, member.name))
     with _intact(source):
         stream = archive.extractfile(member)
         opener = spool.keep(stream or b"")
@@ -154,7 +154,8 @@ def _kept(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo, spool:
     return Entry(member.name, member.size, opener)
 
 
-def _too_large(name: str) -> BinaryIO:
+def never_kept(name: str) -> IO[bytes]:
+    """Raise ValueError: what opens an image that is too large, and that is refused by its size before anybody opens it."""
     raise ValueError(f"{name} was not kept")
 
 

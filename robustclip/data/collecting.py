@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from robustclip.base.errors import UserError
 from robustclip.data.archives import MAX_BYTES, Entry, is_image
@@ -27,7 +27,7 @@ class Skipped:
 class Found:
     """An image that was found good: what opens its bytes, its label, height and width, and where it came from."""
 
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
     label: int
     shape: tuple[int, int]
     origin: Any
@@ -51,7 +51,7 @@ class Collected:
 def collect(reading: Reading, spool: Spool, progress: Progress) -> Collected:
     """Read every image of a set once, check it and put its bytes into `spool`; `progress` hears the number of files seen."""
     found = Collected()
-    checked: dict[int, tuple[Callable[[], BinaryIO], tuple[int, int]] | str] = {}  # an image may be a row of several splits
+    checked: dict[int, tuple[Callable[[], IO[bytes]], tuple[int, int]] | str] = {}  # an image may be a row of several splits
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
         for item in reading.items:
@@ -97,9 +97,9 @@ def _take(item: Item, spool: Spool, checked: dict[int, Any], found: Collected) -
     rows[key] = Found(opener, item.label, shape, item.origin)
 
 
-def _checked(item: Item, spool: Spool, checked: dict[int, Any]) -> tuple[Callable[[], BinaryIO], tuple[int, int]]:
+def _checked(item: Item, spool: Spool, checked: dict[int, Any]) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
     if item.entry is None:
-        return _kept(item.read() if item.read else b"", spool)
+        return _kept(_read(item.read) if item.read else b"", spool)
     place = id(item.entry)  # entries live as long as their tree
     if place not in checked:
         try:
@@ -118,12 +118,16 @@ def _bytes(entry: Entry) -> bytes:
         raise BadImage("not the name of a JPEG, PNG, WebP, BMP, GIF or PPM image")
     if entry.size > MAX_BYTES:
         raise BadImage(f"{entry.size} bytes are more than {MAX_BYTES}")
+    return _read(entry.read)
+
+
+def _read(read: Callable[[], bytes]) -> bytes:
     try:
-        return entry.read()
+        return read()
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
 
 
-def _kept(data: bytes, spool: Spool) -> tuple[Callable[[], BinaryIO], tuple[int, int]]:
+def _kept(data: bytes, spool: Spool) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
     height, width, _ = decode(data).shape
     return spool.keep(data), (height, width)

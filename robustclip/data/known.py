@@ -10,7 +10,8 @@ from robustclip.data.formats.base import Asked
 class KnownSet:
     """A set by its name under <out>/data: `folders` it usually lies in, its `formats`, its `classes` and `images` per split as published.
 
-    `other_classes`: how many there are in other published versions. `whole`: the split that holds all images where the set has no other; `without`: class folders that its protocols leave out.
+    `other_classes`: how many there are in other published versions. `whole`: the split that holds all images where the set has no other;
+    `without`: class folders that its protocols leave out.
     """
 
     name: str
@@ -34,10 +35,9 @@ class KnownSet:
 
 
 def differences(known: KnownSet, classes: int, images: Mapping[str, int]) -> list[str]:
-    """Return in words where a prepared set is not as large as the published one; a split it should not have is none."""
-    found = (
-        [f"{classes} classes where the published set has {known.classes}"] if classes not in (known.classes, *known.other_classes) else []
-    )
+    """Return in words where a prepared set is not as large as the published one; a split that is not known is none."""
+    usual = (known.classes, *known.other_classes)
+    found = [] if classes in usual else [f"{classes} classes where the published set has {known.classes}"]
     return found + [
         f"{rows} {split} images where the published set has {known.images[split]}"
         for split, rows in images.items()

@@ -43,7 +43,7 @@ def imagenet_names(variant: str = "clean") -> dict[str, str]:
     twice = {name for name, times in Counter(names.values()).items() if times > 1}
     if variant == "clean":
         lemmas = ImageNetInfo().label_descriptions(as_dict=True)
-        names |= {wnid: lemmas[wnid].split(",")[0] for wnid, name in names.items() if name in twice}  # type: ignore[call-overload]
+        names |= {wnid: lemmas[wnid].split(",")[0] for wnid, name in names.items() if name in twice}
     return names
 
 

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import BinaryIO
+from typing import IO
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
@@ -149,16 +149,20 @@ def _entries(source: str, spool: Spool) -> Iterator[Entry]:
     return iter([_file(source, storage.name_of(source))] if storage.is_local(source) else [_stored(source)])
 
 
+def _local(path: str) -> IO[bytes]:
+    return open(path, "rb")
+
+
 def _stored(source: str) -> Entry:
     return Entry(storage.name_of(source), storage.size_of(source), partial(_random_access, source))
 
 
-def _random_access(path: str) -> BinaryIO:
+def _random_access(path: str) -> IO[bytes]:
     system, inside = storage.filesystem(path)
     return system.open_input_file(inside)
 
 
-def _inside(source: str, packed: Callable[[], BinaryIO], spool: Spool, depth: int) -> Iterator[Entry]:
+def _inside(source: str, packed: Callable[[], IO[bytes]], spool: Spool, depth: int) -> Iterator[Entry]:
     """Yield what an archive holds, and what archives in it hold, under their names."""
     read = zips.zip_entries if source.lower().endswith(zips.SUFFIX) else tar_entries
     for entry in read(source, packed, spool):
@@ -213,4 +217,4 @@ def _file(path: str, name: str) -> Entry:
         return Entry(name, fault=DEAD_LINK if os.path.islink(path) else f"cannot be read ({error.strerror})")
     if not stat.S_ISREG(status.st_mode):
         return Entry(name, fault=NO_FILE)
-    return Entry(name, status.st_size, partial(open, path, "rb"))
+    return Entry(name, status.st_size, partial(_local, path))

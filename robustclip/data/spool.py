@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 PIECE = 1 << 20
 
@@ -39,10 +39,10 @@ class Slice(io.RawIOBase):
 class Spool:
     """A temporary file that takes whatever is put into it and hands each piece back."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
 
-    def keep(self, data: bytes | BinaryIO) -> Callable[[], BinaryIO]:
+    def keep(self, data: bytes | IO[bytes]) -> Callable[[], IO[bytes]]:
         """Put bytes, or all that a stream holds, behind the rest; return what opens them again."""
         start = self.stream.seek(0, os.SEEK_END)
         source = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -51,6 +51,6 @@ class Spool:
             length += self.stream.write(piece)
         return partial(self._open, start, length)
 
-    def _open(self, start: int, length: int) -> BinaryIO:
+    def _open(self, start: int, length: int) -> IO[bytes]:
         self.stream.flush()
         return io.BufferedReader(Slice(self.stream.fileno(), start, length), 1 << 16)

@@ -89,7 +89,8 @@ def prepare_suite(
 ) -> Iterator[Outcome]:
     """Yield what became of every set of a suite, in order; `starting` hears the name and the source of each that is read.
 
-    `templates` are a suite's prompts of each set, `scored` the split of it that it scores. What has not changed since it was prepared in the same way is not read again. A UserError of one set is its outcome.
+    `templates` are a suite's prompts of each set, `scored` the split of it that it scores. What has not changed since it was prepared in
+    the same way is not read again. A UserError of one set is its outcome.
     """
     for name in sets:
         known = SETS[name]
@@ -104,8 +105,8 @@ def prepare_suite(
                 yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
                 continue
             starting(name, places[0])
-            options = {"strict": strict, "fresh": fresh, "templates": chosen, "progress": progress} | _options(suite, name, variant)
-            done = prepare(out, name, places[:1], **options)
+            options = _options(suite, name, variant) | {"strict": strict, "fresh": fresh}
+            done = prepare(out, name, places[:1], templates=chosen, progress=progress, **options)
             _write_mark(done.card, mark)
         except UserError as error:
             yield Outcome(known, "failed", (str(error),))

@@ -6,11 +6,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO
+from typing import IO
 
 from robustclip.base import disk
 from robustclip.base.errors import UserError
-from robustclip.data.archives import MAX_BYTES, NO_FILE, Entry, is_image
+from robustclip.data.archives import MAX_BYTES, NO_FILE, Entry, is_image, never_kept
 from robustclip.data.spool import Spool
 
 SUFFIX = ".zip"
@@ -19,7 +19,7 @@ FREE = 1 << 30  # bytes that any archive may hold, however small it is
 LOCKED = "it is locked with a password"
 
 
-def zip_entries(source: str, packed: Callable[[], BinaryIO], spool: Spool) -> Iterator[Entry]:
+def zip_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> Iterator[Entry]:
     """Yield the files and folders of a zip archive, its files kept in `spool`; `source` is what errors call it, `packed` opens it."""
     with packed() as stream:
         length = stream.seek(0, 2)
@@ -50,7 +50,7 @@ def _entry(source: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, spool
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         return Entry(name, fault="a link in a zip archive" if stat.S_ISLNK(mode) else NO_FILE)
     if member.file_size > MAX_BYTES and is_image(name):
-        return Entry(name, member.file_size, partial(archive.open, member))  # never opened: its size says why
+        return Entry(name, member.file_size, partial(never_kept, name))
     try:
         with archive.open(member) as stream:
             return Entry(name, member.file_size, spool.keep(stream))

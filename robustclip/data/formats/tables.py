@@ -58,10 +58,12 @@ def _with(tree: Tree, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
 
 def _labels(tree: Tree, columns: dict[str, tuple[str, str]]) -> set[Any]:
     """Return all labels of the files."""
-    read = {
-        name: _with(tree, name, lambda table, label=label: table.read(columns=[label]).column(0)) for name, (_, label) in columns.items()
-    }
-    return {label for column in read.values() for label in column.unique().to_pylist() if label is not None}
+    read = [_with(tree, name, partial(_column, label=label)) for name, (_, label) in columns.items()]
+    return {label for column in read for label in column.unique().to_pylist() if label is not None}
+
+
+def _column(table: pq.ParquetFile, label: str) -> pa.ChunkedArray:
+    return table.read(columns=[label]).column(0)
 
 
 def _named(keys: tuple[str, ...], asked: Asked, labels: Callable[[], set[Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -143,6 +145,7 @@ def _squashed(item: Item, side: int) -> bytes:
     from robustclip.data.images import decode
 
     stream = io.BytesIO()
-    pixels = decode(item.entry.read()) if item.entry else None
-    Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR).save(stream, "PNG", compress_level=1)
+    Image.fromarray(decode(item.entry.read() if item.entry else b"")).resize((side, side), Image.Resampling.BILINEAR).save(
+        stream, "PNG", compress_level=1
+    )
     return stream.getvalue()

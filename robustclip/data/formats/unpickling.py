@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from robustclip.base.errors import UserError
 
@@ -24,7 +24,7 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def unpickled(where: str, opened: Callable[[], BinaryIO] | None) -> Any:
+def unpickled(where: str, opened: Callable[[], IO[bytes]] | None) -> Any:
     """Return what a pickle holds, strings of Python 2 as bytes; one that names anything but arrays, or is damaged, is a UserError."""
     if opened is None:
         raise UserError(f"{where}: it cannot be read; fetch it again")
