@@ -243,7 +243,7 @@ def webdataset(kind="cls", names=True):
 
     shards = {"train/0.tar": shard(0), "train/1.tar": shard(1), "test/0.tar": shard(0)}
     counts = {"train/nshards.txt": b"2", "test/nshards.txt": b"1"}
-    beside = {"classnames.txt": lines("cat", "dog"), "zeroshot_classification_templates.txt": lines("a photo of a {c}.")}
+    beside = {"classnames.txt": lines("cat", "dog"), "zeroshot_classification_templates.txt": lines("a drawing of a {c}.")}
     return shards | counts | (beside if names else {})
 
 

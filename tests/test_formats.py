@@ -82,3 +82,4 @@ def test_object_stores_are_read_like_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "filesystem", lambda path: (system, path.replace("s3://bucket", source)))
     done = prepare(str(tmp_path / "out"), "pets", ["s3://bucket"])
     assert (done.format, done.card.splits, done.card.class_names) == (*SHARDS, ("cat", "dog"))
+    assert done.card.templates == ("a drawing of a {}.",)

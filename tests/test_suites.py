@@ -124,6 +124,7 @@ NAMES = [
     ("tecoa-16", "caltech101", ("Faces", "Faces_easy", "ant"), None, ("person", "person", "ant"), ("off center face", "face", "ant")),
     ("tecoa-16", "stanfordcars", ("Acura RL 2012",), None, ("acura rl",), ("Acura RL 2012",)),
     ("mmcoa-16", "fgvcaircraft", ("707-320", "A300B4"), None, ("Boeing 707-320", "A300B4"), ("Boeing 707-320", "A300B4")),
+    ("tecoa-16", "sun397", ("a/bar/in_door",), ("in door bar",), ("bar in door",), ("in door bar",)),
     ("ttc-16", "caltech256", ("145.x",), ("motorbikes-101",), ("motorbikes",), ("motorbikes",)),
     ("tapt-11", "dtd", ("lace_like",), ("lace like",), ("lace like",), ("lace like",)),
     ("tecoa-16", "imagenet", ("n04355933", "n04356056"), None, ("sunglasses", "sunglasses"), ("sunglass", "sunglasses")),

@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", help=f"what to read the files as where they could be several: {', '.join(FORMATS)}")
     parser.add_argument("--strict", action="store_true", help="refuse images that would be skipped instead of skipping them")
     parser.add_argument("--fresh", action="store_true", help="replace a set of this name that has other content")
-    parser.add_argument("--templates", nargs="+", metavar="TEMPLATE", help=f"prompts, or one file of them (default: {TEMPLATES[0]})")
+    parser.add_argument(
+        "--templates", nargs="+", metavar="TEMPLATE", help=f"prompts, or one file of them (default: the set's own, else {TEMPLATES[0]})"
+    )
     parser.add_argument("--class-names", metavar="FILE", help="names in label order, a line each or JSON, or JSON {folder: name}")
     parser.add_argument("--licence", help="noted in dataset.json (default: what is known of a published set)")
     parser.add_argument("--suite", help="instead of SOURCE and --name: every set of a published protocol, such as fare-13")
@@ -124,9 +126,7 @@ def _read_files(args: argparse.Namespace) -> None:
     """Put what the files of --templates and --class-names say in their place."""
     if args.templates and len(args.templates) == 1 and "{" not in args.templates[0] and os.path.isfile(args.templates[0]):
         args.templates = templates_file(args.templates[0])
-    args.templates = tuple(args.templates or TEMPLATES)
-    if args.suite is None:
-        check_templates(args.templates)
+    check_templates(args.templates or ())
     if args.class_names is not None:
         args.rename = partial(renamed, wanted=names_file(args.class_names), where=args.class_names)
 

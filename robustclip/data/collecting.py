@@ -51,7 +51,7 @@ class Collected:
 def collect(reading: Reading, spool: Spool, progress: Progress) -> Collected:
     """Read every image of a set once, check it and put its bytes into `spool`; `progress` hears the number of files seen."""
     found = Collected()
-    checked: dict[int, tuple[Callable[[], IO[bytes]], tuple[int, int]] | str] = {}  # an image may be a row of several splits
+    checked: dict[int, Any] | None = {} if reading.shared else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
         for item in reading.items:
@@ -68,7 +68,7 @@ def written(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _take(item: Item, spool: Spool, checked: dict[int, Any], found: Collected) -> None:
+def _take(item: Item, spool: Spool, checked: dict[int, Any] | None, found: Collected) -> None:
     """Check one image and keep its bytes, or note why it is skipped."""
     found.seen += 1
     if item.split == NO_SPLIT:
@@ -97,9 +97,11 @@ def _take(item: Item, spool: Spool, checked: dict[int, Any], found: Collected) -
     rows[key] = Found(opener, item.label, shape, item.origin)
 
 
-def _checked(item: Item, spool: Spool, checked: dict[int, Any]) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
+def _checked(item: Item, spool: Spool, checked: dict[int, Any] | None) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
     if item.entry is None:
         return _kept(_read(item.read) if item.read else b"", spool)
+    if checked is None:
+        return _kept(_bytes(item.entry), spool)
     place = id(item.entry)  # entries live as long as their tree
     if place not in checked:
         try:

@@ -140,6 +140,8 @@ def mao(name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> t
         return tuple(names) if variant == "clean" else tuple(each[:-5].lower().replace("_", " ").replace("-", " ") for each in names)
     if name == "fgvcaircraft":
         return tuple(f"Boeing {each}" if each.startswith("7") else each for each in names)
+    if name == "sun397" and variant == "reference":
+        names = [key.partition("/")[2] or key for key in keys]  # apartment_building/outdoor; clean puts it the other way round
     if name == "caltech101":
         faces = (
             {"Faces": "person", "Faces_easy": "person"} if variant == "reference" else {"Faces": "off-center face", "Faces_easy": "face"}

@@ -58,7 +58,7 @@ def prepare(
     *,
     split: str | None = None,
     strict: bool = False,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] | None = None,
     licence: str | None = None,
     fresh: bool = False,
     format: str | None = None,
@@ -69,12 +69,13 @@ def prepare(
     """Write <out>/data/<name> from the sources and return what it came to; on any error nothing of it remains.
 
     `strict` refuses files that cannot be read instead of skipping them; `fresh` replaces a set of that name whose content differs. `format`
-    is one of `robustclip.data.formats` where files could be read as several. `rename` gives classes other names, `splits` splits.
+    is one of `robustclip.data.formats` where files could be read as several. `templates` and `licence` default to what the set brings and
+    what is known of it. `rename` gives classes other names, `splits` splits.
     """
     folder = storage.join(out, "data", storage.safe_name(name))
     if name in WORLD:
         raise UserError(f"{name!r} is an embedded set; choose another --name")
-    check_templates(templates)
+    check_templates(templates or ())
     split = split and SPLITS.get(split, split)
     known = KNOWN.get(name)
     with ExitStack() as held:
@@ -88,10 +89,15 @@ def prepare(
             reading = recognised(Tree(expanded(sources), spool), known.asked(split) if known else Asked(split), format)
             if rename:
                 reading = replace(reading, names=tuple(rename(reading.keys, reading.names)))
+            check_templates(reading.templates)
             found = collect(reading, spool, progress)
             _check(found, sources, strict)
             found.rows = {(splits or {}).get(split, split): rows for split, rows in found.rows.items()}
-            facts = {"name": name, "templates": tuple(templates), "licence": licence or (known.licence if known else LICENCE)}
+            facts = {
+                "name": name,
+                "templates": tuple(templates or reading.templates or TEMPLATES),
+                "licence": licence or (known.licence if known else LICENCE),
+            }
             card = _write(stage, sources, reading, found, facts)
         if before is not None and replace(before, licence=card.licence) != card:
             raise UserError(

@@ -51,7 +51,8 @@ def located(root: str, known: KnownSet, suite: str) -> list[str]:
 
 
 def stem_of_any(path: str) -> str:
-    """Return a folder's name, or an archive's without its suffix and the version behind it."""
+    """Return a folder's name, of a model hub's the part that counts, or an archive's without its suffix and the version behind it."""
+    path = path.rpartition("--")[2] or path
     return re.sub(r"-r?\d+(\.\d+)+$", "", stem_of(path) if is_packed(path) else storage.name_of(path))
 
 

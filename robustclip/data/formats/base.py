@@ -34,7 +34,8 @@ class Item:
 class Reading:
     """What a format makes of sources: classes in label order (`keys` as the source writes them, `names` as a prompt does) and items.
 
-    `filled`: the classes are only what the images say, so one without a readable image is a fault. `said` are sentences for the user.
+    `filled`: the classes are only what the images say, so one without a readable image is a fault. `shared`: an image may be in several
+    splits. `templates` are prompts that the set brings. `said` are sentences for the user.
     """
 
     format: str
@@ -42,6 +43,8 @@ class Reading:
     names: tuple[str, ...]
     items: Iterable[Item]
     filled: bool = False
+    shared: bool = False
+    templates: tuple[str, ...] = ()
     said: list[str] = field(default_factory=list)
 
 

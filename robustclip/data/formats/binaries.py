@@ -38,15 +38,13 @@ def _rows(split: str, name: str, pixels: np.ndarray, labels: Any, classes: int, 
 def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
     """Read CIFAR's Python version: pickles data_batch_1 to 5 and test_batch, or train and test, with the names in batches.meta or meta."""
     ten = tree.find(r"data_batch_[1-5]")
-    name = tree.only(r"batches\.meta") if ten else tree.only(r"meta")
-    test = tree.only(r"test_batch") if ten or name is None else tree.only(r"test")
-    train = ten or [each for each in [tree.only(r"train")] if each]
-    if not ten and not (name and (train or test)):
+    if not ten and [storage.name_of(name) for name in tree.find("meta|train|test")] != ["meta", "test", "train"]:
         return None
-    if not ten and name and tree.files[name].size > 1 << 20:
-        return None
+    name = tree.only(r"batches\.meta") if ten else tree.only("meta")
+    test = tree.only("test_batch" if ten else "test")
+    train = ten or tree.find("train")
     key = b"labels" if ten else b"fine_labels"
-    require(tree, "batches of CIFAR", {"batches.meta" if ten else "meta": name, "test_batch" if ten else "test": test, "train": train})
+    require(tree, "batches of CIFAR", {"batches.meta": name, "test_batch": test})
     facts = unpickled(f"{tree}: {name}", tree.files[name or ""].open)
     written = facts.get(b"label_names" if ten else b"fine_label_names") if isinstance(facts, dict) else None
     if not isinstance(written, list):

@@ -131,7 +131,7 @@ def scenes(tree: Tree, asked: Asked) -> Reading | None:
             )
             items += listed(images, rows, place.get, len(keys))
     names = tuple(plain(" ".join(reversed(key.split("/")[1:]))) for key in keys)
-    return Reading("SUN397's ClassName.txt", keys, names, items, said=images.beside())
+    return Reading("SUN397's ClassName.txt", keys, names, items, shared=True, said=images.beside())
 
 
 def _ending(folder: str, keys: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,10 @@ KEYS = ("cls", "label", "class")  # of a .json
 
 
 def read(tree: Tree, asked: Asked) -> Reading | None:
-    """Return images with a label of the same stem; classnames.txt has the names in label order, nshards.txt how many archives there are."""
+    """Return images with a label of the same stem; classnames.txt has the names in label order, nshards.txt how many archives there are.
+
+    zeroshot_classification_templates.txt has its prompts.
+    """
     stems: dict[str, dict[str, str]] = {}
     for name in tree.files:
         stem, _, kind = name.rpartition(".")
@@ -47,7 +50,9 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
             name = stems[stem]["image"]
             yield Item(split, place.get(label or "", -1), _id(stem), tree.files[name], fault=fault)
 
-    return Reading("webdataset", keys, names, items())
+    prompts = tree.only(r"zeroshot_classification_templates\.txt")
+    templates = tuple(line.replace("{c}", "{}") for _, line in lines(tree, prompts)) if prompts else ()
+    return Reading("webdataset", keys, names, items(), templates=templates)
 
 
 def _id(stem: str) -> str:
