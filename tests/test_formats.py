@@ -23,6 +23,11 @@ def test_a_set_in_a_layout(tmp_path, layout):
     assert done.skipped == ()
 
 
+def test_what_the_protocols_leave_out_is_said(tmp_path):
+    done = prepare(str(tmp_path / "out"), "caltech101", LAYOUTS[0].make(tmp_path))
+    assert done.said == ("left out by the set's protocols: BACKGROUND_Google",)
+
+
 def test_every_format_and_every_set_stands_in_the_table():
     assert len({layout.format for layout in LAYOUTS}) == len(FORMATS)
     assert {layout.name for layout in LAYOUTS} >= {*SETS}

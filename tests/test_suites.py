@@ -1,6 +1,7 @@
 """A suite from one folder: what is there is found and prepared, what is missing is named, what has not changed is not read again."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from robustclip.base import errors
 from robustclip.base.errors import UserError
 from robustclip.commands import prepare as command
 from robustclip.data import naming, suites
+from robustclip.data.formats import FORMATS
 from robustclip.data.known import differences
 from robustclip.data.naming import names_file, renamed, suite_names, templates_file
 from robustclip.data.preparation import prepare
@@ -104,6 +106,15 @@ def test_the_table_knows_every_set_of_every_suite():
     for known in SETS.values():
         assert known.url.startswith("http")
         assert known.licence
+
+
+def test_the_page_has_every_set_and_every_format():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    for known in SETS.values():
+        images = ", ".join(f"{split} {rows:,}" for split, rows in known.images.items())
+        assert re.search(rf"^\| `{known.name}` \| .* \| {known.classes} \| {images} \|$", page, re.MULTILINE), known.name
+    for name in FORMATS:
+        assert re.search(rf"^\| [^|]+ \| .*`{name}`.* \| ", page, re.MULTILINE), name
 
 
 def test_no_two_sets_are_called_alike():
@@ -214,6 +225,7 @@ def test_the_command_prepares_a_suite_and_says_what_is_missing(tmp_path, monkeyp
         (("--suite", "fare-13", "--root", "/nowhere/at/all"), "no such folder"),
         (("--suite", "fare-13", "--root", ".", "--name", "x"), "leave out --name"),
         (("x", "--name", "x", "--root", "."), "are of --suite"),
+        (("world:shapes", "--format", "dtd"), "a format and class names of its own"),
         (("x", "--name", "x", "--format", "dtt"), "did you mean dtd"),
         (("x", "--name", "x", "--class-names", "/nowhere.txt"), "no such file"),
     ],

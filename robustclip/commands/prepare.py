@@ -88,6 +88,8 @@ def asked() -> tuple[argparse.Namespace, str]:
             raise errors.UserError(f"no embedded set {name!r}{errors.did_you_mean(name, SETS)}; there are {', '.join(SETS)}")
         if len(args.source) > 1 or args.name not in (None, name):
             raise errors.UserError(f"{args.source[0]} is prepared alone and under its own name; leave out --name and other sources")
+        if args.format is not None or args.class_names is not None:
+            raise errors.UserError(f"{args.source[0]} has a format and class names of its own; leave out --format and --class-names")
     elif not args.name:
         raise errors.UserError("a set needs a name: add --name SET")
     elif args.images is not None:

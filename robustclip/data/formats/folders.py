@@ -75,7 +75,7 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
     label = {name: i for i, name in enumerate(order)}
     labelled = (item if item.split == NO_SPLIT else _with_label(item, label[names[item.origin[2]]]) for item in items)
     said = [f"left out by the set's protocols: {', '.join(asked.without)}"] if asked.without and _left_out(tree, asked) else []
-    return Reading(NAME, tuple(firsts[name] for name in order), order, labelled, True, said)
+    return Reading(NAME, tuple(firsts[name] for name in order), order, labelled, filled=True, said=said)
 
 
 def _check_classes(tree: Tree) -> None:
