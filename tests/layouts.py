@@ -1,5 +1,6 @@
 """The table of sets and layouts: how each is made in a folder, what it is then called, and what must come of it."""
 
+import gzip
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -221,6 +222,7 @@ LAYOUTS = [
     Layout("cifar100", folder(cifar100_binary), BINARY, *HUNDRED),
     Layout("stl10", packed("stl10_binary.tar.gz", under("stl10_binary", stl)), *STL),
     Layout("pcam", folder(camelyon), *PCAM),
+    Layout("pcam", folder(lambda: {f"{name}.gz": gzip.compress(data) for name, data in camelyon().items()}), *PCAM),
     Layout("hatefulmemes", folder(memes), *MEMES),
     Layout("country211", folder(lambda: classes(*COUNTRIES)), FOLDERS, EACH_FOUR, ("AD", "AE")),
     Layout("pets", folder(webdataset), *SHARDS, ANIMALS),

@@ -166,6 +166,7 @@ REFUSED = [
     ("hf", {"test.parquet": b"PAR1"}, "no readable Parquet"),
     ("hf", {"train.parquet": parquet([0], ("a",)), "test.parquet": parquet([0], ("b",))}, "name different classes"),
     ("hf", {"part-0.parquet": parquet([0], ("a", "b"))}, "names a split; say which"),
+    ("captions", {f"test/{i}.{kind}": data for i in range(21) for kind, data in (("jpg", CAT), ("txt", b"cat %d" % i))}, "are captions"),
     ("stl10", {**stl(), "test_X.bin": b"x"}, "1 bytes are not 3 images"),
     ("cifar10", {**cifar_binary(), "test_batch.bin": b"xy"}, "2 bytes are no rows of 3073"),
     ("wnids", classes("train/n00000001", "train/n00000002"), "2 wnids that are none of ImageNet's 1000"),
@@ -179,6 +180,28 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, files, said):
         prepare(str(tmp_path / "out"), name, [as_folder(tmp_path / "source", files)])
     assert "\n" not in str(caught.value)
     assert left(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "dead"),
+    [("hf", hugging_face, "data/train-00001-of-00002.parquet"), ("stl10", stl, "test_X.bin"), ("flowers102", flowers, "setid.mat")],
+)
+def test_a_dead_link_among_the_files_of_a_set_is_named(tmp_path, name, files, dead):
+    source = as_folder(tmp_path / "source", {each: data for each, data in files().items() if each != dead})
+    (tmp_path / "source" / dead).symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"{dead} cannot be read \(a link that leads to no file\)|0 bytes are not 3 images"):
+        prepare(str(tmp_path / "out"), name, [source])
+
+
+@pytest.mark.parametrize("source", ["x/{3..1}.tar", "x/{0..9999999}.tar"])
+def test_a_range_of_shards_that_is_none_is_refused(tmp_path, source):
+    with pytest.raises(UserError, match="is no range of shards"):
+        prepare(str(tmp_path / "out"), "wds", [source])
+
+
+def test_a_range_keeps_its_zeros_and_names_the_shard_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"x/008\.tar: no such file"):
+        prepare(str(tmp_path / "out"), "wds", [f"{tmp_path}/x/{{008..011}}.tar"])
 
 
 def test_a_format_can_be_asked_for(tmp_path):

@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from robustclip.data.known import differences
 from robustclip.data.naming import VARIANTS, names_file, renamed, templates_file
 from robustclip.data.preparation import SKIPPED, TEMPLATES, Prepared, check_templates, prepare
 from robustclip.data.sets import SETS as KNOWN
+from robustclip.data.sources import Progress
 from robustclip.data.suites import Outcome, prepare_suite
 from robustclip.data.world import FINE_TUNING, SETS
 from robustclip.models.class_names import reading
@@ -60,15 +60,19 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def progress() -> Callable[[int], None]:
+def progress() -> Progress:
     """Return a function that tells stderr every two seconds how far it is."""
     started = told = time.monotonic()
+    doing = ""
 
-    def tell(seen: int) -> None:
-        nonlocal told
-        if (now := time.monotonic()) - told > 2:
+    def tell(seen: int, what: str) -> None:
+        nonlocal started, told, doing
+        now = time.monotonic()
+        if what != doing:
+            started, doing = now, what
+        if now - told > 2:
             told = now
-            print(f"{seen} files read and checked, {seen / (now - started):.0f} per second", file=sys.stderr)
+            print(f"{seen} files {what}, {seen / max(now - started, 1e-9):.0f} per second", file=sys.stderr)
 
     return tell
 

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -9,7 +10,7 @@ import tarfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -45,6 +46,7 @@ class Entry:
     size: int = 0
     open: Callable[[], IO[bytes]] | None = None
     fault: str = ""
+    kept: bool = False  # in the spool, where it stays as it is
 
     def read(self) -> bytes:
         """Return the file's bytes."""
@@ -85,10 +87,13 @@ class _Header(tarfile.TarInfo):
 class _Stream:
     """A stream that ends for good: tarfile would read on behind it for every byte that a damaged header claims."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.behind = stream, 0
+    def __init__(self, stream: IO[bytes], first: bytes = b"") -> None:
+        self.stream, self.behind, self.first = stream, 0, first
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
+        if self.first:
+            data, self.first = (self.first[:size], self.first[size:]) if size >= 0 else (self.first + self.stream.read(), b"")
+            return data
         data = self.stream.read(size)
         self.behind = 0 if data else self.behind + 1
         if self.behind > 8:
@@ -99,7 +104,7 @@ class _Stream:
 def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> Iterator[Entry]:
     """Yield the files and folders of a tar archive, its files kept in `spool`, then those its links lead to, under the links' names.
 
-    `source` is what errors call the archive, `packed` opens it.
+    `source` is what errors call the archive, `packed` opens it. A tar archive inside can be read only before the next entry is asked for.
     """
     links: dict[str, str] = {}
     files: dict[str, Entry] = {}
@@ -112,6 +117,8 @@ def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> I
             links[member.name] = posixpath.join(posixpath.dirname(member.name), member.linkname)
         elif member.islnk():
             links[member.name] = member.linkname
+        elif member.isreg() and member.name.lower().endswith(SUFFIXES):
+            yield Entry(member.name, member.size, partial(_passing, archive, member))  # a set may be a tar of tars: not kept twice
         elif member.isreg():
             files[member.name] = _kept(source, archive, member, spool)
             yield files[member.name]
@@ -122,12 +129,11 @@ def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> I
 
 def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with _intact(source):
-        with packed() as opened:
-            first = opened.read(6)
-        unpack = next((unpack for magic, unpack in UNPACKERS.items() if first.startswith(magic)), nullcontext)
         header: type[_Header] = type("Header", (_Header,), {})  # what it remembers is of one archive
-        with packed() as opened, unpack(opened) as stream:
-            ending: Any = _Stream(stream)  # all that a stream archive asks of a file
+        with packed() as opened:
+            begun: Any = _Stream(opened, opened.read(6))
+            unpack = next((unpack for magic, unpack in UNPACKERS.items() if begun.first.startswith(magic)), None)
+            ending: Any = _Stream(unpack(begun)) if unpack else begun
             with tarfile.open(fileobj=ending, mode="r|", tarinfo=header, ignore_zeros=True) as archive:
                 for member in archive:
                     member.name = _plain(member.name)
@@ -151,7 +157,11 @@ def _kept(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo, spool:
         with opener() as kept:
             if kept.seek(0, os.SEEK_END) != member.size:
                 raise tarfile.ReadError(f"unexpected end of {member.name}")
-    return Entry(member.name, member.size, opener)
+    return Entry(member.name, member.size, opener, kept=True)
+
+
+def _passing(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    return archive.extractfile(member) or io.BytesIO()
 
 
 def never_kept(name: str) -> IO[bytes]:
@@ -167,7 +177,7 @@ def _linked(files: Mapping[str, Entry], links: Mapping[str, str]) -> Iterator[En
         for above in (*_above(name), name):
             for link in targets.get(above, ()):
                 dead.discard(link)
-                yield Entry(link + name[len(above) :], entry.size, entry.open)
+                yield Entry(link + name[len(above) :], entry.size, entry.open, kept=entry.kept)
     for link in sorted(dead):
         yield Entry(link, fault=DEAD_LINK)
 

@@ -9,9 +9,8 @@ from robustclip.base.errors import UserError
 from robustclip.data.archives import MAX_BYTES, Entry, is_image
 from robustclip.data.formats.base import NO_SPLIT, Item, Reading
 from robustclip.data.images import BadImage, decode
+from robustclip.data.sources import Progress
 from robustclip.data.spool import Spool
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def collect(reading: Reading, spool: Spool, progress: Progress) -> Collected:
         warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
         for item in reading.items:
             _take(item, spool, checked, found)
-            progress(found.seen)
+            progress(found.seen, "read and checked")
     filled = {row.label for rows in found.rows.values() for row in rows.values()}
     for label in sorted(found.labels - filled) if reading.filled and filled else ():
         raise UserError(f"the class folder {reading.keys[label]!r} holds no readable image; remove it or mend its images")
@@ -101,11 +100,11 @@ def _checked(item: Item, spool: Spool, checked: dict[int, Any] | None) -> tuple[
     if item.entry is None:
         return _kept(_read(item.read) if item.read else b"", spool)
     if checked is None:
-        return _kept(_bytes(item.entry), spool)
+        return _kept_once(item.entry, spool)
     place = id(item.entry)  # entries live as long as their tree
     if place not in checked:
         try:
-            checked[place] = _kept(_bytes(item.entry), spool)
+            checked[place] = _kept_once(item.entry, spool)
         except BadImage as error:
             checked[place] = str(error)
     if isinstance(checked[place], str):
@@ -128,6 +127,15 @@ def _read(read: Callable[[], bytes]) -> bytes:
         return read()
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
+
+
+def _kept_once(entry: Entry, spool: Spool) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
+    """Return how an image is opened and its shape; the bytes of one that is no part of an archive are kept now."""
+    data = _bytes(entry)
+    if entry.kept and entry.open:
+        height, width, _ = decode(data).shape
+        return entry.open, (height, width)
+    return _kept(data, spool)
 
 
 def _kept(data: bytes, spool: Spool) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:

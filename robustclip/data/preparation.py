@@ -18,7 +18,7 @@ from robustclip.data.formats import recognised
 from robustclip.data.formats.base import Asked, Reading
 from robustclip.data.sets import SETS as KNOWN
 from robustclip.data.shards import Row, write_split
-from robustclip.data.sources import SPLITS, Tree, expanded
+from robustclip.data.sources import SPLITS, Progress, Tree, expanded
 from robustclip.data.spool import Spool
 from robustclip.data.world import SETS as WORLD
 
@@ -64,7 +64,7 @@ def prepare(
     format: str | None = None,
     rename: Rename | None = None,
     splits: Mapping[str, str] | None = None,
-    progress: Callable[[int], None] = lambda seen: None,
+    progress: Progress = lambda seen, what: None,
 ) -> Prepared:
     """Write <out>/data/<name> from the sources and return what it came to; on any error nothing of it remains.
 
@@ -86,7 +86,7 @@ def prepare(
         # The images wait beside the shards: a temporary folder in memory could not hold a large set.
         with tempfile.TemporaryFile(dir=stage if storage.is_local(stage) else None) as waiting:
             spool = Spool(waiting)
-            reading = recognised(Tree(expanded(sources), spool), known.asked(split) if known else Asked(split), format)
+            reading = recognised(Tree(expanded(sources), spool, progress), known.asked(split) if known else Asked(split), format)
             if rename:
                 reading = replace(reading, names=tuple(rename(reading.keys, reading.names)))
             check_templates(reading.templates)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import IO
 
 from robustclip.base import storage
@@ -17,6 +18,7 @@ from robustclip.data.spool import Spool
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 PACKED = (*SUFFIXES, zips.SUFFIX)
 DEPTH = 3  # archives in archives: ImageNet's tar of tars is two
+Progress = Callable[[int, str], None]  # hears how many files there are so far, and what was done with them
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -47,11 +49,17 @@ class Root:
 class Tree:
     """What the sources of a set hold. Archives inside an archive are looked into; those in a folder wait for `opened`."""
 
-    def __init__(self, sources: Sequence[str], spool: Spool) -> None:
+    def __init__(self, sources: Sequence[str], spool: Spool, progress: Progress = lambda seen, what: None) -> None:
         self.spool = spool
-        folders = [storage.parent_of(source) for source in sources]
-        top = os.path.commonpath(folders) if all(map(storage.is_local, folders)) and len(folders) > 1 else storage.parent_of(sources[0])
-        self.roots = [Root(source, _under(source, top, len(sources)), [*_entries(source, spool)]) for source in sources]
+        top = _around([storage.parent_of(source) for source in sources])
+        found = 0
+        self.roots: list[Root] = []
+        for source in sources:
+            self.roots.append(Root(source, _under(source, top, len(sources)), []))
+            for entry in _entries(source, spool):
+                self.roots[-1].entries.append(entry)
+                found += 1
+                progress(found, "found")
 
     @cached_property
     def files(self) -> dict[str, Entry]:
@@ -100,11 +108,26 @@ class Tree:
             raise UserError(f"{self}: {found[0]} and {found[1]} are one file too many; give the folder of one of them")
         return found[0] if found else None
 
+    def open(self, name: str) -> IO[bytes]:
+        """Return a file of the sources opened; one that cannot be is a UserError."""
+        entry = self.files[name]
+        try:
+            if entry.open:
+                return entry.open()
+            raise OSError(entry.fault)
+        except OSError as error:
+            raise UserError(f"{self}: {name} cannot be read ({error.strerror or error}); fetch it again") from error
+
+    def content(self, name: str) -> bytes:
+        """Return the bytes of a file of the sources; one that cannot be read is a UserError."""
+        with self.open(name) as stream:
+            return stream.read()
+
     def text(self, name: str) -> str:
         """Return a text file of the sources; one that cannot be read as text is a UserError."""
         try:
-            return self.files[name].read().decode("utf-8-sig")
-        except (OSError, ValueError) as error:
+            return self.content(name).decode("utf-8-sig")
+        except ValueError as error:
             raise UserError(f"{self}: {name} is no readable text ({error}); fetch it again") from error
 
     def __str__(self) -> str:
@@ -125,6 +148,12 @@ def stem_of(name: str) -> str:
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _around(folders: Sequence[str]) -> str:
+    """Return the folder that all folders lie in, or are."""
+    parts = list(zip(*(folder.split("/") for folder in folders)))
+    return "/".join(each[0] for each in takewhile(lambda each: len({*each}) == 1, parts))
 
 
 def _under(source: str, top: str, sources: int) -> str:
@@ -179,7 +208,7 @@ def _mounted(name: str, inside: Iterator[Entry]) -> Iterator[Entry]:
     folder, stem = name.rpartition("/")[0], stem_of(name)
     for entry in inside:
         at = entry.name if entry.name == stem or entry.name.startswith(f"{stem}/") else _joined(stem, entry.name)
-        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault)
+        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault, entry.kept)
 
 
 def _folder_entries(source: str) -> Iterator[Entry]:

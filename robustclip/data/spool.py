@@ -4,9 +4,16 @@ import io
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 PIECE = 1 << 20
+
+
+class Readable(Protocol):
+    """Anything that gives its bytes piece by piece."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Return the next bytes, none at the end."""
 
 
 class Slice(io.RawIOBase):
@@ -42,7 +49,7 @@ class Spool:
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
 
-    def keep(self, data: bytes | IO[bytes]) -> Callable[[], IO[bytes]]:
+    def keep(self, data: bytes | Readable) -> Callable[[], IO[bytes]]:
         """Put bytes, or all that a stream holds, behind the rest; return what opens them again."""
         start = self.stream.seek(0, os.SEEK_END)
         source = io.BytesIO(data) if isinstance(data, bytes) else data

@@ -11,12 +11,11 @@ from typing import Any
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.card import CARD, DatasetCard, load
-from robustclip.data.collecting import Progress
 from robustclip.data.known import KnownSet, differences
 from robustclip.data.naming import suite_names
 from robustclip.data.preparation import TEMPLATES, Prepared, prepare
 from robustclip.data.sets import SETS
-from robustclip.data.sources import is_packed, stem_of
+from robustclip.data.sources import Progress, is_packed, stem_of
 
 MARK = "prepared.json"  # of what a set was prepared, so that the same is not read again
 BY_COOP = "tapt"  # suites whose name begins so score CoOp's splits
@@ -85,7 +84,7 @@ def prepare_suite(
     variant: str = "clean",
     strict: bool = False,
     fresh: bool = False,
-    progress: Progress = lambda seen: None,
+    progress: Progress = lambda seen, what: None,
     starting: Callable[[str, str], None] = lambda name, source: None,
 ) -> Iterator[Outcome]:
     """Yield what became of every set of a suite, in order; `starting` hears the name and the source of each that is read.

@@ -1,10 +1,12 @@
 """Sets whose images are rows of pixels in a few large files: CIFAR-10 and CIFAR-100 (Python and binary version), STL-10, PatchCamelyon."""
 
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -45,7 +47,7 @@ def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
     train = ten or tree.find("train")
     key = b"labels" if ten else b"fine_labels"
     require(tree, "batches of CIFAR", {"batches.meta": name, "test_batch": test})
-    facts = unpickled(f"{tree}: {name}", tree.files[name or ""].open)
+    facts = unpickled(f"{tree}: {name}", tree.open(name or ""))
     written = facts.get(b"label_names" if ten else b"fine_label_names") if isinstance(facts, dict) else None
     if not isinstance(written, list):
         raise UserError(f"{tree}: {name} has no names of classes; fetch the set again")
@@ -58,7 +60,7 @@ def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
             first = 0
             for each in names:
                 where = f"{tree}: {each}"
-                batch = unpickled(where, tree.files[each].open)
+                batch = unpickled(where, tree.open(each))
                 if not isinstance(batch, dict) or not {b"data", key} <= {*batch}:
                     raise UserError(f"{where} has no data and {key.decode()}; fetch the set again")
                 pixels = _planes(where, np.asarray(batch[b"data"], np.uint8))
@@ -94,7 +96,7 @@ def cifar_binary(tree: Tree, asked: Asked) -> Reading | None:
         for split, parts in (("train", train), ("test", [test] if test else [])):
             first = 0
             for each in parts:
-                data, width = np.frombuffer(tree.files[each].read(), np.uint8), head + 3 * CIFAR_SIDE**2
+                data, width = np.frombuffer(tree.content(each), np.uint8), head + 3 * CIFAR_SIDE**2
                 if len(data) % width:
                     raise UserError(f"{tree}: {each}: {len(data)} bytes are no rows of {width}; fetch the set again")
                 rows = data.reshape(-1, width)
@@ -119,10 +121,10 @@ def stl(tree: Tree, asked: Asked) -> Reading | None:
         for split, (pixels, labels) in found.items():
             if not pixels or not labels:
                 continue
-            entry, numbers = tree.files[pixels], np.frombuffer(tree.files[labels].read(), np.uint8).astype(int) - 1
+            entry, numbers = tree.files[pixels], np.frombuffer(tree.content(labels), np.uint8).astype(int) - 1
             if entry.size != len(numbers) * size:
                 raise UserError(f"{tree}: {pixels}: {entry.size} bytes are not {len(numbers)} images of 96 x 96 pixels; fetch it again")
-            with entry.open() as stream:  # type: ignore[misc]
+            with tree.open(pixels) as stream:
                 for i, label in enumerate(numbers):
                     planes = np.frombuffer(stream.read(size), np.uint8).reshape(1, 3, STL_SIDE, STL_SIDE)
                     yield from _rows(split, f"{tree}: {pixels}", planes.transpose(0, 3, 2, 1), [label], len(keys), i)
@@ -131,9 +133,17 @@ def stl(tree: Tree, asked: Asked) -> Reading | None:
     return Reading("STL-10's binary files", keys, tuple(map(plain, keys)), items(), said=said)
 
 
+def _unpacked(tree: Tree, name: str) -> IO[bytes]:
+    """Return a file opened, one packed by gzip through the temporary file: HDF5 is read here and there."""
+    if not name.endswith(".gz"):
+        return tree.open(name)
+    with tree.open(name) as packed, gzip.open(packed) as stream:
+        return tree.spool.keep(stream)()
+
+
 def camelyon(tree: Tree, asked: Asked) -> Reading | None:
-    """Read PatchCamelyon: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, by h5py (the extra pcam)."""
-    pattern = re.compile(r"camelyonpatch_level_2_split_(train|valid|test)_(x|y)\.h5")
+    """Read PatchCamelyon: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 or .h5.gz, by h5py (the extra pcam)."""
+    pattern = re.compile(r"camelyonpatch_level_2_split_(train|valid|test)_(x|y)\.h5(?:\.gz)?")
     found: dict[tuple[str, str], str] = {}
     for name in tree.find(pattern.pattern):
         if fits := pattern.fullmatch(storage.name_of(name)):
@@ -153,8 +163,8 @@ def camelyon(tree: Tree, asked: Asked) -> Reading | None:
             where = f"{tree}: {found[split, 'x']}"
             try:
                 with (
-                    tree.files[found[split, "x"]].open() as x,  # type: ignore[misc]
-                    tree.files[found[split, "y"]].open() as y,  # type: ignore[misc]
+                    _unpacked(tree, found[split, "x"]) as x,
+                    _unpacked(tree, found[split, "y"]) as y,
                     h5py.File(x, "r") as images,
                     h5py.File(y, "r") as labels,
                 ):
@@ -164,7 +174,7 @@ def camelyon(tree: Tree, asked: Asked) -> Reading | None:
                     for start in range(0, len(pixels), 256):
                         part = numbers[start : start + 256]
                         yield from _rows({"valid": "val"}.get(split, split), where, pixels[start : start + 256], part, 2, start)
-            except (OSError, KeyError) as error:
+            except (OSError, KeyError, EOFError, zlib.error) as error:
                 raise UserError(f"{where}: no readable file of PatchCamelyon ({error}); fetch it again".replace("\n", " ")) from error
 
     names = numbered((), asked, 2)

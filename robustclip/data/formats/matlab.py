@@ -16,8 +16,9 @@ def variables(tree: Tree, name: str) -> dict[str, Any]:
     """Return the variables of a MATLAB file; one that cannot be read is a UserError."""
     from scipy.io import loadmat
 
+    data = io.BytesIO(tree.content(name))
     try:
-        return loadmat(io.BytesIO(tree.files[name].read()), squeeze_me=True)
+        return loadmat(data, squeeze_me=True)
     except Exception as error:  # scipy raises what its parts raise on damaged bytes: ValueError, TypeError, zlib.error, NotImplementedError
         raise UserError(f"{tree}: {name} is no readable MATLAB file ({error}); fetch it again".replace("\n", " ")) from error
 

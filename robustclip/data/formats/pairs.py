@@ -11,6 +11,7 @@ from robustclip.data.formats.base import Asked, Item, Reading, lines, numbered, 
 from robustclip.data.sources import Tree
 
 LABELS = ("cls", "json", "txt")
+FEW = 20  # images, of which each may be of a class of its own
 KEYS = ("cls", "label", "class")  # of a .json
 
 
@@ -40,6 +41,8 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
     else:
         keys = tuple(sorted({label for label in labels.values() if label is not None}))
         names, place = tuple(map(plain, keys)), {key: i for i, key in enumerate(keys)}
+        if len(labels) > FEW and 2 * len(keys) > len(labels):
+            raise UserError(f"{tree}: the texts beside its images are captions and no classes, first {keys[0][:60]!r}; labels are missing")
 
     def items() -> Iterator[Item]:
         for stem, label in labels.items():
@@ -70,9 +73,9 @@ def _label(tree: Tree, parts: dict[str, str]) -> str | None:
         try:
             facts = json.loads(text)
         except ValueError:
-            return None
-        key = next((key for key in KEYS if isinstance(facts, dict) and key in facts), None)
-        return str(facts[key]) if key else None
+            continue
+        if key := next((key for key in KEYS if isinstance(facts, dict) and key in facts), None):
+            return str(facts[key])
     return None
 
 

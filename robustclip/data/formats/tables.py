@@ -50,7 +50,7 @@ def parquet(tree: Tree, asked: Asked) -> Reading | None:
 def _with(tree: Tree, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
     """Return what a function sees in a Parquet file; one that cannot be read is a UserError."""
     try:
-        with tree.files[name].open() as stream, pq.ParquetFile(stream) as table:  # type: ignore[misc]
+        with tree.open(name) as stream, pq.ParquetFile(stream) as table:
             return look(table)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{tree}: {name} is no readable Parquet file ({error}); fetch it again".replace("\n", " ")) from error
@@ -100,7 +100,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
 
 
 def _cells(tree: Tree, name: str, image: str, label: str) -> Iterator[tuple[Any, Any]]:
-    with tree.files[name].open() as stream, pq.ParquetFile(stream) as table:  # type: ignore[misc]
+    with tree.open(name) as stream, pq.ParquetFile(stream) as table:
         for batch in table.iter_batches(batch_size=BATCH, columns=[image, label]):
             yield from zip(batch.column(image).to_pylist(), batch.column(label).to_pylist())
 

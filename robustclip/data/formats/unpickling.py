@@ -1,7 +1,6 @@
 """A pickle of plain containers and numbers, for sets that are published in no other form; anything else in it is refused."""
 
 import pickle
-from collections.abc import Callable
 from typing import IO, Any
 
 from robustclip.base.errors import UserError
@@ -24,12 +23,10 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def unpickled(where: str, opened: Callable[[], IO[bytes]] | None) -> Any:
+def unpickled(where: str, stream: IO[bytes]) -> Any:
     """Return what a pickle holds, strings of Python 2 as bytes; one that names anything but arrays, or is damaged, is a UserError."""
-    if opened is None:
-        raise UserError(f"{where}: it cannot be read; fetch it again")
     try:
-        with opened() as stream:
+        with stream:
             return _Plain(stream, encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise UserError(f"{where}: this pickle is damaged or not to be trusted ({error}); fetch it again from its authors") from error
