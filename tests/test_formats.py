@@ -1,9 +1,34 @@
 """Every published set in every layout it comes in: which format it is read as, its classes in order, its splits, how many images."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-from layouts import CARS, LAYOUTS, SHARDS, folder
-from miniatures import cars, cifar100_binary, classes, flat, flowers, ground_truth, memes, stl, webdataset
+from layouts import CAFFE, CARS, LABELS, LAYOUTS, SHARDS, SHARKS, folder
+from miniatures import (
+    aircraft,
+    cars,
+    cifar100_binary,
+    cifar100_python,
+    cifar_binary,
+    cifar_python,
+    classes,
+    flat,
+    flowers,
+    food,
+    ground_truth,
+    hugging_face,
+    memes,
+    midframes,
+    own_list,
+    pets,
+    scenes,
+    solution,
+    stl,
+    textures,
+    tiny,
+    webdataset,
+)
 from sourcing import stored
 
 from robustclip.base import storage
@@ -57,6 +82,32 @@ def test_every_image_has_its_own_label(tmp_path):
     assert labels(tmp_path / "f", "imagenet-v2", lambda: classes(*map(str, (0, 2, 10)), n=1), "test") == {
         f"test/{i}/0.jpg": str(i) for i in (0, 2, 10)
     }
+
+
+BY_HAND = [
+    ("dtd", textures, "test", {"banded/banded_2.jpg": "banded", "dotted/dotted_2.jpg": "dotted"}),
+    ("food101", partial(food, "json"), "test", {"apple_pie/3.jpg": "apple pie", "waffles/3.jpg": "waffles"}),
+    ("fgvcaircraft", aircraft, "val", {"0000001.jpg": "707-320", "0000004.jpg": "F/A-18"}),
+    ("oxfordpets", pets, "test", {"Abyssinian_2.jpg": "Abyssinian", "japanese_chin_2.jpg": "Japanese Chin"}),
+    ("sun397", partial(scenes, lists=True), "test", {"a/abbey/sun_1.jpg": "abbey"}),
+    ("ucf101", midframes, "coop-val", {"Apply_Eye_Makeup/v_1.jpg": "Apply Eye Makeup", "Archery/v_1.jpg": "Archery"}),
+    ("imagenet", lambda: flat(solution()), "val", {f"ILSVRC2012_val_{i:08d}.JPEG": SHARKS[k] for i, k in ((1, 2), (2, 0), (3, 0))}),
+    ("imagenet", lambda: flat(CAFFE), "val", {f"ILSVRC2012_val_{i:08d}.JPEG": SHARKS[k] for i, k in ((1, 2), (2, 0), (3, 0))}),
+    ("imagenet", lambda: flat(LABELS), "val", {f"ILSVRC2012_val_{i:08d}.JPEG": SHARKS[k] for i, k in ((1, 2), (2, 0), (3, 0))}),
+    ("tinyimagenet", tiny, "val", {f"val_{i}.JPEG": SHARKS[i] for i in range(3)}),
+    ("cifar10", cifar_python, "test", {"000000": "airplane", "000001": "automobile", "000002": "airplane"}),
+    ("cifar10", cifar_binary, "test", {"000000": "airplane", "000001": "automobile", "000002": "airplane"}),
+    ("cifar100", cifar100_python, "test", {"000000": "apple", "000001": "aquarium fish"}),
+    ("cifar100", cifar100_binary, "test", {"000000": "apple", "000001": "aquarium fish"}),
+    ("hatefulmemes", memes, "test", {f"img/{i:05d}.png": name for i, name in ((4, "hateful"), (5, "not hateful"), (6, "hateful"))}),
+    ("zoo", hugging_face, "test", {"test-00000-of-00001-000000": "zebra", "test-00000-of-00001-000001": "cat"}),
+    ("mine", own_list, "train", {"pics/0.jpg": "dog", "pics/1.jpg": "grey cat"}),
+]
+
+
+@pytest.mark.parametrize(("name", "files", "split", "said"), BY_HAND, ids=[f"{i}-{row[0]}" for i, row in enumerate(BY_HAND)])
+def test_the_labels_of_a_split(tmp_path, name, files, split, said):
+    assert labels(tmp_path, name, files, split) == {f"{split}/{key}": label for key, label in said.items()}
 
 
 def test_pixels_of_rows_are_those_of_the_file(tmp_path):

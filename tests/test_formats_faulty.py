@@ -215,17 +215,12 @@ def test_a_format_can_be_asked_for(tmp_path):
         prepare(str(tmp_path / "out"), "other", [source], format="dtt")
 
 
-class _Evil:
-    def __reduce__(self):
-        return (open, ("/tmp/robustclip-was-here", "w"))
-
-
 class _Code:
     def __reduce__(self):
         return (eval, ("1 + 1",))
 
 
-@pytest.mark.parametrize("thing", [_Evil(), _Code(), np.random.default_rng, {"a": _Code()}])
+@pytest.mark.parametrize("thing", [_Code(), np.random.default_rng, {"a": _Code()}])
 def test_a_pickle_that_would_run_something_is_refused(tmp_path, thing):
     files = cifar_python() | {"cifar-10-batches-py/test_batch": pickle.dumps(thing)}
     with pytest.raises(UserError, match=r"test_batch: this pickle is damaged or not to be trusted \(it would run "):

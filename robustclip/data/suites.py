@@ -17,6 +17,7 @@ from robustclip.data.preparation import TEMPLATES, Prepared, prepare
 from robustclip.data.sets import SETS
 from robustclip.data.sources import Progress, is_packed, stem_of
 
+READERS = 1  # raised by hand when a reader makes something else of the same files
 MARK = "prepared.json"  # of what a set was prepared, so that the same is not read again
 BY_COOP = "tapt"  # suites whose name begins so score CoOp's splits
 WITHOUT_JSON = ("imagenet", "fgvcaircraft")  # of which CoOp takes the validation images, and the authors' own test
@@ -100,7 +101,7 @@ def prepare_suite(
             continue
         chosen = templates.get(name) or TEMPLATES
         try:
-            mark = fingerprint(places[0], [suite, variant, strict, chosen])
+            mark = fingerprint(places[0], [READERS, suite, variant, strict, chosen])
             if not fresh and (card := _unchanged(storage.join(out, "data", name), mark)):
                 yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
                 continue
