@@ -33,8 +33,9 @@ from sourcing import stored
 
 from robustclip.base import storage
 from robustclip.data.formats import FORMATS
+from robustclip.data.formats.base import Asked
 from robustclip.data.images import decode
-from robustclip.data.naming import imagenet_names
+from robustclip.data.naming import imagenet_names, written_out
 from robustclip.data.preparation import prepare
 from robustclip.data.sets import SETS
 
@@ -124,6 +125,13 @@ def test_pixels_of_rows_are_those_of_the_file(tmp_path):
 
 def test_memes_are_squashed_as_their_protocols_mean_it(tmp_path):
     assert prepare(str(tmp_path / "out"), "hatefulmemes", folder(memes)(tmp_path)).card.native_size == 224
+
+
+def test_imagenets_numbers_are_written_out_where_all_are_there():
+    numbers = tuple(map(str, range(1000)))
+    assert written_out(numbers, numbers, Asked(name="imagenet-v2"), None)[:2] == SHARKS[:2]
+    assert written_out(numbers, numbers, Asked(name="mine"), None) == numbers
+    assert written_out(numbers[:9], numbers[:9], Asked(name="imagenet-v2"), None) == numbers[:9]
 
 
 def test_imagenets_names_are_all_its_own_when_clean():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from layouts import folder, textures_of_coop, under
-from miniatures import aircraft, cars, classes, flat, hugging_face, lines, scenes, solution, stl, textures, webdataset
+from miniatures import aircraft, cars, classes, flat, food, hugging_face, lines, scenes, solution, stl, textures, webdataset
 from sourcing import as_folder, as_tar
 
 from robustclip.base import errors
@@ -87,6 +87,8 @@ def test_the_suite_chooses_among_copies_and_splits(tmp_path):
     assert found["fgvcaircraft"].card.splits == {"coop-train": 2, "coop-val": 2, "coop-test": 2}
     assert f"{tmp_path}/tapt/root/wds_vtab-dtd left aside" in found["dtd"].said
     assert outcomes(tmp_path, ("dtd",), "tecoa-16")["dtd"].done.format == "DTD's lists"
+    as_folder(tmp_path / "root" / "food-101", food("txt"))
+    assert "split_zhou_NAME.json" in outcomes(tmp_path / "tapt", ("food101",), "tapt-11")["food101"].said[0]
 
 
 def test_imagenet_of_a_suite_has_its_names(tmp_path):

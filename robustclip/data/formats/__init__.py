@@ -55,9 +55,14 @@ def recognised(tree: Tree, asked: Asked, wanted: str | None = None) -> Reading:
     elif found is not None and tree.packed:
         found.said.append("archives that lie beside these files are not looked into")
     if found is None:
-        meant = f"what --format {wanted} reads" if wanted else LOOKED_FOR
+        meant = f"what --format {wanted} reads ({_looks_for(wanted)})" if wanted else LOOKED_FOR
         raise UserError(f"no readable image in {tree}; expected {meant}; see --help")
     return replace(found, names=written_out(found.keys, found.names, asked, tree))
+
+
+def _looks_for(name: str) -> str:
+    """Return what a reader looks for, which the first sentence of its docstring says."""
+    return (FORMATS[name].__doc__ or "").splitlines()[0].removeprefix("Read ").rstrip(".")
 
 
 def _recognised(tree: Tree, asked: Asked, wanted: str | None) -> Reading | None:
