@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "fine-tune one recipe; the same command again goes on where it stopped",
     "evaluate": "attack models by a protocol, plain CLIP always among them",
     "report": "turn what was measured into tables, figures and one HTML page",
-    "prepare": "turn class folders or tar archives of them into a data set",
+    "prepare": "turn a data set, or all of a suite, as published into shards",
     "moments": "write the token statistics that TAPT aligns images to",
     "words": "write the words that BERT would put into class prompts",
     "export": "write a model as open_clip or transformers take it, with its robust card",

@@ -119,7 +119,7 @@ SOURCES = {
     "no images": (lambda p: as_folder(p / "s", {"README.md": b""}), "no readable image in .*s;"),
     "no such source": (lambda p: str(p / "nowhere"), "no such folder"),
     "no such archive": (lambda p: str(p / "nowhere.tar"), "no such file"),
-    "a file": (lambda p: as_folder(p, {"set.zip": b""}) + "/set.zip", "neither a local folder nor a tar"),
+    "a file": (lambda p: as_folder(p, {"set.rar": b""}) + "/set.rar", "no readable image in .*set.rar; expected class folders"),
     "not an archive": (lambda p: as_folder(p, {"set.tar.gz": b"<html>"}) + "/set.tar.gz", "damaged"),
     "names that lead outside": (lambda p: as_tar(p / "a.tar", {"train/../../etc/x.png": image()}, "w"), "not to be trusted"),
     "absolute names": (lambda p: as_tar(p / "a.tar", {"/train/cat/x.png": image()}, "w"), "not to be trusted"),

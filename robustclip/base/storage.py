@@ -204,6 +204,25 @@ def list_folders(folder: str) -> list[str]:
     return _children(folder, fs.FileType.Directory)
 
 
+def is_folder(path: str) -> bool:
+    """Return whether a folder is there."""
+    return _type(path) == fs.FileType.Directory
+
+
+def size_of(path: str) -> int:
+    """Return a file's size in bytes."""
+    system, inside = filesystem(path)
+    return system.get_file_info(inside).size
+
+
+def list_all(folder: str) -> list[tuple[str, int]]:
+    """Return (name inside the folder, size in bytes) of every file in and below a folder, sorted."""
+    system, inside = filesystem(folder)
+    found = system.get_file_info(fs.FileSelector(inside, recursive=True))
+    start = len(inside.rstrip("/")) + 1
+    return sorted((info.path[start:], info.size) for info in found if info.type == fs.FileType.File)
+
+
 def delete(path: str) -> None:
     """Delete a file or a whole folder; a missing one is fine."""
     system, inside = filesystem(path)

@@ -1,41 +1,59 @@
-"""The members of a tar archive, read as a stream: archives in a row are one, links are followed inside, damage is never the end."""
+"""The members of a tar archive, read as a stream once: archives in a row are one, links are followed inside, damage is never the end."""
 
 import bz2
 import gzip
+import io
 import lzma
+import os
 import posixpath
 import tarfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, BinaryIO
+from functools import partial
+from typing import IO, Any
 
-from robustclip.base import storage
+from robustclip.base import disk
 from robustclip.base.errors import UserError
+from robustclip.data.spool import Spool
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNPACKERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by first bytes
 NAMES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 LONGEST_NAMES = 1 << 20  # bytes of a header of long names, which is held in memory
 LONGEST_END = 1 << 26  # bytes of zeros behind an archive
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+MAX_BYTES = 64 << 20  # a larger file is no image of a training set
 DEAD_LINK = "a link that leads to no file"
 NO_FILE = "a device, pipe or socket"
 
 
-@dataclass(frozen=True)
+def is_image(name: str) -> bool:
+    """Return whether a file's name is that of an image in a format that is read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A folder of a source (`read` is None), or a file: its name inside the source, its size in bytes, and how to read it now.
+    """A folder of a source (`open` is None), or a file: its name inside the source, its size in bytes, and how to open it at any time.
 
     A file that cannot be read has a `fault` instead, which says why.
     """
 
     name: str
     size: int = 0
-    read: Callable[[], bytes] | None = None
+    open: Callable[[], IO[bytes]] | None = None
     fault: str = ""
+    kept: bool = False  # in the spool, where it stays as it is
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        if self.open is None:
+            raise ValueError(f"{self.name} is no file that can be read")
+        with self.open() as stream:
+            return stream.read()
 
 
 class _Header(tarfile.TarInfo):
@@ -69,10 +87,13 @@ class _Header(tarfile.TarInfo):
 class _Stream:
     """A stream that ends for good: tarfile would read on behind it for every byte that a damaged header claims."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.behind = stream, 0
+    def __init__(self, stream: IO[bytes], first: bytes = b"") -> None:
+        self.stream, self.behind, self.first = stream, 0, first
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
+        if self.first:
+            data, self.first = (self.first[:size], self.first[size:]) if size >= 0 else (self.first + self.stream.read(), b"")
+            return data
         data = self.stream.read(size)
         self.behind = 0 if data else self.behind + 1
         if self.behind > 8:
@@ -80,35 +101,39 @@ class _Stream:
         return data
 
 
-def tar_entries(source: str) -> Iterator[Entry]:
-    """Yield the files and folders of a tar archive, then again the files that its links lead to, under the names of the links."""
+def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> Iterator[Entry]:
+    """Yield the files and folders of a tar archive, its files kept in `spool`, then those its links lead to, under the links' names.
+
+    `source` is what errors call the archive, `packed` opens it. A tar archive inside can be read only before the next entry is asked for.
+    """
     links: dict[str, str] = {}
-    for archive, member in _members(source):
+    files: dict[str, Entry] = {}
+    for archive, member in _members(source, packed):
         links.pop(member.name, None)  # a later member of a name takes the place of an earlier one
+        files.pop(member.name, None)
         if member.isdir():
             yield Entry(member.name)
         elif member.issym():
             links[member.name] = posixpath.join(posixpath.dirname(member.name), member.linkname)
         elif member.islnk():
             links[member.name] = member.linkname
+        elif member.isreg() and member.name.lower().endswith(SUFFIXES):
+            yield Entry(member.name, member.size, partial(_passing, archive, member))  # a set may be a tar of tars: not kept twice
         elif member.isreg():
-            yield Entry(member.name, member.size, partial(_bytes, source, archive, member))
+            files[member.name] = _kept(source, archive, member, spool)
+            yield files[member.name]
         else:
             yield Entry(member.name, fault=NO_FILE)
-    if links:
-        yield from _linked(source, links)
+    yield from _linked(files, links)
 
 
-def _members(source: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    if not storage.exists(source):
-        raise UserError(f"{source}: no such file")
+def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with _intact(source):
-        with storage.open_read(source) as packed:
-            first = packed.read(6)
-        unpack = next((unpack for magic, unpack in UNPACKERS.items() if first.startswith(magic)), nullcontext)
         header: type[_Header] = type("Header", (_Header,), {})  # what it remembers is of one archive
-        with storage.open_read(source) as packed, unpack(packed) as stream:
-            ending: Any = _Stream(stream)  # all that a stream archive asks of a file
+        with packed() as opened:
+            begun: Any = _Stream(opened, opened.read(6))
+            unpack = next((unpack for magic, unpack in UNPACKERS.items() if begun.first.startswith(magic)), None)
+            ending: Any = _Stream(unpack(begun)) if unpack else begun
             with tarfile.open(fileobj=ending, mode="r|", tarinfo=header, ignore_zeros=True) as archive:
                 for member in archive:
                     member.name = _plain(member.name)
@@ -122,26 +147,37 @@ def _plain(name: str) -> str:
     return "/" * name.startswith("/") + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _bytes(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _kept(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo, spool: Spool) -> Entry:
+    """Return a file of an archive whose bytes are kept; those of an image that is too large to be one are not, its size says why."""
+    if member.size > MAX_BYTES and is_image(member.name):
+        return Entry(member.name, member.size, partial(never_kept, member.name))
     with _intact(source):
         stream = archive.extractfile(member)
-        data = stream.read() if stream else b""
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"unexpected end of {member.name}")
-        return data
+        opener = spool.keep(stream or b"")
+        with opener() as kept:
+            if kept.seek(0, os.SEEK_END) != member.size:
+                raise tarfile.ReadError(f"unexpected end of {member.name}")
+    return Entry(member.name, member.size, opener, kept=True)
 
 
-def _linked(source: str, links: Mapping[str, str]) -> Iterator[Entry]:
-    """Yield an entry for every link and every file behind a linked folder: a second reading, for a link may come before its target."""
+def _passing(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    return archive.extractfile(member) or io.BytesIO()
+
+
+def never_kept(name: str) -> IO[bytes]:
+    """Raise ValueError: what opens an image that is too large, and that is refused by its size before anybody opens it."""
+    raise ValueError(f"{name} was not kept")
+
+
+def _linked(files: Mapping[str, Entry], links: Mapping[str, str]) -> Iterator[Entry]:
+    """Yield an entry for every link and every file behind a linked folder, which a link may come before."""
     targets = _targets(links)
     dead = set(links)
-    for archive, member in _members(source):
-        if member.isreg() and member.name not in links:
-            read = cache(partial(_bytes, source, archive, member))  # a stream gives its bytes once
-            for above in (*_above(member.name), member.name):
-                for link in targets.get(above, ()):
-                    dead.discard(link)
-                    yield Entry(link + member.name[len(above) :], member.size, read)
+    for name, entry in files.items() if links else ():
+        for above in (*_above(name), name):
+            for link in targets.get(above, ()):
+                dead.discard(link)
+                yield Entry(link + name[len(above) :], entry.size, entry.open, kept=entry.kept)
     for link in sorted(dead):
         yield Entry(link, fault=DEAD_LINK)
 
@@ -180,5 +216,9 @@ def _above(name: str) -> list[str]:
 def _intact(source: str) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, IndexError) as error:
+    except OSError as error:
+        if error.errno in disk.NO_ROOM:
+            raise  # of the temporary file: the archive is fine
+        raise UserError(f"{source}: the archive is damaged or cut short ({error}); fetch it again") from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, IndexError) as error:
         raise UserError(f"{source}: the archive is damaged or cut short ({error}); fetch it again") from error

@@ -173,7 +173,8 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
     if missing:
         raise UserError(
             f"protocol {protocol.name!r} needs {len(protocol.sets)} data sets; under {storage.join(out, 'data')} there is no data set "
-            f"{', '.join(missing)}: prepare each with robustclip prepare SOURCE --name NAME (no mean is taken over fewer sets)"
+            f"{', '.join(missing)}: prepare each with robustclip prepare SOURCE --name NAME, those of a published suite at once with "
+            "robustclip prepare --suite SUITE --root DIR (no mean is taken over fewer sets)"
         )
 
 

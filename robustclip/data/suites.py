@@ -1,0 +1,153 @@
+"""Every set of a suite that lies under one folder: found by its usual names, prepared one after the other, none lost by another's fault."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from robustclip.base import storage
+from robustclip.base.errors import UserError
+from robustclip.data.card import CARD, DatasetCard, load
+from robustclip.data.known import KnownSet, differences
+from robustclip.data.naming import suite_names
+from robustclip.data.preparation import TEMPLATES, Prepared, prepare
+from robustclip.data.sets import SETS
+from robustclip.data.sources import Progress, is_packed, stem_of
+
+READERS = 1  # raised by hand when a reader makes something else of the same files
+MARK = "prepared.json"  # of what a set was prepared, so that the same is not read again
+BY_COOP = "tapt"  # suites whose name begins so score CoOp's splits
+WITHOUT_JSON = ("imagenet", "fgvcaircraft")  # of which CoOp takes the validation images, and the authors' own test
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one set of a suite: `state` is prepared, unchanged, missing or failed; `said` is why, or what differs."""
+
+    known: KnownSet
+    state: str
+    said: tuple[str, ...] = ()
+    card: DatasetCard | None = None
+    done: Prepared | None = None
+
+
+def located(root: str, known: KnownSet, suite: str) -> list[str]:
+    """Return the paths in `root` that have a usual name of the set, the likeliest first; folders before archives.
+
+    FARE-13 was scored on webdataset copies, so there these come first.
+    """
+    there = [storage.join(root, name) for name in storage.list_folders(root)]
+    there += [path for path in storage.list_files(root) if is_packed(path)]
+    usual = [_letters(name) for name in (*known.folders, known.name)]
+
+    def rank(path: str) -> tuple[bool, int]:
+        name = _letters(stem_of_any(path))
+        return suite.startswith("fare") and not name.startswith("wds"), usual.index(name)
+
+    return sorted((path for path in there if _letters(stem_of_any(path)) in usual), key=rank)
+
+
+def stem_of_any(path: str) -> str:
+    """Return a folder's name, of a model hub's the part that counts, or an archive's without its suffix and the version behind it."""
+    path = path.rpartition("--")[2] or path
+    return re.sub(r"-r?\d+(\.\d+)+$", "", stem_of(path) if is_packed(path) else storage.name_of(path))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def fingerprint(source: str, facts: Any) -> str:
+    """Return the hash of the names, sizes and times of change of all files of a source, and of how it is to be prepared."""
+    digest = hashlib.sha256(repr(facts).encode())
+    if not storage.is_local(source):
+        for name, size in storage.list_all(source) if storage.is_folder(source) else [("", storage.size_of(source))]:
+            digest.update(f"{name}\0{size}\n".encode())
+        return digest.hexdigest()
+    places = [os.path.join(folder, name) for folder, _, names in os.walk(source, followlinks=True) for name in names] or [source]
+    for place in sorted(places):
+        status = os.stat(place) if os.path.exists(place) else os.lstat(place)
+        digest.update(f"{os.path.relpath(place, source)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def prepare_suite(
+    out: str,
+    root: str,
+    suite: str,
+    sets: Sequence[str],
+    templates: Mapping[str, tuple[str, ...]],
+    scored: Mapping[str, str],
+    *,
+    variant: str = "clean",
+    strict: bool = False,
+    fresh: bool = False,
+    progress: Progress = lambda seen, what: None,
+    starting: Callable[[str, str], None] = lambda name, source: None,
+) -> Iterator[Outcome]:
+    """Yield what became of every set of a suite, in order; `starting` hears the name and the source of each that is read.
+
+    `templates` are a suite's prompts of each set, `scored` the split of it that it scores. What has not changed since it was prepared in
+    the same way is not read again. A UserError of one set is its outcome.
+    """
+    for name in sets:
+        known = SETS[name]
+        places = located(root, known, suite)
+        if not places:
+            yield Outcome(known, "missing", (f"none of {', '.join(known.folders)} in {root}; its authors publish it at {known.url}",))
+            continue
+        chosen = templates.get(name) or TEMPLATES
+        try:
+            mark = fingerprint(places[0], [READERS, suite, variant, strict, chosen])
+            if not fresh and (card := _unchanged(storage.join(out, "data", name), mark)):
+                yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
+                continue
+            starting(name, places[0])
+            options = _options(suite, name, variant) | {"strict": strict, "fresh": fresh}
+            done = prepare(out, name, places[:1], templates=chosen, progress=progress, **options)
+            _write_mark(done.card, mark)
+        except UserError as error:
+            yield Outcome(known, "failed", (str(error),))
+            continue
+        others = (f"{', '.join(places[1:])} left aside",) if len(places) > 1 else ()
+        said = (*done.said, *others, *_lacking(suite, known, done.card, scored))
+        yield Outcome(known, "unchanged" if done.unchanged else "prepared", said, done.card, done)
+
+
+def _lacking(suite: str, known: KnownSet, card: DatasetCard, scored: Mapping[str, str]) -> tuple[str, ...]:
+    """Return in words what a set lacks of what a suite means: the split that it scores, and classes and images as published."""
+    split = scored.get(known.name)
+    none = [f"{suite} scores the split {split!r}, which this copy does not have"] if split and split not in card.splits else []
+    return (*none, *differences(known, len(card.class_names), card.splits))
+
+
+def _options(suite: str, name: str, variant: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"rename": partial(_renamed, suite, name, variant)}
+    if suite.startswith(BY_COOP) and name not in WITHOUT_JSON:
+        options["format"] = "coop"
+    if suite.startswith(BY_COOP) and name == "fgvcaircraft":
+        options["splits"] = {split: f"coop-{split}" for split in ("train", "val", "test")}
+    return options
+
+
+def _renamed(suite: str, name: str, variant: str, keys: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return suite_names(suite, name, keys, names, variant)
+
+
+def _sizes(card: DatasetCard) -> dict[str, int]:
+    paths = {shard["file"]: storage.join(card.folder, shard["file"]) for shards in card.shards.values() for shard in shards}
+    return {file: storage.size_of(path) if storage.exists(path) else -1 for file, path in paths.items()}
+
+
+def _write_mark(card: DatasetCard, mark: str) -> None:
+    storage.write_json(storage.join(card.folder, MARK), {"sources": mark, "sizes": _sizes(card)})
+
+
+def _unchanged(folder: str, mark: str) -> DatasetCard | None:
+    if not (storage.exists(storage.join(folder, MARK)) and storage.exists(storage.join(folder, CARD))):
+        return None
+    card = load(folder)
+    return card if storage.read_json(storage.join(folder, MARK)) == {"sources": mark, "sizes": _sizes(card)} else None
