@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -120,9 +121,16 @@ def test_only_a_cell_that_is_late_and_alone_is_computed_twice() -> None:
 
 
 def workers_at_work() -> list[int]:
-    """Return the processes of evaluators that compute a cell just now."""
+    """Return the processes of evaluators that compute a cell just now, of this process's own Ray: other tests may run one beside it."""
     titles = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run")]
+    return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run") and os.getpid() in ancestors(pid)]
+
+
+def ancestors(pid: int) -> list[int]:
+    try:
+        return [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A training run whose worker is killed twice ends with the weights of an undisturbed one, bit for bit."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -30,10 +31,11 @@ def config(tiny_checkpoint: str) -> Config:
 
 
 def train_workers() -> Iterator[psutil.Process]:
-    """Yield this machine's Ray Train worker processes."""
-    for process in psutil.process_iter(["cmdline"]):
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-            yield process
+    """Yield the Ray Train worker processes of this process's own Ray: other tests may run one beside it."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may be gone by now
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                yield process
 
 
 def kill_at(folder: str, steps: tuple[int, ...], killed: list[int]) -> None:
