@@ -3,12 +3,9 @@
 import contextlib
 import os
 import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -120,38 +117,18 @@ def test_only_a_cell_that_is_late_and_alone_is_computed_twice() -> None:
     assert progress.late(again[::2], 1.0, 99.0) is None
 
 
-def workers_at_work() -> list[int]:
-    """Return the processes of evaluators that compute a cell just now, of this process's own Ray: other tests may run one beside it."""
-    titles = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [pid for pid, title in titles.items() if title.startswith(b"ray::Worker.run") and os.getpid() in ancestors(pid)]
+def strike(monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, noted: str) -> None:
+    """Let the first evaluator that is given a cell send itself a signal, and note its process in a file before."""
 
+    class Struck(evaluation.Worker):
+        def run(self, cell: protocols.Cell, model_name: str) -> str:
+            with contextlib.suppress(FileExistsError):
+                with open(noted, "x") as file:
+                    file.write(str(os.getpid()))
+                os.kill(os.getpid(), sent)
+            return super().run(cell, model_name)
 
-def ancestors(pid: int) -> list[int]:
-    try:
-        return [parent.pid for parent in psutil.Process(pid).parents()]
-    except psutil.NoSuchProcess:
-        return []
-
-
-@contextlib.contextmanager
-def to_one_at_work(sent: signal.Signals) -> Iterator[list[int]]:
-    """Send a signal to the first evaluator seen at work, whenever that is; yield where its process is noted. There must have been one."""
-    ended, reached = threading.Event(), []
-
-    def watch() -> None:
-        while not reached and not ended.wait(0.001):
-            for pid in workers_at_work()[:1]:
-                os.kill(pid, sent)
-                reached.append(pid)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield reached
-    finally:
-        ended.set()
-        thread.join()
-    assert reached
+    monkeypatch.setattr(evaluation, "Worker", Struck)
 
 
 @pytest.mark.slow
@@ -159,13 +136,13 @@ def to_one_at_work(sent: signal.Signals) -> Iterator[list[int]]:
 def test_a_worker_that_hangs_holds_nobody_up(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two is stopped in the middle of a cell: the other computes that cell too, and the run ends with the same records."""
+    """One of two is stopped with a cell in its hands: the other computes that cell too, and the run ends with the same records."""
     monkeypatch.setattr(protocols, "CELL_IMAGES", 4)
     monkeypatch.setattr(progress, "LATE", 0.5)
-    with to_one_at_work(signal.SIGSTOP) as stopped:
-        table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5)
+    strike(monkeypatch, signal.SIGSTOP, str(tmp_path / "stopped"))
+    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5)
     with contextlib.suppress(ProcessLookupError):  # Ray may have killed it already
-        os.kill(stopped[0], signal.SIGKILL)
+        os.kill(int((tmp_path / "stopped").read_text()), signal.SIGKILL)
     here: list[dict] = []
     for cell in cells_of(resolved, tiny_checkpoint):
         shared = computing.provenance(cell, resolved) | {"threads": 1}
@@ -176,9 +153,10 @@ def test_a_worker_that_hangs_holds_nobody_up(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_worker_that_dies_costs_its_cell_one_attempt(
-    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The only one is killed in the middle of a cell: another takes its place, and the cell is not given up while there is none."""
-    with to_one_at_work(signal.SIGKILL):
-        table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
+    """The only one is killed with a cell in its hands: another takes its place, and the cell is not given up while there is none."""
+    strike(monkeypatch, signal.SIGKILL, str(tmp_path / "killed"))
+    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
+    assert (tmp_path / "killed").exists()
     assert {row["dataset"] for row in table.to_pylist()} == {"shapes", "digits"}
