@@ -147,6 +147,7 @@ def test_micro_batches_of_the_run_itself_are_measured(job: Job) -> None:
     # TeCoA with one step of PGD: the attack's pass and the loss's, both with their gradient.
     assert (found.forwards, found.backwards) == (2, 2)
     assert min(found.unit, found.step, found.image, found.memory) > 0
+    assert found.weights == 4 * sum(tensor.numel() for tensor in models.load(job.config.model).clip.state_dict().values())
     assert models.load(job.config.model).sha256 == before
 
 

@@ -24,7 +24,7 @@ ENOUGH = 10.0  # seconds after which one is enough
 
 @dataclass
 class Measured:
-    """Seconds of a micro-batch, a step's end and a validated image; passes of the image tower per image; peak memory in bytes."""
+    """Seconds of a micro-batch, a step's end and a validated image; passes of the image tower per image; bytes: peak memory, weights."""
 
     unit: float = 0.0
     step: float = 0.0
@@ -32,6 +32,7 @@ class Measured:
     forwards: int = 0
     backwards: int = 0
     memory: float = 0.0
+    weights: int = 0
 
 
 def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
@@ -41,7 +42,6 @@ def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
     images = len(plan)
     validation = config.validation.images * found.image
     seconds = plan.steps * (plan.units_per_step // share.workers * found.unit + found.step) + config.optim.epochs * validation
-    weights = sum(tensor.numel() * 4 for tensor in models.load(config.model).clip.state_dict().values())
     places = number(share.workers, "GPU") if share.gpus else f"{number(share.workers, 'worker')} with {number(share.threads, 'thread')}"
     facts = {
         "images": f"{images:,} of {job.card.name}, {number(config.optim.epochs, 'epoch')}, {len(job.val_rows):,} held out",
@@ -49,7 +49,7 @@ def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
         "passes": f"{found.forwards} forward and {found.backwards} backward of the image tower per image and step",
         "measured": f"{found.unit:.3g} s a micro-batch, {found.step:.3g} s a step besides, on {places}",
         "memory": f"{amount(found.memory)} a worker",
-        "bytes": f"{amount(config.optim.epochs * read_bytes(job))} read, {amount(weights)} written as the checkpoint",
+        "bytes": f"{amount(config.optim.epochs * read_bytes(job))} read, {amount(found.weights)} written as the checkpoint",
     }
     return Forecast(f"training: {job.card.name}, {config.model}", facts, seconds, gpus=share.gpus * share.workers)
 
@@ -69,7 +69,7 @@ def _measure(job: Job, workers: int) -> Measured:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner = Learner(job.config, models.load(job.config.model), job.card.class_names, job.card.templates, job.plan.steps, device)
     learner.step = min(learner.head_steps, job.plan.steps - 1)  # where the whole model learns
-    found = Measured()
+    found = Measured(weights=sum(tensor.numel() * 4 for tensor in learner.student.clip.state_dict().values()))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     items = job.plan.items()[: 1 + min(UNITS, job.plan.units_per_step // workers)]
