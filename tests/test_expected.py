@@ -105,7 +105,7 @@ def test_what_cannot_be_held_against_anything_is_refused(words: list[str], prese
     expected.check(["FARE4"], "fare-13", PRESETS["fare-13"], 1)
 
 
-@pytest.mark.parametrize(("a", "n", "b", "m"), [(56, 70, 48, 80), (0, 50, 0, 40), (724, 1000, 700, 1000), (9, 10, 3, 10)])
+@pytest.mark.parametrize(("a", "n", "b", "m"), [(56, 70, 48, 80), (0, 50, 0, 40), (724, 1000, 700, 1000), (9, 10, 3, 10), (3, 10, 9, 10)])
 def test_the_interval_of_a_difference_is_newcombes(a: int, n: int, b: int, m: int) -> None:
     found = gap(metrics.of_share(a / n, n), metrics.of_share(b / m, m))
     low, high = confint_proportions_2indep(a, n, b, m, method="newcomb")
