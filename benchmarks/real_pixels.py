@@ -33,8 +33,8 @@ from tables import counted
 from robustclip.base import storage
 from robustclip.base.seeds import generator
 from robustclip.data.datasets import ensure_set
+from robustclip.data.index import Index, scan
 from robustclip.data.reading import read_images, stratified, to_images
-from robustclip.data.shards import Index, scan
 from robustclip.defenses import FARE, Defense, LinearAT, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import DEMO

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from robustclip.attacks import APGD, PGD, Example
 from robustclip.attacks.pgd import move
 from robustclip.base.seeds import generator
 from robustclip.data.card import DatasetCard
+from robustclip.data.index import Index
 from robustclip.data.reading import stratified
-from robustclip.data.shards import Index
 from robustclip.evaluation import protocols
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.checks import Subject
@@ -53,7 +54,7 @@ class RandomSearch:
 def make_set(name, labels, ids, names=NAMES, templates=TEMPLATES, n=N):
     """Return a test set of a protocol with these labels and ids, chosen as the evaluator chooses."""
     at = np.zeros(len(ids), dtype=np.int32)
-    index = Index(("f",), at, at, np.arange(len(ids), dtype=np.int32), np.asarray(labels), np.array(ids, dtype=object), tuple(names))
+    index = Index(("f",), at, at, np.arange(len(ids), dtype=np.int32), np.asarray(labels), pa.array(ids), tuple(names))
     card = DatasetCard(
         name, tuple(names), tuple(templates), {"test": len(ids)}, 16, "none", "here", {"test": ({"file": "f", "sha256": "0", "rows": n},)}
     )

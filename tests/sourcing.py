@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustclip.data.shards import read_rows, scan
+from robustclip.data.index import scan
+from robustclip.data.shards import read_rows
 
 rng = np.random.default_rng(0)
 

@@ -65,7 +65,7 @@ def test_a_step_that_is_not_finite_names_its_images_as_users_know_them(tiny_mode
 
 def ensure_set_ids(config, out):
     """Return the ids of a config's set."""
-    from robustclip.data.shards import scan
+    from robustclip.data.index import scan
 
     card = ensure_set(out, config.data.name, {"train": config.data.rendered}, config.data.render_seed)
     return scan(card.folder, card, "train").id.tolist()

@@ -163,8 +163,8 @@ def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, chec
 
     # The crops are those of the ids, whoever cuts them.
     job = moments_job.prepare(checkpoint, Images("seven"), str(tmp_path))
-    images = shown(job.index.id, 16)
-    cut = [crops(image[None], [(0, "statistics", name)], 1)[:, 0] for image, name in zip(images, job.index.id)]
+    images = shown(job.index.id.to_pylist(), 16)
+    cut = [crops(image[None], [(0, "statistics", name)], 1)[:, 0] for image, name in zip(images, job.index.id.to_pylist())]
     expected = Moments.of(block_inputs(classifier, torch.cat(cut)))
     torch.testing.assert_close(one.mean, expected.mean.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.variance, expected.variance.float(), rtol=1e-4, atol=1e-6)
@@ -190,7 +190,7 @@ def test_the_centre_crop_is_the_image_as_the_model_is_shown_it(tmp_path, tiny_ch
     classifier = moments_job.classifier_of(job)
     assert (len(job.rows), job.chunks) == (33, 3)
     found = reduce(Moments.merge, [moments_job.moments_of(job, classifier, chunk) for chunk in range(job.chunks)])
-    expected = Moments.of(block_inputs(classifier, shown(job.index.id[job.rows], 16)))
+    expected = Moments.of(block_inputs(classifier, shown(job.index.ids(job.rows), 16)))
     assert found.count == 33
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
 

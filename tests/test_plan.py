@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,21 +15,21 @@ from PIL import Image
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive
 from robustclip.data.card import DatasetCard, save
+from robustclip.data.index import Index, scan
 from robustclip.data.plan import Plan, read_unit, select
-from robustclip.data.shards import Index, Row, scan, write_split
+from robustclip.data.shards import Row, write_split
 
 
 def index_of(n, classes=3, group=7):
     at = np.arange(n, dtype=np.int32)
-    ids = np.array([f"set/train/{i}" for i in range(n)], dtype=object)
+    ids = pa.array([f"set/train/{i}" for i in range(n)])
     names = tuple(f"class {c}" for c in range(classes))
     return Index(("one", "two"), at // group % 2, at // group // 2, at % group, (at % classes).astype(np.int64), ids, names)
 
 
 def permuted(index, order):
-    return Index(
-        index.files, index.file[order], index.row_group[order], index.row[order], index.label[order], index.id[order], index.class_names
-    )
+    places = index.file[order], index.row_group[order], index.row[order]
+    return Index(index.files, *places, index.label[order], index.id.take(order), index.class_names)
 
 
 def plan_of(index, rows=None, micro_batch=4, batch=8, epochs=2, seed=0):
@@ -72,7 +73,7 @@ def test_subsets_are_nested_disjoint_from_validation_and_the_same_for_any_readin
     order = np.array(data.draw(st.permutations(range(n))))
     other = permuted(index, order)
     for mine, theirs in zip(select(index, small, None, held_out), select(other, small, None, held_out)):
-        assert set(index.id[mine]) == set(other.id[theirs])
+        assert set(index.ids(mine)) == set(other.ids(theirs))
 
 
 def test_mmcoa_item_11_per_class_is_exact_balanced_and_nested():
@@ -131,10 +132,10 @@ def test_a_unit_touches_few_row_groups():
     assert max(touched) <= 2
 
 
-def test_items_start_anywhere_and_are_dealt_out_equally():
+def test_items_are_dealt_out_equally():
     plan = plan_of(index_of(100), micro_batch=2, batch=8)
     assert (plan.steps_per_epoch, plan.steps, plan.units_per_step) == (12, 24, 4)
-    items = plan.items()
+    items = [*plan.items()]
     assert items[:5] == [
         {"step": 0, "unit": 0},
         {"step": 0, "unit": 1},
@@ -142,7 +143,6 @@ def test_items_start_anywhere_and_are_dealt_out_equally():
         {"step": 0, "unit": 3},
         {"step": 1, "unit": 0},
     ]
-    assert plan.items(20) == items[80:]
     for workers in (1, 2, 4):
         plan.check_world(workers)
         assert {item["unit"] % workers for item in items[1::workers]} == {1 % workers}
@@ -193,14 +193,14 @@ def test_units_carry_keys_labels_pixels_and_their_step(tmp_path):
 def test_a_damaged_image_names_id_and_file(tmp_path):
     plan = stored(tmp_path, [png(8, 0)[:40]] * 4)
     with pytest.raises(UserError, match=r"train-00000\.parquet: the image set/train/\d"):
-        read_unit(plan, plan.items()[0])
+        read_unit(plan, next(plan.items()))
 
 
 def test_mixed_sizes_ask_for_a_size(tmp_path):
     plan = stored(tmp_path, [png(8 + i, 0) for i in range(4)])
     with pytest.raises(UserError, match="set an image size"):
-        read_unit(plan, plan.items()[0])
-    assert read_unit(plan, plan.items()[0], size=8)["pixels"].shape == (2, 8, 8, 3)
+        read_unit(plan, next(plan.items()))
+    assert read_unit(plan, next(plan.items()), size=8)["pixels"].shape == (2, 8, 8, 3)
 
 
 def test_data_workers_never_import_torch():

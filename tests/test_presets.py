@@ -11,7 +11,7 @@ import pytest
 from robustclip.attacks import APGD, PGD
 from robustclip.base.errors import UserError
 from robustclip.data.card import DatasetCard
-from robustclip.data.shards import Index
+from robustclip.data.index import Index
 from robustclip.evaluation import protocols, templates
 from robustclip.evaluation.presets import ATTACKS, BINARY, PRESETS, TITLES
 from robustclip.evaluation.protocols import Resolved, resolve
@@ -33,7 +33,7 @@ def resolved(protocol: Protocol) -> Resolved:
         names = rule.class_names or tuple(f"class {i}" for i in range(rule.classes or 2))
         shards = {rule.split: ({"file": "f", "sha256": "0", "rows": IMAGES},)}
         card = DatasetCard(name, names, rule.templates or ("{}",), {rule.split: IMAGES}, None, "none", "here", shards)
-        index = Index(("f",), n * 0, n * 0, n, n * 0, np.array([f"{name}/{i}" for i in n], dtype=object), names)
+        index = Index(("f",), n * 0, n * 0, n, n * 0, pa.array([f"{name}/{i}" for i in n]), names)
         sets[name] = protocols.TestSet(card, index, n, rule.split)
     return Resolved(protocol, sets)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.base.errors import UserError
 from robustclip.data.card import DatasetCard
+from robustclip.data.index import Index
 from robustclip.data.reading import stratified
-from robustclip.data.shards import Index
 from robustclip.data.world import SETS
 from robustclip.evaluation import protocols
 from robustclip.evaluation.protocols import PROTOCOLS, Protocol, Resolved, named
@@ -22,7 +23,7 @@ BASE = Protocol("test", ("a", "b"), (PGD(2), APGD(3)), (1.0, 2.0), n=6)
 
 def index_of(n, classes=3, prefix="x"):
     at = np.arange(n, dtype=np.int32)
-    ids = np.array([f"{prefix}/{i}" for i in range(n)], dtype=object)
+    ids = pa.array([f"{prefix}/{i}" for i in range(n)])
     label = (np.minimum(at, at % 7) % classes).astype(np.int64)  # some classes are rare
     return Index(("file",), at * 0, at * 0, at, label, ids, tuple(f"class {c}" for c in range(classes)))
 
@@ -209,8 +210,8 @@ def test_a_sample_covers_the_classes_evenly_and_is_nested(n, classes, data):
 def test_a_sample_depends_on_ids_and_not_on_their_place(n, random):
     index, order = index_of(n), list(range(n))
     random.shuffle(order)
-    moved = replace(index, label=index.label[order], id=index.id[order], row=index.row[order])
-    assert index.id[stratified(index, n // 2)].tolist() == moved.id[stratified(moved, n // 2)].tolist()
+    moved = replace(index, label=index.label[order], id=index.id.take(pa.array(order)), row=index.row[order])
+    assert index.ids(stratified(index, n // 2)) == moved.ids(stratified(moved, n // 2))
 
 
 # --- refusals and names ---------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from PIL import Image
 from robustclip.attacks import PGD
 from robustclip.base.errors import UserError
 from robustclip.data.card import load, save
+from robustclip.data.index import scan
 from robustclip.data.preparation import prepare
 from robustclip.data.reading import stratified
-from robustclip.data.shards import scan
 from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.evaluation.rules import SetRule
 
@@ -34,7 +34,7 @@ def out(tmp_path):
 def test_a_protocol_finds_its_sets_and_is_written_down(out):
     found = resolve(MINE, out)
     index = scan(found.sets["mine"].card.folder, found.sets["mine"].card, "test")
-    assert found.sets["mine"].ids == [str(index.id[row]) for row in stratified(index, 6)]
+    assert found.sets["mine"].ids == index.ids(stratified(index, 6))
     assert np.bincount(index.label[found.sets["mine"].rows]).tolist() == [2, 2, 2]
     assert (Path(out) / "protocols" / f"{found.hash}.json").is_file()
     assert resolve(MINE, out).hash == found.hash

@@ -17,7 +17,8 @@ from robustclip.data import datasets
 from robustclip.data.card import DatasetCard, load, save, whole
 from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.images import BadImage, decode
-from robustclip.data.shards import ROW_GROUP, Row, read_rows, scan, write_split
+from robustclip.data.index import scan
+from robustclip.data.shards import ROW_GROUP, Row, read_rows, write_split
 
 
 def encoded(array, mode=None, kind="PNG", **options):
@@ -121,7 +122,7 @@ def test_round_trip_over_several_files(tmp_path):
     for at in (0, 300, 599):
         ids, images, labels = read_rows(index.files[index.file[at]], index.row_group[at], [index.row[at]])
         number = int(ids[0][-8:-4])
-        assert (ids[0], images[0], labels[0]) == (index.id[at], f"bytes {number}".encode(), number % 3)
+        assert (ids[0], images[0], labels[0]) == (index.ids([at])[0], f"bytes {number}".encode(), number % 3)
     assert pq.ParquetFile(tmp_path / "train-00000.parquet").metadata.row_group(0).num_rows == ROW_GROUP
     assert whole(card)
 
@@ -229,7 +230,7 @@ def test_embedded_sets_are_rendered_once_and_seeds_and_sizes_live_side_by_side(t
     assert (card.name, card.splits, card.native_size, card.render_seed, card.licence) == ("shapes", {"test": 40}, 32, 1, "Apache-2.0")
     assert "not a benchmark of real CLIP" in card.source
     index = scan(card.folder, card, "test")
-    assert sorted(index.id)[12] == "shapes/test/000012"
+    assert sorted(index.id.to_pylist())[12] == "shapes/test/000012"
     other = ensure_set(out, "shapes", {"test": 40}, 2)
     longer = ensure_set(out, "shapes", {"test": 60, "train": 10}, 1)
     assert len({card.folder, other.folder, longer.folder}) == 3
@@ -240,7 +241,9 @@ def test_embedded_sets_are_rendered_once_and_seeds_and_sizes_live_side_by_side(t
 
 
 def pixels(index):
-    return {key: read_rows(index.files[f], g, [r])[1][0] for key, f, g, r in zip(index.id, index.file, index.row_group, index.row)}
+    return {
+        key: read_rows(index.files[f], g, [r])[1][0] for key, f, g, r in zip(index.id.to_pylist(), index.file, index.row_group, index.row)
+    }
 
 
 def test_a_card_of_other_sizes_is_never_used(tmp_path):

@@ -6,6 +6,7 @@ in test_classes.py.
 """
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from parts import NAMES, config, learner_of, pixels, step
@@ -16,8 +17,8 @@ from robustclip.attacks import APGD
 from robustclip.attacks.pgd import move, random_start
 from robustclip.base.threat import Ball
 from robustclip.base.values import override
+from robustclip.data.index import Index
 from robustclip.data.plan import Plan, select
-from robustclip.data.shards import Index
 from robustclip.defenses import Batch, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import Protocol, Resolved
@@ -56,14 +57,16 @@ def test_item_8_a_step_of_a_quarter_of_a_255th_is_taken_as_it_is(tiny_model, pic
 def test_item_8_the_sampler_takes_exactly_k_a_class_for_any_number_of_workers(k):
     """12 images a class of 4: the same k of each whatever the order they are read in, and 1, 2 or 4 workers walk them once an epoch."""
     at = np.arange(48, dtype=np.int32)
-    names, ids = tuple("abcd"), np.array([f"set/train/{i}" for i in at], dtype=object)
+    names, ids = tuple("abcd"), pa.array([f"set/train/{i}" for i in at])
 
     def index(order):
-        return Index(("file",), at[order] // 48, at[order] // 48, at[order], at[order].astype(np.int64) % 4, ids[order], names)
+        return Index(
+            ("file",), at[order] // 48, at[order] // 48, at[order], at[order].astype(np.int64) % 4, ids.take(pa.array(order)), names
+        )
 
     orders = (at, np.random.default_rng(0).permutation(at))
     chosen = [select(index(order), per_class=k, held_out=4)[0] for order in orders]
-    found = [set(index(order).id[rows]) for order, rows in zip(orders, chosen)]
+    found = [set(index(order).ids(rows)) for order, rows in zip(orders, chosen)]
     assert found[0] == found[1]
     assert np.bincount(index(at).label[chosen[0]], minlength=4).tolist() == [k] * 4
     plan = Plan.of(index(at), chosen[0], micro_batch=1, batch=4, epochs=1, seed=0)
@@ -75,7 +78,7 @@ def test_item_8_the_sampler_takes_exactly_k_a_class_for_any_number_of_workers(k)
             for step in range(plan.steps)
             for unit in range(rank, plan.units_per_step, workers)
             for _, _, rows in plan.unit(step, unit)
-            for id_ in ids[rows]
+            for id_ in ids.take(pa.array(rows)).to_pylist()
         ]
         assert sorted(walked) == sorted(found[0])
 

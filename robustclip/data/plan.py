@@ -4,7 +4,7 @@ The order is drawn in two levels. Row groups (random samples of the split, see s
 result is cut into units of one micro batch, and the units are permuted: a unit touches few row groups, so reading stays sequential.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,8 @@ import numpy as np
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive
-from robustclip.data.shards import Index, read_pixels
-
-
-def _ranks(index: Index, what: str) -> np.ndarray:
-    """Return [n] keys that order rows by a hash of their ids, the same for any order of reading."""
-    return np.fromiter((derive(what, name) for name in index.id), dtype=np.int64, count=len(index))
+from robustclip.data.index import Index
+from robustclip.data.shards import read_pixels
 
 
 def select(index: Index, n: int | None = None, per_class: int | None = None, held_out: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +29,11 @@ def select(index: Index, n: int | None = None, per_class: int | None = None, hel
             raise UserError(f"{name}={value} must be at least {least}")
     if held_out >= len(index):
         raise UserError(f"held_out={held_out} leaves nothing to train on: the split has {len(index)} images")
-    by_hash = np.argsort(_ranks(index, "val"), kind="stable")
+    by_hash = np.argsort(index.hashed("val"), kind="stable")
     validation, rest = by_hash[:held_out], by_hash[held_out:]
     if n is not None and n > len(rest):
         raise UserError(f"n={n} is more than the {len(rest)} images left of {len(index)} after {held_out} held out for validation")
-    rest = rest[np.argsort(_ranks(index, "subset")[rest], kind="stable")]
+    rest = rest[np.argsort(index.hashed("subset")[rest], kind="stable")]
     if per_class is not None:
         rest = _first_of_each_class(index, rest, per_class)
     return np.sort(rest[:n]), np.sort(validation)
@@ -123,8 +119,7 @@ class Plan:
     def _draw(self, epoch: int) -> np.ndarray:
         # Raw PCG64 words and sorting: unlike Generator.permutation, NumPy promises that this stream never changes.
         random = np.random.PCG64(derive("plan", self.seed, epoch))
-        _, group = np.unique(np.stack([self.file, self.row_group]), axis=1, return_inverse=True)
-        group = group.reshape(-1)
+        _, group = np.unique(self.file.astype(np.int64) << 32 | self.row_group, return_inverse=True)
         group_key = random.random_raw(int(group.max()) + 1)
         walk = np.lexsort((random.random_raw(len(self)), group_key[group]))
         units = walk[: len(walk) // self.micro_batch * self.micro_batch].reshape(-1, self.micro_batch)
@@ -140,9 +135,10 @@ class Plan:
         places = sorted({(int(self.file[row]), int(self.row_group[row])) for row in rows})
         return [(f, g, np.sort(self.row[rows[(self.file[rows] == f) & (self.row_group[rows] == g)]])) for f, g in places]
 
-    def items(self, first_step: int = 0) -> list[dict[str, int]]:
-        """Return one small dict per unit, {"step", "unit"}, from `first_step` to the end: what a cluster streams."""
-        return [{"step": step, "unit": i} for step in range(first_step, self.steps) for i in range(self.units_per_step)]
+    def items(self) -> Iterator[dict[str, int]]:
+        """Yield one small dict per unit, {"step", "unit"}, in order."""
+        for step in range(self.steps):
+            yield from ({"step": step, "unit": i} for i in range(self.units_per_step))
 
 
 def key_of(name: str) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustclip.base.seeds import derive
 from robustclip.data.card import DatasetCard
-from robustclip.data.shards import Index, read_pixels
+from robustclip.data.index import Index
+from robustclip.data.shards import read_pixels
 
 
 def decoded_size(card: DatasetCard, model_size: int) -> int | None:
@@ -36,7 +36,7 @@ def read_images(
         _, images, _ = read_pixels(index.files[file], row_group, index.row[rows[places]], size, resize, interpolation)
         for place, image in zip(places, images, strict=True):
             pixels[place] = image
-    return [str(name) for name in index.id[rows]], np.stack(pixels), index.label[rows]
+    return index.ids(rows), np.stack(pixels), index.label[rows]
 
 
 def stratified(index: Index, n: int | None) -> np.ndarray:
@@ -44,7 +44,7 @@ def stratified(index: Index, n: int | None) -> np.ndarray:
 
     Fixed by the ids alone, and nested: the first 100 are among the first 200.
     """
-    by_hash = np.argsort([derive("evaluation", str(name)) for name in index.id], kind="stable")
+    by_hash = np.argsort(index.hashed("evaluation"), kind="stable")
     seen = np.zeros(len(index.class_names), dtype=np.int64)
     turn = np.empty(len(by_hash), dtype=np.int64)
     for place, row in enumerate(by_hash):

@@ -5,6 +5,7 @@ Every row group is thereby a random sample of the split: reading some of them in
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive
-from robustclip.data.card import DatasetCard
 from robustclip.data.images import BadImage, decode
 
-ROW_GROUP = 128
-ROWS_PER_FILE = 64 * ROW_GROUP
+# What is read at once. A micro-batch of training takes the rows of some groups together: of 64 rows nearly all it reads is its own.
+ROW_GROUP = 16
+ROWS_PER_FILE = 8192
+FOOTERS = 256  # files whose footers a process keeps, up to 1.4 MB each: reading them again for every group would be most of what is read
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("label", pa.int64())])
 # The bytes are compressed images: compressing again, dictionaries or min/max of images would only cost.
 LAYOUT: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": ["label"]}
@@ -43,90 +45,50 @@ def shuffled(rows: Iterable[Row]) -> list[Row]:
     return ordered
 
 
-def write_split(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> tuple[dict, ...]:
+def write_split(
+    folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE, row_group: int = ROW_GROUP
+) -> tuple[dict, ...]:
     """Write <split>-00000.parquet ... and return {file, sha256, rows} of each, as the dataset card lists them."""
     ordered = shuffled(rows)
     shards: list[dict] = []
     for start in range(0, len(ordered), rows_per_file):
         part = ordered[start : start + rows_per_file]
         path = storage.join(folder, f"{storage.safe_name(split)}-{len(shards):05d}.parquet")
-        _write_file(path, part)
+        _write_file(path, part, row_group)
         shards.append({"file": storage.name_of(path), "sha256": storage.sha256_file(path), "rows": len(part)})
     return tuple(shards)
 
 
-def _write_file(path: str, rows: Sequence[Row]) -> None:
+def _write_file(path: str, rows: Sequence[Row], row_group: int) -> None:
     with storage.writing(path) as stream, pq.ParquetWriter(stream, SCHEMA, **LAYOUT) as writer:
-        for start in range(0, len(rows), ROW_GROUP):
-            part = rows[start : start + ROW_GROUP]
+        for start in range(0, len(rows), row_group):
+            part = rows[start : start + row_group]
             images = [row.image if isinstance(row.image, bytes) else row.image() for row in part]
             columns = {"id": [row.id for row in part], "image": images, "label": [row.label for row in part]}
-            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=ROW_GROUP)
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=row_group)
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Where every row of a split lies: n rows as arrays of (file, row_group, row in the group, label, id); `file` counts in `files`."""
-
-    files: tuple[str, ...]
-    file: np.ndarray
-    row_group: np.ndarray
-    row: np.ndarray
-    label: np.ndarray
-    id: np.ndarray
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-
-def scan(folder: str, card: DatasetCard, split: str) -> Index:
-    """Return the index of a split, read from the id and label columns only; rows that contradict the card are a UserError."""
-    if split not in card.shards:
-        raise UserError(f"{folder}: the set {card.name} has no split {split!r}; it has {', '.join(card.shards) or 'none'}")
-    files = tuple(storage.join(folder, storage.safe_name(shard["file"])) for shard in card.shards[split])
-    if not files:
-        raise UserError(f"{folder}: the split {split!r} of {card.name} is empty; prepare it again")
-    parts = [_scan_file(path, shard["rows"], len(card.class_names)) for path, shard in zip(files, card.shards[split], strict=True)]
-    return Index(
-        files=files,
-        file=np.repeat(np.arange(len(files), dtype=np.int32), [len(part["label"]) for part in parts]),
-        class_names=card.class_names,
-        **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
-    )
-
-
-def _scan_file(path: str, rows: int, classes: int) -> dict[str, np.ndarray]:
-    with _opened(path) as parquet:
-        _check_columns(path, parquet)
-        sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-        table = parquet.read(columns=["id", "label"])
-    if table.num_rows != rows:
-        raise UserError(f"{path}: holds {table.num_rows} rows where dataset.json says {rows}; prepare the set again")
-    if table.column("label").null_count or table.column("id").null_count:
-        raise UserError(f"{path}: an id or a label is missing (null); prepare the set again")
-    label = table.column("label").to_numpy().astype(np.int64)
-    for row in np.flatnonzero((label < 0) | (label >= classes))[:1]:
-        raise UserError(f"{path}: row {row}: label {label[row]} is outside the {classes} classes (0 to {classes - 1}) of dataset.json")
-    return {
-        "row_group": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        "row": np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)]),
-        "label": label,
-        "id": np.array(table.column("id").to_pylist(), dtype=object),
-    }
-
-
-def _opened(path: str) -> pq.ParquetFile:
+def opened(path: str) -> pq.ParquetFile:
+    """Return a shard opened; one that is missing or damaged is a UserError."""
     system, inside = storage.filesystem(path)
     try:
-        return pq.ParquetFile(inside, filesystem=system)
+        info = system.get_file_info(inside)
+        return pq.ParquetFile(inside, filesystem=system, metadata=_footer(path, info.size, info.mtime_ns))
     except FileNotFoundError as error:
         raise UserError(f"{path}: this shard is missing though dataset.json lists it; prepare the set again") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}); prepare the set again".replace("\n", " ")) from error
 
 
-def _check_columns(path: str, parquet: pq.ParquetFile) -> None:
+@lru_cache(FOOTERS)
+def _footer(path: str, size: int | None, changed: int | None) -> pq.FileMetaData:
+    """Return the footer of a file of this size that was changed at this time."""
+    system, inside = storage.filesystem(path)
+    return pq.read_metadata(inside, filesystem=system)
+
+
+def check_columns(path: str, parquet: pq.ParquetFile) -> None:
+    """Raise UserError unless a shard has the columns of one."""
     for name in SCHEMA.names:
         if name not in parquet.schema_arrow.names:
             raise UserError(f"{path}: the column {name!r} is missing; a shard holds {', '.join(SCHEMA.names)}")
@@ -134,7 +96,7 @@ def _check_columns(path: str, parquet: pq.ParquetFile) -> None:
 
 def read_rows(path: str, row_group: int, rows: Sequence[int] | np.ndarray) -> tuple[list[str], list[bytes], np.ndarray]:
     """Return (ids, encoded images, labels int64 [m]) of some rows of one row group, in the order asked."""
-    with _opened(path) as parquet:
+    with opened(path) as parquet:
         table = parquet.read_row_group(int(row_group), columns=SCHEMA.names).take(np.asarray(rows, dtype=np.int64))
     return table.column("id").to_pylist(), table.column("image").to_pylist(), table.column("label").to_numpy().astype(np.int64)
 

@@ -87,8 +87,10 @@ def compute_missing(
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
 
+    shared = ray.put(resolved)  # the ids of its images travel to every node once
+
     def start() -> Any:
-        return actor.remote(resolved, out, max(1, int(cpus)), git_commit())
+        return actor.remote(shared, out, max(1, int(cpus)), git_commit())
 
     def say(done: int) -> None:
         on_progress(Progress(done, len(wanted.missing), time.monotonic() - started, wanted.found))

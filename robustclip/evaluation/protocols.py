@@ -21,8 +21,8 @@ from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.values import RESULT_VERSION, key, to_json
 from robustclip.data.card import CARD, DatasetCard
 from robustclip.data.datasets import ensure_set, set_folder
+from robustclip.data.index import Index, scan
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
-from robustclip.data.shards import Index, scan
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
@@ -43,7 +43,7 @@ class TestSet:
 
     @property
     def ids(self) -> list[str]:
-        return [str(name) for name in self.index.id[self.rows]]
+        return self.index.ids(self.rows)
 
     @property
     def prompts_hash(self) -> str:
@@ -120,7 +120,7 @@ class Resolved:
         for name, test_set in self.sets.items():
             shards = split_identity(test_set.card, test_set.split)
             for rows, attacks in self._work(name, test_set.rows):
-                ids = [str(id_) for id_ in test_set.index.id[rows]]
+                ids = test_set.index.ids(rows)
                 cells.append(Cell(key(self.hash, result_key, name, shards, ids), result_key, model, model_sha256, name, rows, attacks))
         return cells
 
@@ -128,8 +128,10 @@ class Resolved:
         """Yield the rows cell by cell with the attacks they meet: first those that are attacked, then those only looked at clean."""
         attacked = len(rows[: self.protocol.attacked])
         for part, attacks in ((rows[:attacked], self.protocol.attacks_on(name)), (rows[attacked:], ())):
+            # Neighbours in the shards share a cell, so each cell reads and hashes few of them.
+            place = np.argsort(part, kind="stable")
             for first in range(0, len(part), CELL_IMAGES):
-                yield part[first : first + CELL_IMAGES], attacks
+                yield part[np.sort(place[first : first + CELL_IMAGES])], attacks
 
     def guides(self, name: str) -> np.ndarray:
         """Return the rows of a set that guide text attacks which look at images: the first GUIDES of every class among those attacked."""

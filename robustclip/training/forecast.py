@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def _measure(job: Job, workers: int) -> Measured:
     found = Measured(weights=sum(tensor.numel() * 4 for tensor in learner.student.clip.state_dict().values()))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    items = job.plan.items()[: 1 + min(UNITS, job.plan.units_per_step // workers)]
+    items = islice(job.plan.items(), 1 + min(UNITS, job.plan.units_per_step // workers))
     taken: list[float] = []
     for item in items:
         unit = read_unit(job.plan, item, job.size, job.config.data.resize)

@@ -16,9 +16,9 @@ from robustclip.base.threat import Ball
 from robustclip.base.values import key, to_json
 from robustclip.data.card import DatasetCard
 from robustclip.data.datasets import ensure_set
+from robustclip.data.index import Index, scan
 from robustclip.data.plan import Plan, key_of, select
 from robustclip.data.reading import decoded_size, read_images, split_identity, to_images
-from robustclip.data.shards import Index, scan
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 
@@ -45,7 +45,7 @@ class TrainingData:
 
     def names(self) -> dict[str, str]:
         """Return the ids of the training images by what the stream of units calls them."""
-        return {str(key_of(name)): name for name in self.index.id[self.train_rows]}
+        return {str(key_of(name)): name for name in self.index.ids(self.train_rows)}
 
     def validation_images(self, device: torch.device | str) -> tuple[Tensor, Tensor, list[str]]:
         """Return images [N,3,S,S] in [0,1] on a device, labels [N] and ids of the held-out rows that `val/` is measured on."""

@@ -119,7 +119,7 @@ def finish(job: Job, learner: Learner, history: list[dict[str, float]]) -> dict[
     if ray.train.get_context().get_world_rank() == 0:
         learner.finish()
         seen = np.concatenate([job.train_rows, job.val_rows])
-        storage.write_table(storage.join(folder, checkpoints.SELECTION), pa.table({"id": job.index.id[seen].tolist()}))
+        storage.write_table(storage.join(folder, checkpoints.SELECTION), pa.table({"id": job.index.ids(seen)}))
         checkpoints.save(learner.model, folder, run=job.key, **job.about(job.config.model, job.model_sha256))
         final = strong(job.config, learner.student, *job.validation_images(learner.device))
     last = {name: value for row in history for name, value in row.items()} | final

@@ -14,9 +14,9 @@ from robustclip import names as models
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.ranges import COUNT, DRAWN, PIXELS, SEED, check, check_fields
 from robustclip.data.datasets import ensure_set
+from robustclip.data.index import Index, scan
 from robustclip.data.plan import select
 from robustclip.data.reading import decoded_size, read_images, to_images
-from robustclip.data.shards import Index, scan
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.runtime.cluster import use_threads
 from robustclip.test_time.moments import Crop, Moments, Targets, block_inputs

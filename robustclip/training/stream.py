@@ -1,11 +1,12 @@
 """The Ray Dataset of a job's units: every rank gets its units of every step in order, wherever a run starts or goes on."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from robustclip.base import storage
-from robustclip.data.plan import read_unit
+from robustclip.data.plan import Plan, read_unit
 from robustclip.runtime.cluster import Share
 from robustclip.training.job import Job
 
@@ -22,6 +23,7 @@ def stream(job: Job, share: Share) -> Any:
     task, often a new process, and its executor polls while any is waiting. Train resumes from a checkpoint it kept, so the oldest is
     never too late; the loop drops what is done.
     """
+    import ray
     import ray.data
 
     first = first_kept_step(job.train_folder)
@@ -30,8 +32,10 @@ def stream(job: Job, share: Share) -> Any:
         return ray.data.from_items([{"step": 0}]).limit(0)
     steps_a_block = max(1, BLOCK_BYTES // (3 * job.pixels_a_side**2) // (plan.batch // workers))
     chunks = -(-(plan.steps - first) // steps_a_block)
+    where = ray.put(plan)  # it travels to every node once, not with every block
 
     def read(batch: dict[str, Any]) -> Any:
+        plan = fetched(where)
         for i in batch["id"]:
             chunk, rank = divmod(int(i), workers)
             begin = first + chunk * steps_a_block
@@ -41,6 +45,14 @@ def stream(job: Job, share: Share) -> Any:
             yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return ray.data.range(chunks * workers, override_num_blocks=chunks * workers).map_batches(read, batch_size=1, num_cpus=share.cpus)
+
+
+@lru_cache(1)
+def fetched(where: Any) -> Plan:
+    """Return the plan that lies in Ray's store; a process keeps the last, and with it the order of the epoch, for its next block."""
+    import ray
+
+    return ray.get(where)
 
 
 def first_kept_step(folder: str) -> int:
