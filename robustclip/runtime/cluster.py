@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from robustclip.base import storage
@@ -199,3 +200,11 @@ def use_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+@lru_cache(1)
+def fetched(where: Any) -> Any:
+    """Return what lies in Ray's store; a process keeps the last, for the next task that asks for the same."""
+    import ray
+
+    return ray.get(where)

@@ -1,13 +1,12 @@
 """The Ray Dataset of a job's units: every rank gets its units of every step in order, wherever a run starts or goes on."""
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from robustclip.base import storage
-from robustclip.data.plan import Plan, read_unit
-from robustclip.runtime.cluster import Share
+from robustclip.data.plan import read_unit
+from robustclip.runtime.cluster import Share, fetched
 from robustclip.training.job import Job
 
 # A worker fetches this much ahead. Ray Data's executor spins on a whole core while finished blocks wait to be fetched: on a laptop that
@@ -35,7 +34,7 @@ def stream(job: Job, share: Share) -> Any:
     where = ray.put(plan)  # it travels to every node once, not with every block
 
     def read(batch: dict[str, Any]) -> Any:
-        plan = fetched(where)
+        plan = fetched(where)  # with the order of the epoch, if the block before was of the same
         for i in batch["id"]:
             chunk, rank = divmod(int(i), workers)
             begin = first + chunk * steps_a_block
@@ -45,14 +44,6 @@ def stream(job: Job, share: Share) -> Any:
             yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return ray.data.range(chunks * workers, override_num_blocks=chunks * workers).map_batches(read, batch_size=1, num_cpus=share.cpus)
-
-
-@lru_cache(1)
-def fetched(where: Any) -> Plan:
-    """Return the plan that lies in Ray's store; a process keeps the last, and with it the order of the epoch, for its next block."""
-    import ray
-
-    return ray.get(where)
 
 
 def first_kept_step(folder: str) -> int:
