@@ -59,7 +59,8 @@ def only_loss(objective):
 
 def scored_by(objective):
     """Return an objective as what an attack asks: every image is scored in every pass."""
-    return resisting(lambda places: objective, None)
+    score = resisting(lambda places: objective, None)
+    return lambda images, active, ahead=True: score(images, torch.ones_like(active), ahead)
 
 
 def all_of(x):

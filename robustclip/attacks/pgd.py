@@ -170,20 +170,32 @@ def pgd(
 
 
 def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None, todo: Tensor) -> Found:
-    """Return the best iterate of PGD and its trace for the images `todo` [N]; an image is left alone after its first success."""
+    """Return the best iterate of PGD and its trace for the images `todo` [N]; an image is left alone after its first success.
+
+    It is also left alone once it repeats: where an iterate and its loss are bit for bit those of two steps before, all that follows is
+    known, and it is no success (cycles of sign steps: arXiv 2503.19347). Nothing but the passes saved depends on it. A model whose answers
+    are random gives another loss and is asked to the end.
+    """
     x = images if start is None or steps == 0 else move(images, start, ball)
     scored = score(x, todo, steps > 0)
     best, shares, loss_start, last, forwards = Best(x, scored), GradientShares(images), scored.loss, scored.loss, todo.long()
+    repeats, before = torch.zeros_like(todo), [(x, scored.loss)] * 2
     for step in range(1, steps + 1):
-        active = todo & ~best.fooled
+        active = todo & ~best.fooled & ~repeats
         if ball.radius == 0 or not active.any():
             break
         g = shares.add(scored.gradient, active)
         moved = move(images, x - images + alpha * ball.radius * ball.ascent(g), ball)
         x = torch.where(active[:, None, None, None], moved, x)
         scored = score(x, active, step < steps)
-        best.update(x, scored, step)
+        best.update(x, scored._replace(loss=torch.where(active, scored.loss, best.loss)), step)
         last, forwards = torch.where(active, scored.loss, last), forwards + active
+        (older, older_loss), (_, old_loss) = before
+        if step > 1:
+            again = active & (x == older).flatten(1).all(1) & (scored.loss == older_loss)
+            repeats = repeats | again
+            last = torch.where(again & ((steps - step) % 2 == 1), old_loss, last)
+        before = [before[1], (x, scored.loss)]
     return best.images, Trace(loss_start, best.loss, last, best.first_success, *shares.means(), forwards)
 
 

@@ -30,7 +30,7 @@ def converged(subject: Subject) -> Verdict:
             if has(attack, "steps"):
                 longer = subject.run(replace(attack, steps=2 * attack.steps), ball)  # type: ignore[type-var, attr-defined]
                 faults.append(rise((f"{where} and twice the steps", longer), (f"{where} alone", run)))
-                late, stuck = pace(run)
+                late, stuck = pace(run, declared(attack)["steps"] * declared(attack).get("restarts", 1))
                 figures |= {f"{where}: late share of the gain": late, f"{where}: best at the start": stuck}
                 figures |= {f"{where}: right": share(run.right), f"{where}, twice the steps: right": share(longer.right)}
                 faults.append(f"{where} still gains {late:.0%} of its loss in the last tenth" if late > FLAT else None)
@@ -38,10 +38,14 @@ def converged(subject: Subject) -> Verdict:
     return verdict(filter(None, faults), "more steps would change nothing", figures)
 
 
-def pace(run: Run) -> tuple[float, float]:
-    """Return, over the images that survive: the mean share of the loss gained in the last tenth, and how many were best at the start."""
+def pace(run: Run, steps: int) -> tuple[float, float]:
+    """Return, over the images that survive: the mean share of the loss gained in the last tenth, and how many were best at the start.
+
+    An attack that made fewer passes than `steps` ended because it repeated itself, so its loss would have stayed where it was.
+    """
     late, stuck = [], []
-    for path in [run.watch.losses[i] for i in run.right.nonzero()[:, 0].tolist()]:
+    for seen in [run.watch.losses[i] for i in run.right.nonzero()[:, 0].tolist()]:
+        path = [*seen, *([max(seen)] * (steps - len(seen)) if seen else [])]
         early = max(path[: max(1, int(0.9 * len(path)))], default=0.0)
         gain = max(path, default=0.0) - path[0] if path else 0.0
         late.append((max(path) - early) / gain if gain > 0 else 0.0)
@@ -50,15 +54,16 @@ def pace(run: Run) -> tuple[float, float]:
 
 
 class Unbreakable(nn.Module):
-    """Classes of which 0 always wins, with a gradient: an attack on it spends every pass it has."""
+    """Classes of which 0 always wins, with a gradient, which never answers twice the same: an attack on it spends every pass it has."""
 
     def __init__(self, classes: int):
         super().__init__()
-        self.classes = classes
+        self.classes, self.asked = classes, 0
 
     def forward(self, images: Tensor) -> Tensor:
+        self.asked += 1
         waves = [(images * (1 + i)).flatten(1).sin().mean(1) for i in range(self.classes)]
-        return torch.stack([9 + waves[0], *waves[1:]], 1)
+        return torch.stack([9 + waves[0], *waves[1:]], 1) * (1 + 0.001 * (self.asked % 101))
 
 
 def settings_are_used(subject: Subject) -> Verdict:
