@@ -77,3 +77,21 @@ def test_a_corner_that_is_reached_is_a_cycle_of_one():
     assert torch.equal(images, x + 2 / 255)
     assert torch.equal(trace.loss_end, trace.loss_best)
     assert trace.forwards.tolist() == [5] * 2  # start, two steps to the corner, two that stay there
+
+
+def test_a_score_that_remembers_is_asked_to_the_end():
+    """Twice the same corner, then momentum turns: its loss says nothing of what comes."""
+    asked = []
+
+    def score(images: Tensor, active: Tensor, ahead: bool = True) -> Scores:
+        asked.append(images)
+        g = torch.ones_like(images) * (1 if len(asked) < 10 else -1)
+        return Scores(images.flatten(1).sum(1), images.flatten(1).sum(1) < 23.9, g)
+
+    x = torch.full((1, 3, 4, 4), 0.5)
+    options = {"steps": STEPS, "alpha": 1.0, "start": None, "todo": torch.ones(1, dtype=torch.bool)}
+    ended = pgd_best(score, x, Ball("Linf", 2.0), **options)[1]
+    assert ended.forwards.tolist() == [4]
+    asked.clear()
+    remembered = pgd_best(score, x, Ball("Linf", 2.0), **options, remembers=True)[1]
+    assert remembered.first_success.tolist() == [11]

@@ -69,6 +69,7 @@ class Counting(nn.Module):
     ("attack", "forwards", "backwards"),
     [
         (PGD(5), 6, 5),
+        (PGD(40), 41, 40),
         (PGD(5, restarts=3), 18, 15),
         (APGD(5, restarts=2), 12, 10),
         (APGDT(4, targets=3), 16, 12),

@@ -169,12 +169,14 @@ def pgd(
     return x.detach()
 
 
-def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None, todo: Tensor) -> Found:
+def pgd_best(
+    score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: float, start: Tensor | None, todo: Tensor, remembers: bool = False
+) -> Found:
     """Return the best iterate of PGD and its trace for the images `todo` [N]; an image is left alone after its first success.
 
     It is also left alone once it repeats: where an iterate and its loss are bit for bit those of two steps before, all that follows is
     known, and it is no success (cycles of sign steps: arXiv 2503.19347). Nothing but the passes saved depends on it. A model whose answers
-    are random gives another loss and is asked to the end.
+    are random gives another loss and is asked to the end; so is a score that `remembers` earlier steps, as momentum does.
     """
     x = images if start is None or steps == 0 else move(images, start, ball)
     scored = score(x, todo, steps > 0)
@@ -191,7 +193,7 @@ def pgd_best(score: Score, images: Tensor, ball: Ball, *, steps: int, alpha: flo
         best.update(x, scored._replace(loss=torch.where(active, scored.loss, best.loss)), step)
         last, forwards = torch.where(active, scored.loss, last), forwards + active
         (older, older_loss), (_, old_loss) = before
-        if step > 1:
+        if step > 1 and not remembers:
             again = active & (x == older).flatten(1).all(1) & (scored.loss == older_loss)
             repeats = repeats | again
             last = torch.where(again & ((steps - step) % 2 == 1), old_loss, last)

@@ -55,7 +55,9 @@ class MIFGSM:
         momentum = Momentum(resisting(objective_of, micro_batch), self.decay, self.kernel)
         everything = torch.ones_like(labels, dtype=torch.bool)
         with frozen(classifier):
-            adversarial, trace = pgd_best(momentum, images, ball, steps=self.steps, alpha=self.alpha, start=None, todo=everything)
+            adversarial, trace = pgd_best(
+                momentum, images, ball, steps=self.steps, alpha=self.alpha, start=None, todo=everything, remembers=True
+            )
         passes = 2 if self.diversity else 1  # the image itself is scored beside its diverse form
         return Example(adversarial, trace=replace(trace, forwards=passes * trace.forwards))
 

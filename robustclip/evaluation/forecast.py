@@ -25,7 +25,10 @@ SHOWN = 8  # images on which a pass is measured
 
 
 class Unbroken(nn.Module):
-    """A classifier of images [B,3,H,W] that no attack breaks, whose gradient is never zero: it counts the passes of images through it."""
+    """A classifier of images [B,3,H,W] that no attack breaks, whose gradient is never zero: it counts the passes of images through it.
+
+    It never answers twice the same, for an attack that repeats itself would end.
+    """
 
     def __init__(self, classes: int):
         super().__init__()
@@ -34,7 +37,7 @@ class Unbroken(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.forwards += len(images)
         logits = images.flatten(1).mean(1, keepdim=True) * torch.linspace(-1e-3, 1e-3, self.classes)
-        logits = logits + 10.0 * nn.functional.one_hot(torch.tensor(0), self.classes)
+        logits = (logits + 10.0 * nn.functional.one_hot(torch.tensor(0), self.classes)) * (1 + 0.001 * (self.forwards % 101))
         if logits.requires_grad:
             logits.register_hook(self._back)
         return logits
