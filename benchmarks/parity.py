@@ -44,7 +44,7 @@ Norm = Literal["Linf", "L2"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2")
 BATCH = 50
 # In 1/255; robust accuracies lie between 25 and 60 %, which takes a larger ball for a search without gradients.
-EPS, SQUARE_EPS = {"Linf": 2.0, "L2": 60.0}, {"Linf": 6.0, "L2": 300.0}
+EPS, SQUARE_EPS = {"Linf": 2.0, "L2": 75.0}, {"Linf": 6.0, "L2": 300.0}
 ZERO_SHOT = ("shapes", "tools", "sketch", "colours")
 TRAINED = {"scans": 1200, "steps": 60}  # scans the linear head learns from; optimiser steps of the fine-tuned tower
 
