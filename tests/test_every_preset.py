@@ -7,6 +7,7 @@ from pathlib import Path
 import every_preset
 import pytest
 import torch
+from conftest import STATISTICS
 
 from robustclip.commands import prepare
 from robustclip.data.reading import to_images
@@ -33,8 +34,10 @@ def found(name: str, n: int, folder: Path) -> Resolved:
 
 
 def test_the_smallest_preset_goes_from_files_to_its_published_row(tmp_path: Path, make_model: Callable[..., Model]) -> None:
-    resolved = found("fare-imagenet", 8, tmp_path)
-    model = replace(make_model(), name="CLIP ViT-B/32")  # so it stands beside the row of this name
+    resolved = found("fare-imagenet", 4, tmp_path)
+    model = replace(make_model(seed=1), name="CLIP ViT-B/32")  # so it stands beside the row of this name
+    # With its contrast turned up it falls within a few steps; hundreds would take seconds.
+    model = replace(model, open_clip_config=model.open_clip_config | {"preprocess_cfg": STATISTICS | {"size": 16, "std": [0.01] * 3}})
     table = evaluate_model(model, resolved)
     chosen = expected.choose(["published"], "fare-imagenet", [model.name], model.name)
     published, notes = expected.beside(chosen, "fare-imagenet", resolved)
@@ -43,15 +46,16 @@ def test_the_smallest_preset_goes_from_files_to_its_published_row(tmp_path: Path
     test_set = resolved.sets["imagenet"]
     assert test_set.card.class_names[:2] == ("tench", "goldfish")
     _, pixels, labels = resolved.read("imagenet", test_set.rows, 16)
-    assert pixels.shape == (8, 224, 224, 3)
+    assert pixels.shape == (4, 224, 224, 3)
     with torch.no_grad():
         answers = model.classifier(test_set.card.class_names, test_set.card.templates)(to_images(pixels, "cpu")).argmax(1)
     right = (answers == torch.as_tensor(labels)).sum().item()
     assert right > 0  # something to attack
-    assert built.mean(model.name, CLEAN).mean == right / 8
+    assert built.mean(model.name, CLEAN).mean == right / 4
     ran = list(zip(table["attack"].to_pylist(), table["eps"].to_pylist()))
     assert {attack for attack, _ in ran} <= {CLEAN, *(attack.name for attack in PRESETS["fare-imagenet"].attacks)}
-    assert ran.count(("apgd-ce-100", 1.0)) == right
+    assert ran.count(("apgd-ce-100x5", 1.0)) == right
+    assert built.mean(model.name, 1.0).mean == 0
     assert [(each.row, each.column, each.share) for each in published] == [
         ("CLIP ViT-B/32", column, pytest.approx(share)) for column, share in PRINTED.items()
     ]
