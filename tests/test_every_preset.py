@@ -64,8 +64,6 @@ def test_the_smallest_preset_goes_from_files_to_its_published_row(tmp_path: Path
     assert "Schlarmann et al. 2024 (FARE)" in said
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_finds_its_sets_as_its_suite_prepares_them(name: str, tmp_path: Path) -> None:
     resolved, preset = found(name, 2, tmp_path), PRESETS[name]
@@ -80,7 +78,6 @@ def test_every_preset_finds_its_sets_as_its_suite_prepares_them(name: str, tmp_p
         assert resolved.read(each, test_set.rows, 32)[1].shape[1:3] == (rule.native or preset.crop,) * 2
     if row := every_preset.row_of_clip(name):
         published, _ = expected.beside({"m": row}, name, resolved)
-        assert {each.column for each in published} >= {CLEAN}
-        assert {set_ for each in published for set_ in each.sets} <= {*preset.sets}
+        assert any(each.sets == preset.sets for each in published)  # the average is held against a printed one
     else:
         assert name in ("ttc-16", "mmcoa-16")
