@@ -1,6 +1,6 @@
 """Our attacks beside the original AutoAttack code at equal settings: accuracy of both, and on how many images they agree.
 
-    python benchmarks/parity.py [--images 200] [--seeds 0 1]                             # the published settings
+    python benchmarks/parity.py [--norms L2] [--images 200] [--seeds 0 1]                # the published settings
     python benchmarks/parity.py --square 200 --images 125                                # a random search alone
 
 The package `pyautoattack` 0.2.0 is the authors' own code (Croce & Hein 2020), loops, batches and random numbers included. Here it runs
@@ -15,9 +15,10 @@ with the scaled one.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from robustclip import names as models
 from robustclip.attacks import APGD, APGDT, FABT, Attack, Square
 from robustclip.attacks.pgd import logits_of
-from robustclip.attacks.square import BLOCK, FIRST, HALVINGS, P_INIT, SCHEDULE, SIGNS, signs
+from robustclip.attacks.square import BLOCK, FIRST, HALVINGS, P_INIT, SCHEDULE, SECOND, SIGNS, TURN, signs
 from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.data import world
@@ -39,8 +40,11 @@ from robustclip.models.model import Model
 from robustclip.training.learner import Learner
 from robustclip.training.recipes import DEMO
 
+Norm = Literal["Linf", "L2"]
+NORMS: tuple[Norm, ...] = ("Linf", "L2")
 BATCH = 50
-EPS, SQUARE_EPS = 2.0, 6.0  # in 1/255; robust accuracies lie between 25 and 60 %, which takes a larger ball for a search without gradients
+# In 1/255; robust accuracies lie between 25 and 60 %, which takes a larger ball for a search without gradients.
+EPS, SQUARE_EPS = {"Linf": 2.0, "L2": 75.0}, {"Linf": 6.0, "L2": 300.0}
 ZERO_SHOT = ("shapes", "tools", "sketch", "colours")
 TRAINED = {"scans": 1200, "steps": 60}  # scans the linear head learns from; optimiser steps of the fine-tuned tower
 
@@ -58,10 +62,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One attack on one model with one seed: which images [N] stay right under ours and under the original."""
+    """One attack on one model in one norm with one seed: which images [N] stay right under ours and under the original."""
 
     group: str
     attack: str
+    norm: str
     seed: int
     ours: np.ndarray
     theirs: np.ndarray
@@ -78,15 +83,16 @@ class Comparison:
 
     def __str__(self) -> str:
         ours, theirs, same = (100 * float(flags.mean()) for flags in (self.ours, self.theirs, self.ours == self.theirs))
-        return f"{self.group:12s} {self.attack:14s} {self.seed:4d} {ours:7.1f} {theirs:9.1f} {self.difference:+6.1f} {same:7.1f}"
+        what = f"{self.group:12s} {self.attack:14s} {self.norm:4s} {self.seed:4d}"
+        return f"{what} {ours:7.1f} {theirs:9.1f} {self.difference:+6.1f} {same:7.1f}"
 
 
-HEADER = f"{'model':12s} {'attack':14s} {'seed':>4s} {'ours':>7s} {'original':>9s} {'diff':>6s} {'agree %':>7s}"
+HEADER = f"{'model':12s} {'attack':14s} {'norm':4s} {'seed':>4s} {'ours':>7s} {'original':>9s} {'diff':>6s} {'agree %':>7s}"
 
 
-def original(attack: Attack, classifier: nn.Module, eps: float, seed: int) -> Any:
-    """Return the original's attack of the same settings, called as `perturb(images, labels)`; `eps` in pixel units."""
-    shared = {"norm": "Linf", "eps": eps, "seed": seed, "device": "cpu"}
+def original(attack: Attack, classifier: nn.Module, ball: Ball, seed: int) -> Any:
+    """Return the original's attack of the same settings, called as `perturb(images, labels)`."""
+    shared = {"norm": ball.norm, "eps": ball.radius, "seed": seed, "device": "cpu"}
     match attack:
         case APGD():
             return APGDAttack(classifier, n_iter=attack.steps, n_restarts=attack.restarts, loss=attack.loss, **shared)
@@ -105,56 +111,65 @@ class Replayed(SquareAttack):
     Its own windows never reach the last row and column (the paper's do), it asks once more than it says, and every batch draws anew.
     """
 
-    def __init__(self, classifier: nn.Module, eps: float, attack: Square, seed: int, id_: str, shape: torch.Size):
-        super().__init__(classifier, norm="Linf", eps=eps, n_queries=attack.queries - 1, device="cpu")
+    def __init__(self, classifier: nn.Module, ball: Ball, attack: Square, seed: int, id_: str, shape: torch.Size):
+        super().__init__(classifier, norm=ball.norm, eps=ball.radius, n_queries=attack.queries - 1, device="cpu")
         stream, (channels, height, width) = generator(seed, "square", 0, id_), shape
-        self.stripes = signs(torch.rand(channels + 1, height, width, generator=stream))[None, :-1, :1]
+        first, self.queries = torch.rand(channels + 1, height, width, generator=stream), attack.queries
+        if ball.norm == "Linf":
+            self.signs, self.turns = iter([signs(first[:-1, :1])]), iter(())
+        else:  # bumps side by side, row by row
+            side = height // 5
+            of_tiles = first[:, : height // side, : width // side].flatten(1)
+            self.signs, self.turns = iter(signs(of_tiles[:-1].T)[:, :, None, None]), iter(of_tiles[-1])
         self.rows = (row for _ in iter(int, 1) for row in torch.rand(BLOCK, 5 + channels, generator=stream))
-        self.row, self.corners = torch.empty(0), iter(())
-        self.queries = attack.queries
+        self.corners = iter(torch.empty(0))
 
     def p_selection(self, it: int) -> float:
-        self.row = next(self.rows)
-        self.corners = iter(self.row[FIRST].tolist())
+        row = next(self.rows)
+        self.corners, self.turns = iter(torch.cat([row[FIRST], row[SECOND]]).tolist()), iter(row[TURN, None])
+        self.signs = iter([signs(row[SIGNS])[:, None, None]])
         return P_INIT / 2 ** sum(it * SCHEDULE // self.queries > after for after in HALVINGS)
 
     def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
         return torch.tensor([min(int(next(self.corners) * (high + 1)), high)])
 
     def random_choice(self, shape: Sequence[int]) -> Tensor:
-        return self.stripes if len(shape) == 4 else signs(self.row[SIGNS])[:, None, None]
+        return next(self.signs).view(*shape)
+
+    def eta(self, s: int) -> Tensor:
+        drawn = super().eta(s)
+        upright = drawn if float(drawn[0].min()) > 0 else drawn.T  # as it was before it was turned by a number that is not ours
+        return upright.T if float(next(self.turns)) < 0.5 else upright
 
 
 def replayed(case: "Case", attack: Square, seed: int, ball: Ball) -> Tensor:
     """Return what the original's Square makes of images [N,3,H,W], one by one, by our random numbers."""
     found = []
     for i, id_ in enumerate(case.ids):
-        oracle = Replayed(case.classifier, ball.radius, attack, seed, id_, case.images.shape[1:])
+        oracle = Replayed(case.classifier, ball, attack, seed, id_, case.images.shape[1:])
         found.append(oracle.perturb(case.images[i : i + 1], case.labels[i : i + 1]).detach())
     return torch.cat(found)
 
 
-def compare(cases: Sequence[Case], attacks: Sequence[Attack], seeds: Sequence[int]) -> Iterator[Comparison]:
-    """Yield the comparison of every attack on every model with every seed; each attack meets every image, no cascade."""
-    for attack in attacks:
-        for group in dict.fromkeys(case.group for case in cases):
-            of_group = [case for case in cases if case.group == group]
-            for seed in seeds:
-                flags = [np.stack(_stands(case, attack, seed)) for case in of_group]
-                yield Comparison(group, attack.name, seed, *np.concatenate(flags, axis=1))
+def compare(cases: Sequence[Case], attacks: Sequence[Attack], seeds: Sequence[int], norms: Sequence[Norm]) -> Iterator[Comparison]:
+    """Yield the comparison of every attack on every model in every norm with every seed; each attack meets every image, no cascade."""
+    groups = dict.fromkeys(case.group for case in cases)
+    for attack, norm, group, seed in itertools.product(attacks, norms, groups, seeds):
+        ball = Ball(norm, (SQUARE_EPS if isinstance(attack, Square) else EPS)[norm])
+        flags = [np.stack(_stands(case, attack, seed, ball)) for case in cases if case.group == group]
+        yield Comparison(group, attack.name, norm, seed, *np.concatenate(flags, axis=1))
 
 
-def _stands(case: Case, attack: Attack, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _stands(case: Case, attack: Attack, seed: int, ball: Ball) -> tuple[np.ndarray, np.ndarray]:
     """Return which images [N] are still right under our attack and under the original."""
-    ball = Ball("Linf", SQUARE_EPS if isinstance(attack, Square) else EPS)
     ours = attack(case.classifier, case.images, case.labels, case.ids, ball, seed, BATCH).images
     if isinstance(attack, Square):
         theirs = replayed(case, attack, seed, ball)
     else:
-        oracle = original(attack, case.classifier, ball.radius, seed)
+        oracle = original(attack, case.classifier, ball, seed)
         theirs = torch.cat([oracle.perturb(x, y).detach() for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH))])
     for images in (ours, theirs):
-        if float((images - case.images).abs().max()) > ball.radius + 1e-6:
+        if float(ball.size(images - case.images).max()) > ball.radius + 1e-5:  # an L2 norm adds up what fp32 rounds
             raise RuntimeError(f"{attack.name} left its ball")
     right = [(logits_of(case.classifier, images, case.ids, BATCH).argmax(1) == case.labels).numpy() for images in (ours, theirs)]
     return right[0], right[1]
@@ -220,13 +235,15 @@ class LinearHead(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="of each zero-shot set")
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--square", type=int, metavar="QUERIES", help="Square alone, with so many queries")
     args = parser.parse_args()
     torch.set_num_threads(1)
     published = (APGD(100), APGD(100, loss="dlr"), APGDT(100), FABT(100), Square(5000))
     print(HEADER)
-    for comparison in compare(cases(args.images), (Square(args.square),) if args.square else published, args.seeds):
+    attacks = (Square(args.square),) if args.square else published
+    for comparison in compare(cases(args.images), attacks, args.seeds, args.norms):
         print(comparison, flush=True)
 
 

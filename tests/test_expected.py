@@ -83,7 +83,10 @@ def test_every_model_has_its_row_and_the_base_that_of_clip() -> None:
     assert expected.choose(["FARE4"], "fare-13", ["mine"], "base") == {"base": "CLIP ViT-L/14", "mine": "FARE4 ViT-L/14"}
     assert expected.choose(["CLIP ViT-B/32"], "fare-13", ["base"], "base") == {"base": "CLIP ViT-B/32"}
     assert expected.choose(["published"], "tecoa-16", ["x", "FT(TeCoA)"], "base") == {"base": "CLIP", "FT(TeCoA)": "FT(TeCoA)"}
-    assert expected.choose(["TAPT-V", "APT-V"], "tapt-11", ["a", "b"], "base")["a"] == "TAPT-V"
+    both = {"base": "CLIP ViT-B/16", "a": "TAPT-V ViT-B/16", "b": "APT-V ViT-B/16"}
+    assert expected.choose(["TAPT-V", "APT-V"], "tapt-11", ["a", "b"], "base") == both
+    found, _ = expected.beside({"a": "TAPT-V ViT-B/16"}, "tapt-11", resolved("tapt-11"))
+    assert [each.column for each in found if len(each.sets) == 11] == [(1.0, "pgd-100"), (1.0, "square-5000"), CLEAN]
     with pytest.raises(UserError, match=r"no published row is called 'x': name one, --expect .*FARE4 ViT-L/14"):
         expected.choose(["published"], "fare-13", ["x"], "base")
 

@@ -224,7 +224,7 @@ def published(report: Report) -> Sheet:
     header = ("model", "held against", "set", "column", "ours", "published", "difference", "the two", "ours counts besides")
     caption = (
         f"{agreeing} of {len(rows)} agree: 0 is in the 95 % interval of the difference, which comes from the intervals of both (Newcombe). "
-        "What ours counts besides can only lower it. The images are as many as in print, but rarely the same."
+        "What ours counts besides can only lower it. An interval is that of the images counted here or in print, which are rarely the same."
     )
     return Sheet("Beside published numbers", header, tuple(rows), caption, left=4)
 
