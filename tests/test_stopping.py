@@ -87,8 +87,17 @@ def gone(processes: list[psutil.Process]) -> bool:
     return all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in left)
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.parametrize("when", ["working", "fresh", "stuck", "after"])
+@pytest.mark.parametrize(
+    ("when", "name", "status"),
+    [
+        ("working", "SIGINT", 130),
+        ("working", "SIGTERM", 143),
+        ("working", "SIGHUP", 129),
+        ("fresh", "SIGINT", 130),
+        ("stuck", "SIGTERM", 143),
+        ("after", "SIGINT", 130),
+    ],
+)
 def test_one_line_a_status_and_no_process_left(when: str, name: str, status: int, tmp_path: Path) -> None:
     with running(when, tmp_path) as process:
         started = family(process)
