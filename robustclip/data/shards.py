@@ -43,19 +43,25 @@ def shuffled(rows: Iterable[Row]) -> list[Row]:
     return ordered
 
 
-def write_split(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> tuple[dict, ...]:
-    """Write <split>-00000.parquet ... and return {file, sha256, rows} of each, as the dataset card lists them."""
+def files_of(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> list[tuple[str, list[Row]]]:
+    """Return the path and the rows of each file of a split: <split>-00000.parquet ..."""
     ordered = shuffled(rows)
-    shards: list[dict] = []
-    for start in range(0, len(ordered), rows_per_file):
-        part = ordered[start : start + rows_per_file]
-        path = storage.join(folder, f"{storage.safe_name(split)}-{len(shards):05d}.parquet")
-        _write_file(path, part)
-        shards.append({"file": storage.name_of(path), "sha256": storage.sha256_file(path), "rows": len(part)})
-    return tuple(shards)
+    parts = [ordered[start : start + rows_per_file] for start in range(0, len(ordered), rows_per_file)]
+    return [(storage.join(folder, f"{storage.safe_name(split)}-{i:05d}.parquet"), part) for i, part in enumerate(parts)]
 
 
-def _write_file(path: str, rows: Sequence[Row]) -> None:
+def write_split(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> tuple[dict, ...]:
+    """Write the files of a split and return {file, sha256, rows} of each, as the dataset card lists them."""
+    return tuple(write_file(path, part) for path, part in files_of(folder, split, rows, rows_per_file))
+
+
+def write_file(path: str, rows: Sequence[Row]) -> dict:
+    """Write one file of a split and return its {file, sha256, rows}."""
+    _write_rows(path, rows)
+    return {"file": storage.name_of(path), "sha256": storage.sha256_file(path), "rows": len(rows)}
+
+
+def _write_rows(path: str, rows: Sequence[Row]) -> None:
     with storage.writing(path) as stream, pq.ParquetWriter(stream, SCHEMA, **LAYOUT) as writer:
         for start in range(0, len(rows), ROW_GROUP):
             part = rows[start : start + ROW_GROUP]

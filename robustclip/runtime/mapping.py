@@ -1,0 +1,66 @@
+"""Many pieces of work on all CPUs by Ray Data, a few one after the other."""
+
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from robustclip.base.errors import UserError
+from robustclip.runtime.cluster import connect, total
+
+PAYS = 16  # pieces: for fewer Ray is not started
+
+
+def mapped(work: Callable[[Any], Any], pieces: Sequence[Any], anywhere: bool) -> Iterable[Any]:
+    """Yield what `work` returns of every piece, in any order; PAYS pieces start Ray, and where it is there it does any number.
+
+    `work` and the pieces are pickled, so `work` is a function of a module. Unless `anywhere`, all is done on this machine. Raises the
+    UserError of a piece when no other one is at work any more.
+    """
+    ray = sys.modules.get("ray")  # a small set need not wait for its import
+    if len(pieces) < (2 if ray and ray.is_initialized() else PAYS):
+        return map(work, pieces)
+    connect()
+    options = {} if anywhere else _here()
+    cpus = total()[0] if anywhere else _cpus_here()
+    return _shared_out(work, pieces, options) if cpus > 1 else map(work, pieces)
+
+
+def _shared_out(work: Callable[[Any], Any], pieces: Sequence[Any], options: dict[str, Any]) -> Iterator[Any]:
+    import ray.data
+
+    def do(batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"result": [pickle.dumps(work(pickle.loads(batch["piece"][0])))], "error": [""]}
+        except UserError as error:
+            # Returned, not raised: Ray Data would wrap it in pages of its own.
+            return {"result": [b""], "error": [str(error)]}
+
+    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(do, batch_size=1, num_cpus=1, **options)
+    errors = []
+    for row in found.iter_rows():
+        if row["error"]:
+            errors.append(row["error"])
+        elif not errors:
+            yield pickle.loads(row["result"])
+    if errors:
+        raise UserError(errors[0])
+
+
+def _here() -> dict[str, Any]:
+    """Return the options that keep tasks on this machine, none where it is alone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if len(ray.nodes()) == 1:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+
+
+def _cpus_here() -> float:
+    """Return the CPUs that Ray has on this machine."""
+    import ray
+
+    mine = ray.get_runtime_context().get_node_id()
+    return sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == mine and node["Alive"])
