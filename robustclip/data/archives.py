@@ -136,6 +136,7 @@ def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tar
                 opened.seek(0)
             begun: Any = opened if around else _Stream(opened, first)
             ending: Any = _Stream(unpack(begun)) if unpack else begun
+            archive: Any
             with tarfile.open(fileobj=ending, mode="r:" if around else "r|", tarinfo=header, ignore_zeros=True) as archive:
                 while member := archive.next():
                     archive.members.clear()  # it would remember every one of them
