@@ -15,7 +15,7 @@ from sourcing import as_folder, as_tar, image, left, stored
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.data import collecting, preparation, shards
+from robustclip.data import collecting, shards, stages
 from robustclip.data.pieces import Ledger, one_by_one
 from robustclip.data.preparation import prepare
 from robustclip.runtime import mapping
@@ -40,7 +40,7 @@ SOURCES = {
 def _small(monkeypatch):
     """Make pieces small, so that small sets have several."""
     monkeypatch.setattr(collecting, "CHUNK", 2)
-    monkeypatch.setattr(preparation, "files_of", partial(shards.files_of, rows_per_file=3))
+    monkeypatch.setattr(stages, "files_of", partial(shards.files_of, rows_per_file=3))
 
 
 def elsewhere(work, piece):
@@ -146,9 +146,9 @@ def test_what_was_stopped_goes_on_from_there(tmp_path, suffix, kind, stop):
 KILLED = """
 import os, signal, sys
 from functools import partial
-from robustclip.data import collecting, preparation, shards
+from robustclip.data import collecting, preparation, shards, stages
 collecting.CHUNK = 2
-preparation.files_of = partial(shards.files_of, rows_per_file=3)
+stages.files_of = partial(shards.files_of, rows_per_file=3)
 def mapper(work, pieces, anywhere):
     for count, piece in enumerate(pieces):
         if work.args[0].__name__ == "written" and count == 2:
@@ -252,15 +252,10 @@ def test_for_a_few_pieces_ray_is_not_started(monkeypatch):
         mapped(abs, [*range(mapping.PAYS)], False)
 
 
-def refuse(piece):
-    """Raise the UserError of a piece."""
-    raise UserError(f"piece {piece} is bad")
-
-
 def test_on_ray_the_set_and_its_errors_are_the_same(ray_session, tmp_path, capfd):
     source = as_folder(tmp_path / "set", GOOD | FAULTS)
     one, other = (prepare(str(tmp_path / mapper.__name__), "set", [source], mapper=mapper) for mapper in (one_by_one, mapped))
     assert made(one) == made(other)
-    with pytest.raises(UserError, match=r"^piece 7 is bad$"):
-        [*mapped(refuse, [7, 7], False)]
+    with pytest.raises(UserError, match=r"^'../up' cannot be a file name; [^\n]*$"):
+        [*mapped(storage.safe_name, ["../up", "../up"], False)]
     assert storage.exists(other.card.folder)
