@@ -8,9 +8,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import fsspec.implementations.memory
 import pytest
 from layouts import as_zip
-from miniatures import cifar_python, hugging_face, memes, scenes
+from miniatures import cifar_python, hugging_face, memes, scenes, textures
+from pyarrow import fs
 from sourcing import as_folder, as_tar, image, left, stored
 
 from robustclip.base import storage
@@ -18,7 +20,7 @@ from robustclip.base.errors import UserError
 from robustclip.data import collecting, shards, stages
 from robustclip.data.pieces import Ledger, one_by_one
 from robustclip.data.preparation import prepare
-from robustclip.runtime import mapping
+from robustclip.data.suites import prepare_suite
 from robustclip.runtime.mapping import mapped
 
 GOOD = {f"train/{name}/{i}.png": image(8 + i, 8) for name in ("cat", "dog") for i in range(6)} | {"test/dog/0.png": image()}
@@ -89,6 +91,14 @@ def test_in_any_order_and_by_other_processes_the_set_is_the_same(tmp_path, kind)
     if name == "set" and kind != "parquet":
         assert {key: data for split in ("train", "test") for key, (data, _) in stored(other.card, split).items()} == GOOD
         assert {skip.id for skip in other.skipped} == REASONS
+
+
+def test_the_sets_of_a_suite_are_made_in_pieces_too(tmp_path):
+    as_folder(tmp_path / "root" / "dtd", textures())
+    mapper = Counting()
+    (outcome,) = prepare_suite(str(tmp_path / "out"), str(tmp_path / "root"), "tecoa-16", ["dtd"], {}, {}, mapper=mapper)
+    assert outcome.state == "prepared"
+    assert min(mapper.counts.values()) > 0
 
 
 def test_errors_are_the_same_too(tmp_path):
@@ -210,6 +220,22 @@ def test_other_options_take_nothing_either(tmp_path):
     assert left(out) == ["set"]
 
 
+def test_in_an_object_store_it_goes_on_too(tmp_path, monkeypatch):
+    kind = fsspec.implementations.memory.MemoryFileSystem
+    memory, plain = fs.PyFileSystem(fs.FSSpecHandler(kind())), storage.filesystem
+    monkeypatch.setattr(kind, "store", {})
+    monkeypatch.setattr(kind, "pseudo_dirs", [""])
+    monkeypatch.setattr(storage, "filesystem", lambda path: (memory, path.split("://")[1]) if "://" in path else plain(path))
+    source, again = as_folder(tmp_path / "set", GOOD), Counting()
+    with pytest.raises(Stopped):
+        prepare("s3://bucket", "set", [source], mapper=Counting("written", 2))
+    assert not storage.exists("s3://bucket/data/set")
+    done = prepare("s3://bucket", "set", [source], mapper=again)
+    assert done.card == prepare(str(tmp_path / "whole"), "set", [source]).card
+    assert again.counts == {"checked": 0, "written": 3}
+    assert {storage.name_of(path) for path in kind.store} == {path.name for path in Path(tmp_path / "whole/data/set").iterdir()}
+
+
 def test_a_shard_that_is_not_as_it_was_written_is_written_again(tmp_path):
     source, out, again = as_folder(tmp_path / "set", GOOD), str(tmp_path / "out"), Counting()
     with pytest.raises(Stopped):
@@ -242,14 +268,6 @@ def test_pieces_are_known_by_what_they_are(tmp_path):
     assert [*again(abs, [-3, 2], False)] == [3, 2]
     assert [*done(round, [-1], False)] == [-1]
     assert [*done(abs, [-1], False, lambda result: False)] == [1]
-
-
-def test_for_a_few_pieces_ray_is_not_started(monkeypatch):
-    monkeypatch.setattr(mapping, "connect", lambda: pytest.fail("Ray was started"))
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert [*mapped(abs, [*range(mapping.PAYS - 1)], False)] == [*range(mapping.PAYS - 1)]
-    with pytest.raises(BaseException, match="Ray was started"):
-        mapped(abs, [*range(mapping.PAYS)], False)
 
 
 def test_on_ray_the_set_and_its_errors_are_the_same(ray_session, tmp_path, capfd):

@@ -63,14 +63,15 @@ def parser() -> argparse.ArgumentParser:
 
 def progress() -> Progress:
     """Return a function that tells stderr every two seconds how far it is."""
-    started = told = time.monotonic()
+    started = heard = told = time.monotonic()
     doing = ""
 
     def tell(seen: int, what: str) -> None:
-        nonlocal started, told, doing
+        nonlocal started, heard, told, doing
         now = time.monotonic()
         if what != doing:
-            started, doing = now, what
+            started, doing = heard, what  # the first news of something come when a part of it is done
+        heard = now
         if now - told > 2:
             told = now
             print(f"{seen} files {what}, {seen / max(now - started, 1e-9):.0f} per second", file=sys.stderr)

@@ -51,11 +51,8 @@ def _shared_out(work: Callable[[Any], Any], pieces: Sequence[Any], options: dict
 def _here() -> dict[str, Any]:
     """Return the options that keep tasks on this machine, none where it is alone."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if len(ray.nodes()) == 1:
-        return {}
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+    return {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}} if len(ray.nodes()) > 1 else {}
 
 
 def _cpus_here() -> float:
