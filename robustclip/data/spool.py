@@ -109,6 +109,10 @@ class Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close and delete it."""
         self.stream.close()
         Path(self.path).unlink(missing_ok=True)
 

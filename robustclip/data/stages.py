@@ -53,6 +53,7 @@ class Stage:
 
     def tidy(self, card: DatasetCard) -> None:
         """Delete from a local stage all that is no part of the set: what pieces came to, parts of files that a killed process wrote."""
+        self.spool.close()  # a network file system keeps what is open
         wanted = {CARD, SKIPPED, *(shard["file"] for shards in card.shards.values() for shard in shards)}
         for name in {*os.listdir(self.folder)} - wanted if storage.is_local(self.folder) else ():
             storage.delete(storage.join(self.folder, name))

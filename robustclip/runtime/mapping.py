@@ -15,7 +15,7 @@ def mapped(work: Callable[[Any], Any], pieces: Sequence[Any], anywhere: bool) ->
     """Yield what `work` returns of every piece, in any order; PAYS pieces start Ray, and where it is there it does any number.
 
     `work` and the pieces are pickled, so `work` is a function of a module. Unless `anywhere`, all is done on this machine. Raises the
-    UserError of a piece when no other one is at work any more.
+    UserError of the first piece that has one, when no other piece is at work any more.
     """
     ray = sys.modules.get("ray")  # a small set need not wait for its import
     if len(pieces) < (2 if ray and ray.is_initialized() else PAYS):
@@ -31,21 +31,21 @@ def _shared_out(work: Callable[[Any], Any], pieces: Sequence[Any], options: dict
 
     def do(batch: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"result": [pickle.dumps(work(pickle.loads(batch["piece"][0])))], "error": [""]}
+            return {"number": batch["number"], "result": [pickle.dumps(work(pickle.loads(batch["piece"][0])))], "error": [""]}
         except UserError as error:
             # Returned, not raised: Ray Data would wrap it in pages of its own.
-            return {"result": [b""], "error": [str(error)]}
+            return {"number": batch["number"], "result": [b""], "error": [str(error)]}
 
-    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+    rows = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(do, batch_size=1, num_cpus=1, **options)
-    errors = []
+    errors: dict[int, str] = {}
     for row in found.iter_rows():
         if row["error"]:
-            errors.append(row["error"])
+            errors[row["number"]] = row["error"]
         elif not errors:
             yield pickle.loads(row["result"])
     if errors:
-        raise UserError(errors[0])
+        raise UserError(errors[min(errors)])
 
 
 def _here() -> dict[str, Any]:
