@@ -275,5 +275,5 @@ def test_on_ray_the_set_and_its_errors_are_the_same(ray_session, tmp_path, capfd
     one, other = (prepare(str(tmp_path / mapper.__name__), "set", [source], mapper=mapper) for mapper in (one_by_one, mapped))
     assert made(one) == made(other)
     with pytest.raises(UserError, match=r"^'../up' cannot be a file name; [^\n]*$"):
-        [*mapped(storage.safe_name, ["name", "../up", "../../up"], False)]
+        [*mapped(storage.safe_name, ["name", "../up", "../../up", "other"], False)]
     assert storage.exists(other.card.folder)

@@ -9,16 +9,17 @@ from robustclip.base.errors import UserError
 from robustclip.runtime.cluster import connect, total
 
 PAYS = 16  # pieces: for fewer Ray is not started
+FEW = 4  # pieces: fewer are done before Ray, if it is there, would have shared them out
 
 
 def mapped(work: Callable[[Any], Any], pieces: Sequence[Any], anywhere: bool) -> Iterable[Any]:
-    """Yield what `work` returns of every piece, in any order; PAYS pieces start Ray, and where it is there it does any number.
+    """Yield what `work` returns of every piece, in any order; PAYS pieces start Ray, and where it is there it does FEW or more.
 
     `work` and the pieces are pickled, so `work` is a function of a module. Unless `anywhere`, all is done on this machine. Raises the
     UserError of the first piece that has one, when no other piece is at work any more.
     """
     ray = sys.modules.get("ray")  # a small set need not wait for its import
-    if len(pieces) < (2 if ray and ray.is_initialized() else PAYS):
+    if len(pieces) < (FEW if ray and ray.is_initialized() else PAYS):
         return map(work, pieces)
     connect()
     options = {} if anywhere else _here()
