@@ -10,6 +10,7 @@ import pytest
 
 from robustclip.base import disk, errors, storage
 from robustclip.base.errors import UserError
+from robustclip.base.staging import staged
 from robustclip.commands import prepare, pretrain, report, words
 from robustclip.training import loop
 
@@ -80,7 +81,7 @@ def test_a_training_worker_on_a_full_disk_is_not_started_again(monkeypatch: pyte
 
 def test_a_set_for_which_there_is_no_room_leaves_nothing(tmp_path: Path) -> None:
     def fill() -> None:
-        with storage.staged(str(tmp_path / "set")) as stage:
+        with staged(str(tmp_path / "set")) as stage:
             storage.write_bytes(f"{stage}/shard", b"rows")
             raise refusal(errno.ENOSPC, None)  # of an unnamed temporary file
 

@@ -184,6 +184,19 @@ def test_the_command_says_where_and_what_next(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: a set needs a name: add --name SET\n"
 
 
+def test_progress_counts_the_time_of_the_first_part_too(monkeypatch, capsys):
+    clock = iter([0.0, 1.0, 5.0, 7.5, 10.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    tell = command.progress()
+    for seen, what in ((1000, "found"), (256, "checked"), (512, "checked"), (500, "written")):
+        tell(seen, what)
+    assert capsys.readouterr().err.splitlines() == [
+        "256 files checked, 64 per second",
+        "512 files checked, 79 per second",
+        "500 files written, 200 per second",
+    ]
+
+
 def test_the_command_renders_embedded_sets(tmp_path, monkeypatch, capsys):
     asked = ("world:chess", "--images", 12, "--render-seed", 3, "--out", tmp_path)
     assert run(monkeypatch, *asked) == 0

@@ -10,6 +10,7 @@ from pyarrow import fs
 
 from robustclip.base import errors, storage
 from robustclip.base.errors import UserError
+from robustclip.base.staging import staged
 
 
 def test_resolve_makes_paths_absolute_and_keeps_uris(tmp_path, monkeypatch):
@@ -100,10 +101,10 @@ def fail_half_way(writer):
 def test_a_staged_folder_appears_whole_or_not_at_all(root):
     folder = storage.join(root, "data", "set")
     with pytest.raises(RuntimeError, match="power"):
-        fail_half_way(storage.staged(folder))
+        fail_half_way(staged(folder))
     assert not storage.exists(folder)
     for value in ("one", "two"):
-        with storage.staged(folder, replace=value == "two") as stage:
+        with staged(folder, replace=value == "two") as stage:
             storage.write_bytes(storage.join(stage, f"{value}.parquet"), b"rows")
             storage.write_json(storage.join(stage, "dataset.json"), value)
     assert [storage.name_of(path) for path in storage.list_files(folder)] == ["dataset.json", "two.parquet"]
@@ -124,7 +125,7 @@ def test_a_failed_write_leaves_no_part(root):
 def test_a_second_staged_folder_gives_way_unless_it_replaces(tmp_path, replace, kept):
     folder = str(tmp_path / "set")
     for value in (1, 2):
-        with storage.staged(folder, replace=replace) as stage:
+        with staged(folder, replace=replace) as stage:
             storage.write_json(storage.join(stage, "dataset.json"), value)
     assert storage.read_json(storage.join(folder, "dataset.json")) == kept
     assert os.listdir(tmp_path) == ["set"]

@@ -215,12 +215,19 @@ def size_of(path: str) -> int:
     return system.get_file_info(inside).size
 
 
-def list_all(folder: str) -> list[tuple[str, int]]:
-    """Return (name inside the folder, size in bytes) of every file in and below a folder, sorted."""
+def stamp(path: str) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change in ns."""
+    system, inside = filesystem(path)
+    info = system.get_file_info(inside)
+    return info.size, info.mtime_ns
+
+
+def list_all(folder: str) -> list[tuple[str, int, int]]:
+    """Return (name inside the folder, size in bytes, time of change in ns) of every file in and below a folder, sorted."""
     system, inside = filesystem(folder)
     found = system.get_file_info(fs.FileSelector(inside, recursive=True))
     start = len(inside.rstrip("/")) + 1
-    return sorted((info.path[start:], info.size) for info in found if info.type == fs.FileType.File)
+    return sorted((info.path[start:], info.size, info.mtime_ns) for info in found if info.type == fs.FileType.File)
 
 
 def delete(path: str) -> None:
@@ -240,51 +247,3 @@ def sha256_file(path: str) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-@contextmanager
-def staged(folder: str, replace: bool = False) -> Iterator[str]:
-    """Yield a hidden folder that becomes `folder` when the block ends well and disappears when it does not; a full disk is a UserError.
-
-    A folder already there stays and ours is dropped (two processes made the same thing), unless `replace`.
-    """
-    stage = join(parent_of(folder), f".{name_of(folder)}.{uuid.uuid4().hex}")
-    try:
-        if is_local(folder):
-            os.makedirs(stage)
-        yield stage
-        if is_local(folder):
-            _move_folder(stage, folder, replace)
-        else:
-            _move_objects(stage, folder, replace)
-    except OSError as error:
-        if error.errno in disk.NO_ROOM:
-            raise UserError(f"{folder}: no room to make it ({error.strerror}); {disk.REMEDY}") from error
-        raise
-    finally:
-        delete(stage)
-
-
-def _move_folder(stage: str, folder: str, replace: bool) -> None:
-    if replace and exists(folder):
-        old = f"{stage}.old"
-        os.rename(folder, old)
-        os.rename(stage, folder)
-        delete(old)
-        return
-    try:
-        os.rename(stage, folder)
-    except OSError:
-        if not exists(folder):
-            raise
-
-
-def _move_objects(stage: str, folder: str, replace: bool) -> None:
-    """Move a folder of an object store file by file, the .json manifests last: who finds one finds all it names."""
-    if list_files(folder, ".json") and not replace:
-        return
-    for path in sorted(list_files(folder), key=lambda p: not p.endswith(".json")):
-        delete(path)
-    for path in sorted(list_files(stage), key=lambda p: p.endswith(".json")):
-        system, inside = filesystem(path)
-        system.move(inside, filesystem(join(folder, name_of(path)))[1])

@@ -11,6 +11,7 @@ from typing import Any
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.staging import staged
 from robustclip.data import card as data_card
 from robustclip.models import checkpoints, exporting, zoo
 from robustclip.models.model import Model
@@ -59,7 +60,7 @@ def run() -> None:
     model = models.load_exactly(name, sha256)
     reports, unfinished = model_card.measured(out, sha256)
     about = about_of(model, sha256, args.form, storage.name_of(folder), out)
-    with storage.staged(folder, replace=True) as stage:
+    with staged(folder, replace=True) as stage:
         exporting.write(model, args.form, stage)
         storage.write_bytes(storage.join(stage, CARD), model_card.written(about, reports, unfinished).encode())
         files = sorted(storage.name_of(path) for path in storage.list_files(stage))

@@ -32,6 +32,7 @@ from robustclip.data.world import FINE_TUNING, SETS
 from robustclip.models.class_names import reading
 from robustclip.models.tokenizers import clip_tokenizer
 from robustclip.runtime import cli
+from robustclip.runtime.mapping import mapped
 
 WORLD = "world:"
 OUT = "outputs"
@@ -62,14 +63,15 @@ def parser() -> argparse.ArgumentParser:
 
 def progress() -> Progress:
     """Return a function that tells stderr every two seconds how far it is."""
-    started = told = time.monotonic()
+    started = heard = told = time.monotonic()
     doing = ""
 
     def tell(seen: int, what: str) -> None:
-        nonlocal started, told, doing
+        nonlocal started, heard, told, doing
         now = time.monotonic()
         if what != doing:
-            started, doing = now, what
+            started, doing = heard, what  # the first news of something come when a part of it is done
+        heard = now
         if now - told > 2:
             told = now
             print(f"{seen} files {what}, {seen / max(now - started, 1e-9):.0f} per second", file=sys.stderr)
@@ -181,7 +183,7 @@ def run() -> None:
         card = prepare_world(out, args)
     else:
         chosen = {key: getattr(args, key) for key in ("split", "strict", "templates", "licence", "fresh", "format")}
-        done = prepare(out, args.name, args.source, **chosen, rename=getattr(args, "rename", None), progress=progress())
+        done = prepare(out, args.name, args.source, **chosen, rename=getattr(args, "rename", None), progress=progress(), mapper=mapped)
         card = done.card
         print(f"read as {done.format}")
         for said in (*done.said, *(differences(KNOWN[args.name], len(card.class_names), card.splits) if args.name in KNOWN else ())):
@@ -217,9 +219,8 @@ def run_suite(args: argparse.Namespace, out: str) -> None:
     templates = {name: protocol.rule(name).templates for name in protocol.sets}
     scored = {name: protocol.rule(name).split for name in protocol.sets}
     there, left = 0, []
-    for outcome in prepare_suite(
-        out, storage.resolve(args.root), args.suite, protocol.sets, templates, scored, **options, progress=progress(), starting=_starting
-    ):
+    options |= {"progress": progress(), "starting": _starting, "mapper": mapped}
+    for outcome in prepare_suite(out, storage.resolve(args.root), args.suite, protocol.sets, templates, scored, **options):
         tell_outcome(outcome)
         there += outcome.card is not None
         left += [] if outcome.card else [f"{outcome.known.name} ({outcome.state})"]

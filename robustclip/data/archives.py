@@ -1,4 +1,7 @@
-"""The members of a tar archive, read as a stream once: archives in a row are one, links are followed inside, damage is never the end."""
+"""The members of a tar archive, found once: archives in a row are one, links are followed inside, damage is never the end.
+
+What lies in an archive that is not compressed is read where it lies; of any other the files are kept in the spool.
+"""
 
 import bz2
 import gzip
@@ -17,7 +20,7 @@ from typing import IO, Any
 
 from robustclip.base import disk
 from robustclip.base.errors import UserError
-from robustclip.data.spool import Spool
+from robustclip.data.spool import Place, Spool
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNPACKERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by first bytes
@@ -46,14 +49,6 @@ class Entry:
     size: int = 0
     open: Callable[[], IO[bytes]] | None = None
     fault: str = ""
-    kept: bool = False  # in the spool, where it stays as it is
-
-    def read(self) -> bytes:
-        """Return the file's bytes."""
-        if self.open is None:
-            raise ValueError(f"{self.name} is no file that can be read")
-        with self.open() as stream:
-            return stream.read()
 
 
 class _Header(tarfile.TarInfo):
@@ -102,13 +97,14 @@ class _Stream:
 
 
 def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> Iterator[Entry]:
-    """Yield the files and folders of a tar archive, its files kept in `spool`, then those its links lead to, under the links' names.
+    """Yield the files and folders of a tar archive, then the files its links lead to, under the links' names.
 
-    `source` is what errors call the archive, `packed` opens it. A tar archive inside can be read only before the next entry is asked for.
+    `source` is what errors call the archive, `packed` opens it. A tar archive inside a compressed one can be read only before the next
+    entry is asked for.
     """
     links: dict[str, str] = {}
     files: dict[str, Entry] = {}
-    for archive, member in _members(source, packed):
+    for archive, member, place in _members(source, packed):
         links.pop(member.name, None)  # a later member of a name takes the place of an earlier one
         files.pop(member.name, None)
         if member.isdir():
@@ -118,26 +114,37 @@ def tar_entries(source: str, packed: Callable[[], IO[bytes]], spool: Spool) -> I
         elif member.islnk():
             links[member.name] = member.linkname
         elif member.isreg() and member.name.lower().endswith(SUFFIXES):
-            yield Entry(member.name, member.size, partial(_passing, archive, member))  # a set may be a tar of tars: not kept twice
+            yield Entry(member.name, member.size, place or partial(_passing, archive, member))  # a set may be a tar of tars: not kept twice
         elif member.isreg():
-            files[member.name] = _kept(source, archive, member, spool)
+            files[member.name] = Entry(member.name, member.size, place) if place else _kept(source, archive, member, spool)
             yield files[member.name]
         else:
             yield Entry(member.name, fault=NO_FILE)
     yield from _linked(files, links)
 
 
-def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(source: str, packed: Callable[[], IO[bytes]]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, Place | None]]:
+    """Yield an archive and each of its members, and where the member's bytes lie in the open."""
     with _intact(source):
         header: type[_Header] = type("Header", (_Header,), {})  # what it remembers is of one archive
         with packed() as opened:
-            begun: Any = _Stream(opened, opened.read(6))
-            unpack = next((unpack for magic, unpack in UNPACKERS.items() if begun.first.startswith(magic)), None)
+            first = opened.read(6)
+            unpack = next((unpack for magic, unpack in UNPACKERS.items() if first.startswith(magic)), None)
+            around = packed if isinstance(packed, Place) and not unpack else None
+            end = opened.seek(0, os.SEEK_END) if around else 0
+            if around:
+                opened.seek(0)
+            begun: Any = opened if around else _Stream(opened, first)
             ending: Any = _Stream(unpack(begun)) if unpack else begun
-            with tarfile.open(fileobj=ending, mode="r|", tarinfo=header, ignore_zeros=True) as archive:
-                for member in archive:
+            archive: Any
+            with tarfile.open(fileobj=ending, mode="r:" if around else "r|", tarinfo=header, ignore_zeros=True) as archive:
+                while member := archive.next():
+                    archive.members.clear()  # it would remember every one of them
+                    if around and archive.offset > end:
+                        raise tarfile.ReadError("unexpected end of data")
                     member.name = _plain(member.name)
-                    yield archive, member
+                    place = around.part(member.offset_data, member.size) if around and not member.issparse() else None
+                    yield archive, member, place
             if not header.zeros:  # tarfile takes a cut between two members for the end; a whole archive ends in zeros
                 raise tarfile.ReadError("no end mark")
 
@@ -153,11 +160,10 @@ def _kept(source: str, archive: tarfile.TarFile, member: tarfile.TarInfo, spool:
         return Entry(member.name, member.size, partial(never_kept, member.name))
     with _intact(source):
         stream = archive.extractfile(member)
-        opener = spool.keep(stream or b"")
-        with opener() as kept:
-            if kept.seek(0, os.SEEK_END) != member.size:
-                raise tarfile.ReadError(f"unexpected end of {member.name}")
-    return Entry(member.name, member.size, opener, kept=True)
+        kept = spool.keep(stream or b"")
+        if kept.length != member.size:
+            raise tarfile.ReadError(f"unexpected end of {member.name}")
+    return Entry(member.name, member.size, kept)
 
 
 def _passing(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -177,7 +183,7 @@ def _linked(files: Mapping[str, Entry], links: Mapping[str, str]) -> Iterator[En
         for above in (*_above(name), name):
             for link in targets.get(above, ()):
                 dead.discard(link)
-                yield Entry(link + name[len(above) :], entry.size, entry.open, kept=entry.kept)
+                yield Entry(link + name[len(above) :], entry.size, entry.open)
     for link in sorted(dead):
         yield Entry(link, fault=DEAD_LINK)
 

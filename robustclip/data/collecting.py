@@ -1,16 +1,20 @@
-"""The images that a set says it has, read once, decoded once to see that they can be, and kept as the bytes they came in."""
+"""The images that a set says it has: each is read and decoded once to see that it can be, by whoever has the time."""
 
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from robustclip.base.errors import UserError
-from robustclip.data.archives import MAX_BYTES, Entry, is_image
+from robustclip.data.archives import MAX_BYTES, is_image
 from robustclip.data.formats.base import NO_SPLIT, Item, Reading
 from robustclip.data.images import BadImage, decode
 from robustclip.data.sources import Progress
-from robustclip.data.spool import Spool
+from robustclip.data.spool import Place, Source
+
+AGAIN = "a source must stay as it is while a set is prepared; run the same command again"
+CHUNK = 256  # images that are checked as one piece of work
 
 
 @dataclass(frozen=True)
@@ -24,17 +28,32 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image that was found good: what opens its bytes, its label, height and width, and where it came from."""
+    """An image that was found good: what gives its bytes, their CRC-32, its label, height and width, and where it came from."""
 
-    open: Callable[[], IO[bytes]]
+    source: Source
+    crc: int
     label: int
     shape: tuple[int, int]
     origin: Any
 
-    def image(self) -> bytes:
-        """Return its bytes."""
-        with self.open() as stream:
-            return stream.read()
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The bytes of a row of a set, which must be those that were checked."""
+
+    id: str
+    source: Source
+    crc: int
+
+    def __call__(self) -> bytes:
+        """Return the bytes; raises UserError where they have become others."""
+        try:
+            data = self.source.read()
+        except (OSError, BadImage) as error:
+            raise UserError(f"{self.id} was read and now it cannot be ({error}); {AGAIN}") from error
+        if zlib.crc32(data) != self.crc:
+            raise UserError(f"{self.id} holds other bytes than when it was checked; {AGAIN}")
+        return data
 
 
 @dataclass
@@ -47,19 +66,47 @@ class Collected:
     seen: int = 0
 
 
-def collect(reading: Reading, spool: Spool, progress: Progress) -> Collected:
-    """Read every image of a set once, check it and put its bytes into `spool`; `progress` hears the number of files seen."""
+Check = Callable[[Sequence[tuple[Source, ...]]], Iterator[list[Any]]]  # what `checked` says of every piece, in their order
+
+
+def collect(reading: Reading, check: Check, progress: Progress) -> Collected:
+    """Have every image of a set checked once, in pieces of CHUNK images; `progress` hears the number of files seen."""
     found = Collected()
-    checked: dict[int, Any] | None = {} if reading.shared else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
-        for item in reading.items:
-            _take(item, spool, checked, found)
-            progress(found.seen, "read and checked")
+    items = [*reading.items]
+    sources = [_source(item) for item in items]
+    asked = [source for source in sources if not isinstance(source, str)]
+    asked = [*dict.fromkeys(asked)] if reading.shared else asked
+    pieces = [tuple(asked[start : start + CHUNK]) for start in range(0, len(asked), CHUNK)]
+    answers = (answer for piece in check(pieces) for answer in piece)
+    known: dict[Source, Any] = {}  # of what is in several splits
+    for item, source in zip(items, sources, strict=True):
+        answer = source if isinstance(source, str) else known[source] if source in known else next(answers)
+        if reading.shared and not isinstance(source, str):
+            known[source] = answer
+        _take(item, source, answer, found)
+        progress(found.seen, "read and checked")
     filled = {row.label for rows in found.rows.values() for row in rows.values()}
     for label in sorted(found.labels - filled) if reading.filled and filled else ():
         raise UserError(f"the class folder {reading.keys[label]!r} holds no readable image; remove it or mend its images")
     return found
+
+
+def checked(piece: Sequence[Source]) -> list[Any]:
+    """Return [height, width, CRC-32 of the bytes] of every image of a piece, or the reason why it can be no row."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # they name no file; what cannot be read is counted with its reason
+        return [_checked(source) for source in piece]
+
+
+def _checked(source: Source) -> list[int] | str:
+    try:
+        data = source.read()
+        height, width, _ = decode(data).shape
+    except BadImage as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return [height, width, zlib.crc32(data)]
 
 
 def written(name: str) -> str:
@@ -67,8 +114,29 @@ def written(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _take(item: Item, spool: Spool, checked: dict[int, Any] | None, found: Collected) -> None:
-    """Check one image and keep its bytes, or note why it is skipped."""
+def _source(item: Item) -> Source | str:
+    """Return what gives an item's bytes, or why it can be no row whatever they are."""
+    if item.split == NO_SPLIT:
+        return item.fault
+    if f"{item.split}/{item.id}" != written(f"{item.split}/{item.id}"):
+        return "its name is not valid UTF-8"
+    if item.fault:
+        return item.fault
+    if item.made:
+        return item.made
+    if item.entry is None or item.entry.open is None:
+        return item.entry.fault if item.entry else "has no bytes"
+    if not is_image(item.entry.name):
+        return "not the name of a JPEG, PNG, WebP, BMP, GIF or PPM image"
+    if item.entry.size > MAX_BYTES:
+        return f"{item.entry.size} bytes are more than {MAX_BYTES}"
+    if not isinstance(item.entry.open, Place):
+        raise RuntimeError(f"{item.entry.name} lies in no place where it can be read at any time")
+    return item.entry.open
+
+
+def _take(item: Item, source: Source | str, answer: Any, found: Collected) -> None:
+    """Note an image, whose check came to `answer`, or why it is skipped."""
     found.seen += 1
     if item.split == NO_SPLIT:
         found.skipped.append(Skipped(written(item.id), item.split, item.fault))
@@ -84,60 +152,8 @@ def _take(item: Item, spool: Spool, checked: dict[int, Any] | None, found: Colle
             raise UserError(f"the id {written(key)!r} occurs more than once; every image needs an id of its own; rename one of its files")
         del rows[key]
         found.skipped.append(Skipped(key, item.split, "a later file of the archive has the same name and takes its place"))
-    try:
-        if key != written(key):
-            raise BadImage("its name is not valid UTF-8")
-        if item.fault:
-            raise BadImage(item.fault)
-        opener, shape = _checked(item, spool, checked)
-    except BadImage as error:
-        found.skipped.append(Skipped(written(key), item.split, str(error)))
+    if isinstance(source, str) or isinstance(answer, str):
+        found.skipped.append(Skipped(written(key), item.split, answer))
         return
-    rows[key] = Found(opener, item.label, shape, item.origin)
-
-
-def _checked(item: Item, spool: Spool, checked: dict[int, Any] | None) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
-    if item.entry is None:
-        return _kept(_read(item.read) if item.read else b"", spool)
-    if checked is None:
-        return _kept_once(item.entry, spool)
-    place = id(item.entry)  # entries live as long as their tree
-    if place not in checked:
-        try:
-            checked[place] = _kept_once(item.entry, spool)
-        except BadImage as error:
-            checked[place] = str(error)
-    if isinstance(checked[place], str):
-        raise BadImage(checked[place])
-    return checked[place]
-
-
-def _bytes(entry: Entry) -> bytes:
-    if entry.open is None:
-        raise BadImage(entry.fault)
-    if not is_image(entry.name):
-        raise BadImage("not the name of a JPEG, PNG, WebP, BMP, GIF or PPM image")
-    if entry.size > MAX_BYTES:
-        raise BadImage(f"{entry.size} bytes are more than {MAX_BYTES}")
-    return _read(entry.read)
-
-
-def _read(read: Callable[[], bytes]) -> bytes:
-    try:
-        return read()
-    except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror})") from error
-
-
-def _kept_once(entry: Entry, spool: Spool) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
-    """Return how an image is opened and its shape; the bytes of one that is no part of an archive are kept now."""
-    data = _bytes(entry)
-    if entry.kept and entry.open:
-        height, width, _ = decode(data).shape
-        return entry.open, (height, width)
-    return _kept(data, spool)
-
-
-def _kept(data: bytes, spool: Spool) -> tuple[Callable[[], IO[bytes]], tuple[int, int]]:
-    height, width, _ = decode(data).shape
-    return spool.keep(data), (height, width)
+    height, width, crc = answer
+    rows[key] = Found(source, crc, item.label, (height, width), item.origin)

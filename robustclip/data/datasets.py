@@ -13,6 +13,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.locks import alone
 from robustclip.base.ranges import DRAWN, check
+from robustclip.base.staging import staged
 from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
@@ -71,7 +72,7 @@ def _render(folder: str, name: str, split_sizes: Mapping[str, int], seed: int) -
     check(split_sizes, dict.fromkeys(split_sizes, DRAWN), f"{name}: the number of images of ")
     log.info("rendering %s (seed %d, %s) into %s", name, seed, json.dumps(dict(split_sizes)), folder)
     scanned = world.SETS[name].scenes is None
-    with storage.staged(folder) as stage:
+    with staged(folder) as stage:
         shards = {}
         for split, size in split_sizes.items():
             pixels, labels = _images(name, size, seed, split)

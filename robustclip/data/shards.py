@@ -45,21 +45,27 @@ def shuffled(rows: Iterable[Row]) -> list[Row]:
     return ordered
 
 
+def files_of(folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE) -> list[tuple[str, list[Row]]]:
+    """Return the path and the rows of each file of a split: <split>-00000.parquet ..."""
+    ordered = shuffled(rows)
+    parts = [ordered[start : start + rows_per_file] for start in range(0, len(ordered), rows_per_file)]
+    return [(storage.join(folder, f"{storage.safe_name(split)}-{i:05d}.parquet"), part) for i, part in enumerate(parts)]
+
+
 def write_split(
     folder: str, split: str, rows: Iterable[Row], rows_per_file: int = ROWS_PER_FILE, row_group: int = ROW_GROUP
 ) -> tuple[dict, ...]:
-    """Write <split>-00000.parquet ... and return {file, sha256, rows} of each, as the dataset card lists them."""
-    ordered = shuffled(rows)
-    shards: list[dict] = []
-    for start in range(0, len(ordered), rows_per_file):
-        part = ordered[start : start + rows_per_file]
-        path = storage.join(folder, f"{storage.safe_name(split)}-{len(shards):05d}.parquet")
-        _write_file(path, part, row_group)
-        shards.append({"file": storage.name_of(path), "sha256": storage.sha256_file(path), "rows": len(part)})
-    return tuple(shards)
+    """Write the files of a split and return {file, sha256, rows} of each, as the dataset card lists them."""
+    return tuple(write_file(path, part, row_group) for path, part in files_of(folder, split, rows, rows_per_file))
 
 
-def _write_file(path: str, rows: Sequence[Row], row_group: int) -> None:
+def write_file(path: str, rows: Sequence[Row], row_group: int = ROW_GROUP) -> dict:
+    """Write one file of a split and return its {file, sha256, rows}."""
+    _write_rows(path, rows, row_group)
+    return {"file": storage.name_of(path), "sha256": storage.sha256_file(path), "rows": len(rows)}
+
+
+def _write_rows(path: str, rows: Sequence[Row], row_group: int) -> None:
     with storage.writing(path) as stream, pq.ParquetWriter(stream, SCHEMA, **LAYOUT) as writer:
         for start in range(0, len(rows), row_group):
             part = rows[start : start + row_group]

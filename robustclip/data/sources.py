@@ -1,22 +1,24 @@
-"""All files of the sources of one set by name, each readable at any time: folders as they lie, archives through one temporary file."""
+"""All files of the sources of one set by name, each readable at any time: folders and plain archives as they lie, others unpacked once."""
 
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import takewhile
-from typing import IO
+from typing import IO, Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data import zips
 from robustclip.data.archives import DEAD_LINK, NO_FILE, SUFFIXES, Entry, is_image, tar_entries
-from robustclip.data.spool import Spool
+from robustclip.data.spool import Place, Spool
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 PACKED = (*SUFFIXES, zips.SUFFIX)
+READERS = 1  # raised by hand when a reader makes something else of the same files
 DEPTH = 3  # archives in archives: ImageNet's tar of tars is two
 Progress = Callable[[int, str], None]  # hears how many files there are so far, and what was done with them
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -170,25 +172,16 @@ def _entries(source: str, spool: Spool) -> Iterator[Entry]:
     if is_packed(source):
         if not storage.exists(source):
             raise UserError(f"{source}: no such file")
-        return _inside(source, partial(_random_access, source), spool, 0)
+        return _inside(source, Place(source), spool, 0)
     if not storage.exists(source):
         raise UserError(f"{source}: no such folder or file; give a folder, a tar or zip archive, the files of a set, or world:SET")
     if storage.is_folder(source):
-        return iter([Entry(name, size, partial(_random_access, storage.join(source, name))) for name, size in storage.list_all(source)])
+        return iter([Entry(name, size, Place(storage.join(source, name))) for name, size, _ in storage.list_all(source)])
     return iter([_file(source, storage.name_of(source))] if storage.is_local(source) else [_stored(source)])
 
 
-def _local(path: str) -> IO[bytes]:
-    return open(path, "rb")
-
-
 def _stored(source: str) -> Entry:
-    return Entry(storage.name_of(source), storage.size_of(source), partial(_random_access, source))
-
-
-def _random_access(path: str) -> IO[bytes]:
-    system, inside = storage.filesystem(path)
-    return system.open_input_file(inside)
+    return Entry(storage.name_of(source), storage.size_of(source), Place(source))
 
 
 def _inside(source: str, packed: Callable[[], IO[bytes]], spool: Spool, depth: int) -> Iterator[Entry]:
@@ -208,19 +201,41 @@ def _mounted(name: str, inside: Iterator[Entry]) -> Iterator[Entry]:
     folder, stem = name.rpartition("/")[0], stem_of(name)
     for entry in inside:
         at = entry.name if entry.name == stem or entry.name.startswith(f"{stem}/") else _joined(stem, entry.name)
-        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault, entry.kept)
+        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault)
 
 
 def _folder_entries(source: str) -> Iterator[Entry]:
-    for folder, folders, files in os.walk(source, onerror=_closed, followlinks=True):  # sets made of links are common
-        inside = os.path.relpath(folder, source).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        if prefix:
+    for folder, inside, names, circles in _walked(source, _closed):
+        prefix = f"{inside}/" if inside else ""
+        if inside:
             yield Entry(inside)
+        for name in names:
+            yield Entry(prefix + name, fault=DEAD_LINK) if name in circles else _file(os.path.join(folder, name), prefix + name)
+
+
+def _walked(source: str, closed: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, str, list[str], set[str]]]:
+    """Yield every folder in and below a source, its name inside the source, the sorted names of its files and links that lead around."""
+    for folder, folders, files in os.walk(source, onerror=closed, followlinks=True):  # sets made of links are common
+        inside = os.path.relpath(folder, source).replace(os.sep, "/")
         circles = {name for name in folders if _leads_around(source, os.path.join(folder, name))}
         folders[:] = sorted({*folders} - circles)
-        for name in sorted({*files} | circles):
-            yield Entry(prefix + name, fault=DEAD_LINK) if name in circles else _file(os.path.join(folder, name), prefix + name)
+        yield folder, "" if inside == "." else inside, sorted({*files} | circles), circles
+
+
+def fingerprint(source: str, facts: Any) -> str:
+    """Return the hash of the names, sizes and times of change of all files of a source, and of `facts`: how it is to be prepared."""
+    digest = hashlib.sha256(repr([READERS, facts]).encode())
+    if not storage.is_local(source):
+        for name, *stamp in storage.list_all(source) if storage.is_folder(source) else [("", *storage.stamp(source))]:
+            digest.update(f"{name}\0{stamp}\n".encode())
+        return digest.hexdigest()
+    places = [os.path.join(folder, name) for folder, _, names, _ in _walked(source) for name in names] or [source]
+    for place in places:
+        if os.path.lexists(place):
+            status = os.stat(place) if os.path.exists(place) else os.lstat(place)
+            known = f"{os.path.relpath(place, source)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(known.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _closed(error: OSError) -> None:
@@ -246,4 +261,4 @@ def _file(path: str, name: str) -> Entry:
         return Entry(name, fault=DEAD_LINK if os.path.islink(path) else f"cannot be read ({error.strerror})")
     if not stat.S_ISREG(status.st_mode):
         return Entry(name, fault=NO_FILE)
-    return Entry(name, status.st_size, partial(_local, path))
+    return Entry(name, status.st_size, Place(path))

@@ -1,7 +1,5 @@
 """Every set of a suite that lies under one folder: found by its usual names, prepared one after the other, none lost by another's fault."""
 
-import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ from robustclip.base.errors import UserError
 from robustclip.data.card import CARD, DatasetCard, load
 from robustclip.data.known import KnownSet, differences
 from robustclip.data.naming import suite_names
+from robustclip.data.pieces import Mapper, one_by_one
 from robustclip.data.preparation import TEMPLATES, Prepared, prepare
 from robustclip.data.sets import SETS
-from robustclip.data.sources import Progress, is_packed, stem_of
+from robustclip.data.sources import Progress, fingerprint, is_packed, stem_of
 
-READERS = 1  # raised by hand when a reader makes something else of the same files
 MARK = "prepared.json"  # of what a set was prepared, so that the same is not read again
 BY_COOP = "tapt"  # suites whose name begins so score CoOp's splits
 WITHOUT_JSON = ("imagenet", "fgvcaircraft")  # of which CoOp takes the validation images, and the authors' own test
@@ -60,20 +58,6 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def fingerprint(source: str, facts: Any) -> str:
-    """Return the hash of the names, sizes and times of change of all files of a source, and of how it is to be prepared."""
-    digest = hashlib.sha256(repr(facts).encode())
-    if not storage.is_local(source):
-        for name, size in storage.list_all(source) if storage.is_folder(source) else [("", storage.size_of(source))]:
-            digest.update(f"{name}\0{size}\n".encode())
-        return digest.hexdigest()
-    places = [os.path.join(folder, name) for folder, _, names in os.walk(source, followlinks=True) for name in names] or [source]
-    for place in sorted(places):
-        status = os.stat(place) if os.path.exists(place) else os.lstat(place)
-        digest.update(f"{os.path.relpath(place, source)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def prepare_suite(
     out: str,
     root: str,
@@ -87,6 +71,7 @@ def prepare_suite(
     fresh: bool = False,
     progress: Progress = lambda seen, what: None,
     starting: Callable[[str, str], None] = lambda name, source: None,
+    mapper: Mapper = one_by_one,
 ) -> Iterator[Outcome]:
     """Yield what became of every set of a suite, in order; `starting` hears the name and the source of each that is read.
 
@@ -101,13 +86,13 @@ def prepare_suite(
             continue
         chosen = templates.get(name) or TEMPLATES
         try:
-            mark = fingerprint(places[0], [READERS, suite, variant, strict, chosen])
+            mark = fingerprint(places[0], [suite, variant, strict, chosen])
             if not fresh and (card := _unchanged(storage.join(out, "data", name), mark)):
                 yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
                 continue
             starting(name, places[0])
             options = _options(suite, name, variant) | {"strict": strict, "fresh": fresh}
-            done = prepare(out, name, places[:1], templates=chosen, progress=progress, **options)
+            done = prepare(out, name, places[:1], templates=chosen, progress=progress, mapper=mapper, **options)
             _write_mark(done.card, mark)
         except UserError as error:
             yield Outcome(known, "failed", (str(error),))

@@ -53,7 +53,7 @@ def _entry(source: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, spool
         return Entry(name, member.file_size, partial(never_kept, name))
     try:
         with archive.open(member) as stream:
-            return Entry(name, member.file_size, spool.keep(stream), kept=True)
+            return Entry(name, member.file_size, spool.keep(stream))
     except OSError as error:
         if error.errno in disk.NO_ROOM:
             raise

@@ -9,6 +9,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.archives import Entry, is_image
 from robustclip.data.sources import SPLITS, Tree
+from robustclip.data.spool import Source
 
 SPLIT_NAMES = SPLITS | {"trainval": "train", "dev": "val"}
 NO_SPLIT = "none"  # of what lies in no class folder
@@ -18,14 +19,14 @@ NO_SPLIT = "none"  # of what lies in no class folder
 class Item:
     """An image that a set says it has: its split, its label (a place in the classes), its name in the split, and the file it is in.
 
-    What is no file of its own, a row of a table, has `read` instead. `fault` says why it can be no row whatever its bytes are.
+    What is no file of its own, a row of a table, has `made` instead. `fault` says why it can be no row whatever its bytes are.
     """
 
     split: str
     label: int
     id: str
     entry: Entry | None = None
-    read: Callable[[], bytes] | None = None
+    made: Source | None = None
     fault: str = ""
     origin: Any = None
 

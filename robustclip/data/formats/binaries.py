@@ -5,7 +5,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from robustclip.base.errors import UserError
 from robustclip.data.formats.base import Asked, Item, Reading, lines, numbered, plain, require
 from robustclip.data.formats.unpickling import unpickled
 from robustclip.data.sources import Tree
+from robustclip.data.spool import Place
 
 STL_SIDE, CIFAR_SIDE = 96, 32
 
@@ -28,13 +29,26 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _rows(split: str, name: str, pixels: np.ndarray, labels: Any, classes: int, first: int = 0) -> Iterator[Item]:
-    """Yield an item for every image of uint8 [n,H,W,3]; labels that are none are faults of theirs."""
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """An image as a PNG, made of its pixels, uint8 of some shape [H,W,3], which lie somewhere."""
+
+    place: Place
+    shape: tuple[int, ...]
+
+    def read(self) -> bytes:
+        """Return the PNG."""
+        return png(np.frombuffer(self.place.read(), np.uint8).reshape(self.shape))
+
+
+def _rows(tree: Tree, split: str, name: str, pixels: np.ndarray, labels: Any, classes: int, first: int = 0) -> Iterator[Item]:
+    """Yield an item for every image of uint8 [n,H,W,3], put into the spool; labels that are none are faults of theirs."""
     if len(pixels) != len(labels):
         raise UserError(f"{name}: {len(pixels)} images and {len(labels)} labels; fetch the set again")
     for i, label in enumerate(labels):
         fault = "" if 0 <= int(label) < classes else f"{name}, row {i}: label {int(label)} is none of the {classes} classes"
-        yield Item(split, int(label), f"{first + i:06d}", read=partial(png, pixels[i]), fault=fault)
+        made = Pixels(tree.spool.keep(pixels[i].tobytes()), pixels[i].shape)
+        yield Item(split, int(label), f"{first + i:06d}", made=made, fault=fault)
 
 
 def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
@@ -64,7 +78,7 @@ def cifar_python(tree: Tree, asked: Asked) -> Reading | None:
                 if not isinstance(batch, dict) or not {b"data", key} <= {*batch}:
                     raise UserError(f"{where} has no data and {key.decode()}; fetch the set again")
                 pixels = _planes(where, np.asarray(batch[b"data"], np.uint8))
-                yield from _rows(split, where, pixels, batch[key], len(keys), first)
+                yield from _rows(tree, split, where, pixels, batch[key], len(keys), first)
                 first += len(pixels)
 
     return Reading("CIFAR's Python version", keys, tuple(map(plain, keys)), items())
@@ -100,7 +114,7 @@ def cifar_binary(tree: Tree, asked: Asked) -> Reading | None:
                 if len(data) % width:
                     raise UserError(f"{tree}: {each}: {len(data)} bytes are no rows of {width}; fetch the set again")
                 rows = data.reshape(-1, width)
-                yield from _rows(split, f"{tree}: {each}", _planes(each, rows[:, head:]), rows[:, head - 1], len(keys), first)
+                yield from _rows(tree, split, f"{tree}: {each}", _planes(each, rows[:, head:]), rows[:, head - 1], len(keys), first)
                 first += len(rows)
 
     return Reading("CIFAR's binary version", keys, tuple(map(plain, keys)), items())
@@ -127,7 +141,7 @@ def stl(tree: Tree, asked: Asked) -> Reading | None:
             with tree.open(pixels) as stream:
                 for i, label in enumerate(numbers):
                     planes = np.frombuffer(stream.read(size), np.uint8).reshape(1, 3, STL_SIDE, STL_SIDE)
-                    yield from _rows(split, f"{tree}: {pixels}", planes.transpose(0, 3, 2, 1), [label], len(keys), i)
+                    yield from _rows(tree, split, f"{tree}: {pixels}", planes.transpose(0, 3, 2, 1), [label], len(keys), i)
 
     said = ["unlabelled images are left out"] if tree.find(r"unlabeled_X\.bin") else []
     return Reading("STL-10's binary files", keys, tuple(map(plain, keys)), items(), said=said)
@@ -173,7 +187,7 @@ def camelyon(tree: Tree, asked: Asked) -> Reading | None:
                         raise UserError(f"{where}: {len(pixels)} images and {len(numbers)} labels; fetch the set again")
                     for start in range(0, len(pixels), 256):
                         part = numbers[start : start + 256]
-                        yield from _rows({"valid": "val"}.get(split, split), where, pixels[start : start + 256], part, 2, start)
+                        yield from _rows(tree, {"valid": "val"}.get(split, split), where, pixels[start : start + 256], part, 2, start)
             except (OSError, KeyError, EOFError, zlib.error) as error:
                 raise UserError(f"{where}: no readable file of PatchCamelyon ({error}); fetch it again".replace("\n", " ")) from error
 

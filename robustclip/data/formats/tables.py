@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.formats.base import Asked, Images, Item, Listed, Reading, lines, listed, numbered, plain, require, split_of
 from robustclip.data.sources import Tree, stem_of
+from robustclip.data.spool import Place
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png", "webp"), ("label", "fine_label", "cls", "labels", "class")
 BATCH = 64  # rows that are held at once
@@ -42,7 +44,7 @@ def parquet(tree: Tree, asked: Asked) -> Reading | None:
                 data = cell.get("bytes") if isinstance(cell, dict) else cell
                 if not isinstance(data, bytes):
                     fault = fault or f"{where}: has no bytes of an image"
-                yield Item(splits[name], at, f"{stem_of(name)}-{row:06d}", read=partial(bytes, data or b""), fault=fault)
+                yield Item(splits[name], at, f"{stem_of(name)}-{row:06d}", made=tree.spool.keep(data or b""), fault=fault)
 
     return Reading("Hugging Face Parquet", keys, names, items())
 
@@ -133,19 +135,31 @@ def memes(tree: Tree, asked: Asked) -> Reading | None:
     items = listed(images, rows.values(), lambda key: key if isinstance(key, int) else None, 2)
     said = [f"{name} has no labels and is left out" for name in unlabelled]
     if asked.squash:
-        items = [Item(item.split, item.label, item.id, read=partial(_squashed, item, asked.squash), fault=item.fault) for item in items]
+        items = [_squashed(item, asked.squash) for item in items]
         said.append(f"every image is scaled to {asked.squash} x {asked.squash} pixels, whatever its shape, as its protocols do")
     return Reading("Hateful Memes' JSON lines", names, names, items, said=said)
 
 
-def _squashed(item: Item, side: int) -> bytes:
-    """Return an image scaled to a square, as a PNG; raises BadImage as `decode` does."""
-    from PIL import Image
+def _squashed(item: Item, side: int) -> Item:
+    place = item.entry.open if item.entry else None
+    return Item(item.split, item.label, item.id, made=Squashed(place, side), fault=item.fault) if isinstance(place, Place) else item
 
-    from robustclip.data.images import decode
 
-    stream = io.BytesIO()
-    Image.fromarray(decode(item.entry.read() if item.entry else b"")).resize((side, side), Image.Resampling.BILINEAR).save(
-        stream, "PNG", compress_level=1
-    )
-    return stream.getvalue()
+@dataclass(frozen=True, slots=True)
+class Squashed:
+    """An image, which lies somewhere, scaled to a square of `side` pixels, as a PNG."""
+
+    place: Place
+    side: int
+
+    def read(self) -> bytes:
+        """Return the PNG; raises BadImage as `decode` does."""
+        from PIL import Image
+
+        from robustclip.data.images import decode
+
+        stream = io.BytesIO()
+        Image.fromarray(decode(self.place.read())).resize((self.side, self.side), Image.Resampling.BILINEAR).save(
+            stream, "PNG", compress_level=1
+        )
+        return stream.getvalue()
