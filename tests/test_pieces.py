@@ -216,6 +216,7 @@ def test_other_options_take_nothing_either(tmp_path):
         "dataset.json",
         "test-00000.parquet",
         "test-00001.parquet",
+        "test.index.arrow",
     ]
     assert left(out) == ["set"]
 
