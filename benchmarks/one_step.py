@@ -1,6 +1,6 @@
 """One training step of every published recipe on a randomly initialised ViT-B-32-quickgelu with 224 px images: seconds, memory, parameters.
 
-    python benchmarks/one_step.py [RECIPE ...] [--images 4]
+    python benchmarks/one_step.py [RECIPE ...] [--images 4] [--recompute]
 
 It shows that the recipes run on the architecture they are for, without any weights; the numbers are a CPU's, of a micro-batch of `--images`
 under 10 class names, and say nothing of a GPU's. The peak is that of a process of its own for each recipe.
@@ -28,10 +28,10 @@ UNTRAINED = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen", "ostrich")
 
 
-def one_step(name: str, images: int) -> str:
+def one_step(name: str, images: int, recompute: bool) -> str:
     """Return a line of the table: what one step of a recipe took and how many parameters learned."""
     config = PUBLISHED[name].config
-    config = replace(config, optim=replace(config.optim, batch=images, micro_batch=images, warmup=0))
+    config = replace(config, optim=replace(config.optim, batch=images, micro_batch=images, warmup=0, recompute=recompute))
     torch.manual_seed(0)
     learner = Learner(config, models.load(UNTRAINED), NAMES, config.templates or (), steps=8)
     learner.step = learner.head_steps  # past the head's own stage: the step that is dear
@@ -48,13 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(PUBLISHED)} (default: all)")
     parser.add_argument("--images", type=int, default=4, help="in the one micro-batch (default: %(default)s)")
+    parser.add_argument("--recompute", action="store_true", help="blocks are computed again in the backward pass")
     args = parser.parse_args()
     if len(args.recipes) == 1:
-        print(one_step(args.recipes[0], args.images))
+        print(one_step(args.recipes[0], args.images, args.recompute))
         return
     print(f"{UNTRAINED}, random weights, {args.images} images of 224 px, {torch.get_num_threads()} threads")
     for name in args.recipes or PUBLISHED:
-        subprocess.run([sys.executable, __file__, name, "--images", str(args.images)], check=True)
+        options = ["--images", str(args.images), *(["--recompute"] if args.recompute else [])]
+        subprocess.run([sys.executable, __file__, name, *options], check=True)
 
 
 if __name__ == "__main__":

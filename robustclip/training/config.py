@@ -56,7 +56,8 @@ class Optim:
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
     `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
     update's forwards under autocast, its weights stay fp32. "adam" adds its weight decay to the gradient, "adamw" to the step; `eps`
-    is what both add to the root of the second moment.
+    is what both add to the root of the second moment. With `recompute` blocks are computed again in the backward pass, which takes more
+    time, less memory, and changes nothing.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -72,6 +73,7 @@ class Optim:
     ema: float = 0.0
     precision: Precision = "fp32"
     schedule: Literal["cosine", "constant"] = "cosine"
+    recompute: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.", lr=AMOUNT, weight_decay=AMOUNT, momentum=AMOUNT, eps=AMOUNT, ema=DECAY)

@@ -31,6 +31,7 @@ from robustclip.training.optimiser import Optimiser
 from robustclip.training.pairing import WholeStep, World
 from robustclip.training.precision import autocast
 from robustclip.training.proxy import share_right
+from robustclip.training.recomputing import recompute
 from robustclip.training.rewriting import Rewriting
 from robustclip.views.crops import crops
 
@@ -62,6 +63,8 @@ class Learner:
         teacher = model.copy().classifier(class_names, templates).to(device, dtype).requires_grad_(False)
         self.model, self.parameters = install(config.trainable, model, config.seed, class_names)
         student = self.model.classifier(class_names, templates).to(device, dtype)
+        if config.optim.recompute:
+            recompute(student.clip, model.name)
         head = config.defense.head(student, config.seed)
         self.roles = Roles(student, teacher, head if head is None else head.to(device, dtype))
         self.optimiser = Optimiser(config, self.parameters, head, steps)
