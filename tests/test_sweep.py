@@ -63,6 +63,10 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
         assert len(tracker.client.get_metric_history(child.info.run_id, "test/clean")) == 1
         assert {a.path for a in tracker.client.list_artifacts(child.info.run_id)} == {"result.json", "records"}
     assert {"table.md", "report.html", "clean_against_robust.png"} <= {a.path for a in tracker.client.list_artifacts(parent)}
+    whole = tracker.client.get_run(parent).data
+    assert {"test/clean", "test/robust_2", "val/robust"} <= set(whole.metrics)
+    assert not [name for name in whole.metrics if name.count("/") > 1]
+    assert "| model |" in whole.tags["mlflow.note.content"]
 
 
 def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **options: bool) -> tuple[tuning.Outcome, str, list[Any]]:

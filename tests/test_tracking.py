@@ -138,3 +138,14 @@ def test_a_store_that_stays_away_is_said_with_what_to_do(
     flaky.away = False
     tracker.close()
     assert steps_of(tracker, run) == [1]
+
+
+def test_a_description_is_as_many_whole_lines_as_mlflow_takes(tracker: tracking.Tracker) -> None:
+    run = tracker.run("described", "described", {})
+    for text in ("| a table |\n| of two lines |", "\n".join("x" * 99 for _ in range(100))):
+        tracker.describe(run, text)
+        said = tracker.client.get_run(run.id).data.tags["mlflow.note.content"]
+        assert (said == text) is (len(text) < tracking.NOTE)
+        assert len(said) < 8000
+        assert said == text or said.splitlines()[-1] == tracking.CUT
+    assert len(said.splitlines()) == 80

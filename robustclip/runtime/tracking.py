@@ -26,6 +26,7 @@ RESULTS = ("val/", "test/")  # what a finished run came to; times and costs besi
 TIMEOUT = 8  # seconds that a server has for an answer
 PAUSE = 15.0  # seconds before a store that was away is asked again
 PATIENCE = 60.0  # seconds that the end of a command waits for it
+NOTE, CUT = 7900, "... the whole text is table.md, among the artefacts"  # characters of a run's description; a tag holds 8,000
 
 
 @dataclass(eq=False)
@@ -173,6 +174,17 @@ class Tracker:
                 self.client.set_tag(run.id, f"robustclip.{name}", value, synchronous=True)
 
         self._write(write)
+
+    def describe(self, run: Run, markdown: str) -> None:
+        """Put a text at the head of the run's page, as many whole lines of it as MLflow takes."""
+        kept, room = [], NOTE
+        for line in markdown.splitlines():
+            room -= len(line) + 1
+            if room < 0:
+                kept.append(CUT)
+                break
+            kept.append(line)
+        self._write(lambda: self.client.set_tag(run.id, "mlflow.note.content", "\n".join(kept), synchronous=True))
 
     def artefacts(self, run: Run, files: Mapping[str, bytes]) -> None:
         """Attach files by name ("records/x.parquet": in a folder)."""

@@ -21,7 +21,7 @@ from robustclip.results import figures, report
 from robustclip.results.page import Page
 from robustclip.runtime.cluster import fitting_actors
 from robustclip.runtime.store import how_to_open
-from robustclip.runtime.tracking import Run, Tracker
+from robustclip.runtime.tracking import RESULTS, Run, Tracker
 from robustclip.sweeps import trends
 from robustclip.sweeps.spaces import Space
 from robustclip.sweeps.trials import Trial
@@ -70,8 +70,15 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     pictures = trend(space, finished, built) | attacked | {"training": curves(finished)}
     page = Page(built).write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
+    tracker.describe(outcome.parent, Page(built).markdown())
+    tracker.results(outcome.parent, headline(chosen))
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
     return "\n".join([Page(built).markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
+
+
+def headline(chosen: Trial) -> dict[str, float]:
+    """Return what the sweep's own run shows of the chosen trial: its means over sets and its held-out accuracies."""
+    return {name: value for name, value in (chosen.result or {}).items() if name.startswith(RESULTS) and name.count("/") == 1}
 
 
 def order(space: Space, trial: Trial) -> list[tuple[float, int]]:
