@@ -16,7 +16,7 @@ from robustclip.evaluation import protocols
 from robustclip.models.dress import PixelPrompt
 from robustclip.runtime.tracking import KEY_TAG, PARENT_TAG, Tracker
 from robustclip.sweeps import tuning
-from robustclip.sweeps.report import publish
+from robustclip.sweeps.report import examples, publish
 from robustclip.sweeps.spaces import Axis, first_config
 from robustclip.training.config import Config
 from robustclip.training.recipes import RECIPES
@@ -67,6 +67,13 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
     assert {"test/clean", "test/robust_2", "val/robust"} <= set(whole.metrics)
     assert not [name for name in whole.metrics if name.count("/") > 1]
     assert "| model |" in whole.tags["mlflow.note.content"]
+
+
+def test_the_picture_of_examples_is_drawn_with_an_attack_that_images_guide(tmp_path: Path, tiny_checkpoint: str) -> None:
+    last = protocols.named("multimodal").attacks[-1]
+    protocol = replace(protocols.named("multimodal"), sets=("shapes",), attacks=(replace(last, steps=1),), n=20)  # type: ignore[type-var]
+    assert protocol.guided
+    assert examples(tiny_checkpoint, protocols.resolve(protocol, str(tmp_path))).startswith(b"\x89PNG")
 
 
 def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **options: bool) -> tuple[tuning.Outcome, str, list[Any]]:

@@ -136,19 +136,15 @@ def curves(trials: Sequence[Trial]) -> bytes:
 
 def examples(name: str, resolved: Resolved) -> bytes:
     """Return the picture of a few images of the first set, attacked under one model and the last eps: original, perturbation, attacked."""
-    import torch
-
-    from robustclip.data.reading import to_images
     from robustclip.evaluation.cascade import predict
+    from robustclip.evaluation.computing import on_device
 
     (dataset, first), *_ = resolved.sets.items()
-    protocol, loaded = resolved.protocol, models.load(name)
-    ids, pixels, labels = resolved.read(dataset, first.rows[:EXAMPLES], loaded.preprocess.size)
-    classifier = loaded.classifier(first.card.class_names, first.card.templates)
+    protocol = resolved.protocol
+    classifier, x, y, ids = on_device(models.load(name), resolved, dataset, first.rows[:EXAMPLES])
     classes = (*first.card.class_names, "no class")  # the last is that of NO_CLASS
-    x, y = to_images(pixels, "cpu"), torch.as_tensor(labels)
     example = protocol.attacks[-1](classifier, x, y, ids, protocol.balls()[-1], protocol.seed)
-    attacked = (example.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    pixels, attacked = ((each.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy() for each in (x, example.images))
     before, after = (predict(classifier, each, ids, len(x)) for each in (x, example.images))
     return figures.adversarial_grid(pixels, attacked, [(classes[int(b)], classes[int(a)]) for b, a in zip(before, after, strict=True)])
 
