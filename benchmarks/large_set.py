@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from robustclip.base import storage
+from robustclip.base.staging import staged
 from robustclip.data.card import CARD, DatasetCard, load, save
 from robustclip.data.index import scan
 from robustclip.data.plan import Plan, read_unit, select
@@ -47,7 +48,7 @@ def make(folder: str, n: int) -> DatasetCard:
         Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(stream, "PNG")
         images.append(stream.getvalue())
     rows = (Row(f"train/n{i % CLASSES:08d}/n{i % CLASSES:08d}_{i}.JPEG", i % CLASSES, images[i % CLASSES]) for i in range(n))
-    with storage.staged(folder) as stage:
+    with staged(folder) as stage:
         shards = write_split(stage, "train", rows)
         names = tuple(f"class {i}" for i in range(CLASSES))
         save(DatasetCard("large", names, ("a photo of a {}.",), {"train": n}, SIDE, "none", "made", {"train": shards}), stage)

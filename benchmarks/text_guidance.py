@@ -14,18 +14,18 @@ of APGD-CE-50 and APGD-T (3 x 50):
 
     CLIP 85.2 25.2  3.8     tower (fine-tuned)    prompt (deep tokens)         tower, no labels or another loss
     CE                      75.1 22.6  6.2        81.4 24.5  4.4               FARE     57.2 36.0 15.9
-    Adv. (linear head)      62.3 34.9 16.8        65.2 18.7  4.2               PMG-AFT  51.8 30.8 16.8
+    Adv. (linear head)      62.3 34.9 16.8        65.2 18.7  4.2               PMG-AFT  53.4 33.4 18.0
     CoAdv.                  18.0 11.8  7.0        12.3 10.7  9.3 (at chance)
     ImgCoAdv.               47.5 27.7 13.7        50.8 15.7  4.5
     TeCoA                   59.5 34.2 16.8        66.8 21.2  5.6
     TeCoA, pseudo-labels    63.2 35.5 16.8        69.7 22.1  4.8
     LP(CE), on 11 sets: 88.4 25.1 4.0, where CLIP has 89.1 26.2 4.0
 
-PMG-AFT's row was trained with both divergences the other way round than its authors', as robustclip had them until 2026-11-29.
+PMG-AFT's row is of 2026-11-29, when both of its divergences were turned round to run as its authors' (51.8, 30.8, 16.8 before).
 Seeds differ by 3 points and less, but demo-deep-adv (61.5 and 68.8 clean). The interaction (prompt - tower without class names) - (prompt -
 tower with them): against Adv. -4.5 [-9.3, -0.2] clean, -3.2 [-7.3, 0.8] at eps 2, -1.3 [-4.2, 1.6] at eps 4: not shown, clean reversed.
 Against CoAdv. it is 11.9 [7.7, 16.2] and 13.5 [10.4, 16.8], but both of its models are near chance: a collapsed baseline, no finding. What
-shows: adversarial training of the tower, by whatever loss but CoAdv., buys 3 to 11 points at eps 2 and 10 to 13 at eps 4; a linear head
+shows: adversarial training of the tower, by whatever loss but CoAdv., buys 3 to 11 points at eps 2 and 10 to 14 at eps 4; a linear head
 does as well as class names here; prompts keep more clean accuracy and are not robust at all beyond CLIP.
 The whole AutoAttack on 8 images of each set (96) breaks nothing beyond these attacks: CLIP 21.9 and 5.2, TeCoA 36.5 and 15.6, FARE 36.5 and
 15.6 under either.

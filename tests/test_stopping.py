@@ -18,7 +18,8 @@ from robustclip.base import stopping
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = """
 import atexit, signal, subprocess, sys, threading
-from robustclip.base import errors, storage
+from robustclip.base import errors
+from robustclip.base.staging import staged
 
 def wait(what):
     print(what, flush=True)
@@ -31,7 +32,7 @@ def run():
     if "{when}" == "after":
         return
     try:
-        with storage.staged("{folder}/made"):
+        with staged("{folder}/made"):
             wait("at work")
     finally:
         if "{when}" == "stuck":
