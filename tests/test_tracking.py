@@ -53,6 +53,17 @@ def test_whatever_steps_a_curve_lacks_are_added_and_none_twice(tracker: tracking
     assert steps_of(tracker, run) == steps_of(tracker, run, "val/robust") == list(range(1, 130))
 
 
+def test_a_description_is_as_many_whole_lines_as_mlflow_takes(tracker: tracking.Tracker) -> None:
+    run = tracker.run("described", "described", {})
+    for text in ("| a table |\n| of two lines |", "\n".join("x" * 99 for _ in range(100))):
+        tracker.describe(run, text)
+        said = tracker.client.get_run(run.id).data.tags["mlflow.note.content"]
+        assert (said == text) is (len(text) < tracking.NOTE)
+        assert len(said) < 8000
+        assert said == text or said.splitlines()[-1] == tracking.CUT
+    assert len(said.splitlines()) == 80
+
+
 def test_results_are_logged_once_and_again_when_they_differ(tracker: tracking.Tracker) -> None:
     run = tracker.run("results", "results", {})
     for seconds, robust in ((60.0, 0.5), (0.1, 0.5), (0.1, 0.25)):
@@ -138,14 +149,3 @@ def test_a_store_that_stays_away_is_said_with_what_to_do(
     flaky.away = False
     tracker.close()
     assert steps_of(tracker, run) == [1]
-
-
-def test_a_description_is_as_many_whole_lines_as_mlflow_takes(tracker: tracking.Tracker) -> None:
-    run = tracker.run("described", "described", {})
-    for text in ("| a table |\n| of two lines |", "\n".join("x" * 99 for _ in range(100))):
-        tracker.describe(run, text)
-        said = tracker.client.get_run(run.id).data.tags["mlflow.note.content"]
-        assert (said == text) is (len(text) < tracking.NOTE)
-        assert len(said) < 8000
-        assert said == text or said.splitlines()[-1] == tracking.CUT
-    assert len(said.splitlines()) == 80
