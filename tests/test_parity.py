@@ -42,7 +42,7 @@ def test_accuracy_is_that_of_the_original(cases, attack, norm):
     print("", parity.HEADER, *comparisons, sep="\n")
     for group in {each.group for each in comparisons}:
         of_group = [each for each in comparisons if each.group == group]
-        assert all(len(each.ours) >= 480 // every and 0.25 < each.theirs.mean() < 0.65 for each in of_group)
+        assert all(len(each.ours) >= 480 // every and 0.25 < each.theirs.mean() < 0.75 for each in of_group)
         # Where they disagree on more than next to no image, chance moves the accuracy by as much.
         chance = 2 * np.mean([each.spread**2 for each in of_group]) ** 0.5
         assert max(each.difference for each in of_group) <= POINTS + chance, "weaker than the original"
