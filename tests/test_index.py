@@ -4,6 +4,7 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,7 +64,7 @@ def test_one_shard_needs_none(tmp_path, scanned):
     assert storage.list_files(str(tmp_path), ".arrow") == []
 
 
-@pytest.mark.parametrize("other", ["another set", "a file that is none", "a shard cut off"])
+@pytest.mark.parametrize("other", ["another set", "a file that is none", "another's table", "a shard cut off"])
 def test_an_index_of_other_files_is_not_used(tmp_path, scanned, other):
     card = made(tmp_path)
     scan(card.folder, card, "train")
@@ -71,6 +72,12 @@ def test_an_index_of_other_files_is_not_used(tmp_path, scanned, other):
         card = made(tmp_path, 301)
     elif other == "a file that is none":
         storage.write_bytes(str(tmp_path / "train.index.arrow"), b"ARROW1 no more")
+    elif other == "another's table":
+        with (
+            pa.OSFile(str(tmp_path / "train.index.arrow"), "wb") as stream,
+            pa.ipc.new_file(stream, pa.schema([("x", pa.int64())])) as writer,
+        ):
+            writer.write_table(pa.table({"x": [1]}))
     else:
         storage.write_bytes(str(tmp_path / "train-00001.parquet"), b"PAR1")
         with pytest.raises(UserError, match=r"train-00001\.parquet: not a readable Parquet"):
@@ -89,11 +96,12 @@ def test_labels_are_held_against_the_card_each_time(tmp_path):
         scan(card.folder, replace(card, class_names=("a", "b")), "train")
 
 
-def test_a_folder_that_may_only_be_read_is_scanned_each_time(tmp_path, scanned, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), UserError("no room to write it")], ids=["read-only", "full"])
+def test_where_no_index_can_be_kept_the_set_is_scanned_each_time(tmp_path, scanned, monkeypatch, error):
     card = made(tmp_path)
 
     def refused(path):
-        raise PermissionError(13, "Permission denied", path)
+        raise error
 
     monkeypatch.setattr(storage, "writing", refused)
     assert same(*(scan(card.folder, card, "train") for _ in range(2)))

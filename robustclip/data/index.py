@@ -118,7 +118,7 @@ def _kept(path: str, facts: bytes) -> dict[str, Any] | None:
         table = pa.ipc.open_file(pa.memory_map(path) if storage.is_local(path) else storage.read_bytes(path)).read_all()
     except (OSError, pa.ArrowException):
         return None
-    if table.schema.metadata.get(FACTS) != facts:
+    if (table.schema.metadata or {}).get(FACTS) != facts:
         return None
     return {name: table.column(name).chunk(0) if name == "id" else table.column(name).chunk(0).to_numpy() for name in table.column_names}
 
@@ -129,5 +129,5 @@ def _keep(path: str, facts: bytes, columns: Mapping[str, Any]) -> None:
     try:
         with storage.writing(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
             writer.write_table(table)
-    except OSError:  # somebody else's set, which may only be read: it is scanned each time
+    except (OSError, UserError):  # somebody else's set, which may only be read, or a full disk: it is scanned each time
         return
