@@ -28,7 +28,7 @@ UNTRAINED = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen", "ostrich")
 
 
-def one_step(name: str, images: int, recompute: bool) -> str:
+def one_step(name: str, images: int, recompute: bool = False) -> str:
     """Return a line of the table: what one step of a recipe took and how many parameters learned."""
     config = PUBLISHED[name].config
     config = replace(config, optim=replace(config.optim, batch=images, micro_batch=images, warmup=0, recompute=recompute))
