@@ -31,6 +31,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")
 # It also draws constants that it finds in whatever modules are loaded: what a test tries would depend on the tests before it.
@@ -155,7 +156,7 @@ def ray_session() -> Iterator[None]:
     """Start Ray on this machine with two CPUs, once, when the first test asks for it."""
     import ray
 
-    start(num_cpus=2)
+    start(num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 

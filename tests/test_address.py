@@ -118,6 +118,8 @@ errors.main(cluster.connect)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cluster_of_another_version(ray_session: None) -> None:
     import ray
 

@@ -5,10 +5,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import LISTED
+from toys import LISTED, short
 
 from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library, Noise
-from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import random_start
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
@@ -33,7 +32,7 @@ def is_random(attack):
 @pytest.fixture(params=LISTED)
 def attack(request):
     """Return an attack of the list as it runs on the four classes of the task."""
-    return for_classes((ATTACKS[request.param],), len(NAMES))[request.param]
+    return short(request.param, len(NAMES))
 
 
 @pytest.fixture

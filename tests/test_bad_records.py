@@ -13,11 +13,10 @@ import pytest
 import ray
 import torch
 from torch import Tensor, nn
-from toys import LISTED
+from toys import LISTED, short
 
 from robustclip import names as models
-from robustclip.attacks import ATTACKS, PGD
-from robustclip.attacks.classes import for_classes
+from robustclip.attacks import PGD
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.evaluation import computing, protocols
@@ -82,7 +81,7 @@ def test_clean_logits_that_are_not_finite_are_an_error_with_the_image(task: Task
 @pytest.mark.parametrize("label", [1, 2])
 @pytest.mark.parametrize("name", [each for each in LISTED if "torchattacks" not in each.id])
 def test_logits_that_are_not_finite_under_attack_are_told_apart(task: Task, name: str, label: int) -> None:
-    attack = for_classes((ATTACKS[name],), len(NAMES))[name]
+    attack = short(name, len(NAMES))
     protocol = Protocol("toy", ("toy",), (attack,), (1.0,), micro_batch=4)
     classifier, x, y, ids = task(label, False)
     rows = run_cascade(classifier, x, y, ids, protocol)  # type: ignore[arg-type]
@@ -142,6 +141,8 @@ def resolved(tmp_path: Path) -> protocols.Resolved:
     return protocols.resolve(replace(protocols.named("smoke"), sets=("shapes", "letters", "digits")), str(tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_line_says_what_happened_and_only_those_cells_are_left_to_do(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

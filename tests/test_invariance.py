@@ -5,11 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from toys import LISTED
+from toys import LISTED, short
 
 from robustclip import names as models
-from robustclip.attacks import ATTACKS, PGD
-from robustclip.attacks.classes import for_classes
+from robustclip.attacks import PGD
 from robustclip.base.threat import Ball
 from robustclip.evaluation import computing, protocols
 from robustclip.evaluation.protocols import Protocol
@@ -24,7 +23,7 @@ def test_order_and_neighbours_change_no_bit_in_micro_batches(name, tiny_model, p
     classifier, (x, _, ids) = tiny_model.classifier(NAMES, TEMPLATES), pictures(N)
     with torch.no_grad():
         y = classifier(x).argmax(1)
-    attack = for_classes((ATTACKS[name],), len(NAMES))[name]
+    attack = short(name, len(NAMES))
     ball = Ball("L2", 60.0) if "l2" in name else Ball("Linf", 3.0)
 
     def attacked(places):

@@ -139,6 +139,8 @@ def test_the_tokens_of_a_prompt_are_in_the_statistics(make_model, pictures, kind
     assert (targets.variance[1, -3:] == 0).all()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_tapt_item_5_files_and_workers_change_no_bit(ray_session, tmp_path, checkpoint, in_pieces, monkeypatch, capsys):
     assert len(prepared(tmp_path, "seven", 10)) == 7
     monkeypatch.setattr(cli, "say_on_terminal", lambda: None)

@@ -271,6 +271,8 @@ def test_pieces_are_known_by_what_they_are(tmp_path):
     assert [*done(abs, [-1], False, lambda result: False)] == [1]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_on_ray_the_set_and_its_errors_are_the_same(ray_session, tmp_path, capfd):
     source = as_folder(tmp_path / "set", GOOD | FAULTS)
     one, other = (prepare(str(tmp_path / mapper.__name__), "set", [source], mapper=mapper) for mapper in (one_by_one, mapped))

@@ -15,6 +15,8 @@ from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("workers", "first"), [(1, 0), (2, 5)])
 def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int

@@ -80,6 +80,8 @@ def work(rank: int, workers: int, folder: str, checkpoint: str) -> None:
         os._exit(0)  # the work is saved; what C++ libraries do when an interpreter ends (one aborted, once) is not what is tested
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_item_10_two_workers_equal_one(tmp_path: Path, tiny_checkpoint: str) -> None:
     """First loss and gradient to 1e-5 in fp32 (relative to the largest entry), five steps to 1e-9 in float64, for losses of both kinds."""
     work(0, 1, str(tmp_path), tiny_checkpoint)

@@ -1,12 +1,14 @@
 """Small models and images that attack tests share."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
 
-from robustclip.attacks import ATTACKS, Library, Scored
+from robustclip.attacks import ATTACKS, MIFGSM, Attack, Library, Scored
+from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import resisting
 
 NEEDS_LIBRARY = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattacks, which need not be there, is not")
@@ -19,6 +21,19 @@ LISTED = [
     )
     for name, attack in ATTACKS.items()
 ]
+
+
+def short(name: str, classes: int) -> Attack:
+    """Return an attack of the list as it runs on so many classes, of few steps: enough for what holds of every step."""
+    attack = ATTACKS[name]
+    if isinstance(attack, Library):
+        attack = replace(attack, settings=tuple((key, 3) for key, _ in attack.settings))
+    if isinstance(attack, MIFGSM):
+        attack = replace(attack, alpha=0.25)  # of steps as small as its own, five do not reach the edge of the ball
+    for field, most in (("steps", 5), ("queries", 30)):
+        if getattr(attack, field, 0) > most:
+            attack = replace(attack, **{field: most})
+    return for_classes((attack,), classes)[attack.name]
 
 
 class Linear(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
-from robustclip.runtime.cluster import Share, beside
+from robustclip.runtime.cluster import Share, beside, poll_often
 from robustclip.training.job import Job
 from robustclip.training.loop import train_loop
 from robustclip.training.stream import stream
@@ -51,6 +51,7 @@ def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job.plan.check_world(share.workers)
+    poll_often()
     resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
     trainer = TorchTrainer(
         train_loop,
