@@ -32,31 +32,28 @@ def cells_of(resolved: protocols.Resolved, name: str) -> list[protocols.Cell]:
 
 
 def test_two_actors_write_what_one_process_computes(
-    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str
+    ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[progress.Progress] = []
-    table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=seen.append)
-    # Whether each cell is told by itself depends on when they finish: the first and the last word are sure, and no step back.
-    assert [(each.done, each.total, each.found) for each in (seen[0], seen[-1])] == [(0, 2, 0), (2, 2, 0)]
-    assert [each.done for each in seen] == sorted(each.done for each in seen)
-    here: list[dict] = []
-    for cell in cells_of(resolved, tiny_checkpoint):
+    """And only what is missing, under whichever of the ways to write a path."""
+    monkeypatch.setattr(protocols, "CELL_IMAGES", 8)
+    folder, cells, here = storage.join(str(tmp_path), "records"), cells_of(resolved, tiny_checkpoint), []
+    for cell in cells:
         shared = computing.provenance(cell, resolved) | {"threads": 1}
-        here += [shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]
-    assert records.content_sha256(table) == records.content_sha256(records.table(here))
+        here.append(records.table([shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]))
+    records.write(folder, cells[0].key, here[0])
+    written = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(folder)}
+    seen: list[progress.Progress] = []
+    table = evaluation.evaluate([f"{tiny_checkpoint}/"], resolved, str(tmp_path), actors=2, cpus=0.5, on_progress=seen.append)
+    # Whether each cell is told by itself depends on when they finish: the first and the last word are sure, and no step back.
+    assert [(each.done, each.total, each.found) for each in (seen[0], seen[-1])] == [(0, 3, 1), (3, 3, 1)]
+    assert str(seen[0]) == "evaluated 0/3 cells; 1 were found finished"
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
+    assert records.content_sha256(table) == records.content_sha256(pa.concat_tables(here))
     assert table.column("dataset").unique().to_pylist() == list(resolved.protocol.sets)
+    assert {path: Path(path).stat().st_mtime_ns for path in written} == written
 
-    # A second call computes nothing; after one file is lost, exactly that cell, and two ways to write a path are one model.
-    folder = storage.join(str(tmp_path), "records")
-    files = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(folder)}
-    evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, on_progress=lambda progress: pytest.fail("computed again"))
-    lost = next(iter(files))
-    storage.delete(lost)
-    seen.clear()
     names = [tiny_checkpoint, f"{tiny_checkpoint}/"]
-    again = evaluation.evaluate(names, resolved, str(tmp_path), actors=1, cpus=0.5, on_progress=seen.append)
-    assert str(seen[0]) == "evaluated 0/1 cells; 1 were found finished"
-    assert {path for path, time in files.items() if Path(path).stat().st_mtime_ns != time} == {lost}
+    again = evaluation.evaluate(names, resolved, str(tmp_path), actors=2, on_progress=lambda progress: pytest.fail("computed again"))
     assert records.content_sha256(again) == records.content_sha256(table)
 
 

@@ -92,11 +92,11 @@ def gone(processes: list[psutil.Process]) -> bool:
     ("when", "name", "status"),
     [
         ("working", "SIGINT", 130),
-        ("working", "SIGTERM", 143),
-        ("working", "SIGHUP", 129),
+        pytest.param("working", "SIGTERM", 143, marks=pytest.mark.slow),
+        pytest.param("working", "SIGHUP", 129, marks=pytest.mark.slow),
         ("fresh", "SIGINT", 130),
-        ("stuck", "SIGTERM", 143),
-        ("after", "SIGINT", 130),
+        pytest.param("stuck", "SIGTERM", 143, marks=pytest.mark.slow),
+        pytest.param("after", "SIGINT", 130, marks=pytest.mark.slow),
     ],
 )
 def test_one_line_a_status_and_no_process_left(when: str, name: str, status: int, tmp_path: Path) -> None:
