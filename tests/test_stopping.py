@@ -26,7 +26,8 @@ def wait(what):
     threading.Event().wait()
 
 def run():
-    child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"], start_new_session=True)
+    null = subprocess.DEVNULL  # a pipe that they held would keep who reads it waiting for a command that failed
+    child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"], start_new_session=True, stdout=null, stderr=null)
     if "{when}" == "taken":  # as by Ray, while it comes up
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     if "{when}" == "after":
