@@ -9,10 +9,8 @@ from robustclip.data.plan import read_unit
 from robustclip.runtime.cluster import Share, fetched
 from robustclip.training.job import Job
 
-# A worker fetches this much ahead. Ray Data's executor spins on a whole core while finished blocks wait to be fetched: on a laptop that
-# is half of what training has.
-PREFETCH_BYTES = 2**28
-BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 5461 of 32 px, 111 of 224 px
+BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
+BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
 
 
 def stream(job: Job, share: Share) -> Any:
@@ -23,27 +21,44 @@ def stream(job: Job, share: Share) -> Any:
     never too late; the loop drops what is done.
     """
     import ray
-    import ray.data
+    from ray.data import Datasource
+    from ray.data.block import BlockAccessor, BlockMetadata
+    from ray.data.datasource import ReadTask
 
     first = first_kept_step(job.train_folder)
     plan, size, resize, workers = job.plan, job.size, job.config.data.resize, share.workers
     if first == plan.steps:  # everything is done but the last report: the loop needs an empty stream
         return ray.data.from_items([{"step": 0}]).limit(0)
-    steps_a_block = max(1, BLOCK_BYTES // (3 * job.pixels_a_side**2) // (plan.batch // workers))
-    chunks = -(-(plan.steps - first) // steps_a_block)
+    images_a_block = min(BLOCK_IMAGES, BLOCK_BYTES // (3 * job.pixels_a_side**2))
+    steps_a_block = max(1, images_a_block // (plan.batch // workers))
     where = ray.put(plan)  # it travels to every node once, not with every block
+    last, per_step, rows = plan.steps, plan.units_per_step, plan.micro_batch
 
-    def read(batch: dict[str, Any]) -> Any:
+    def units(block: int) -> list[dict[str, int]]:
+        chunk, rank = divmod(block, workers)
+        begin = first + chunk * steps_a_block
+        steps = range(begin, min(begin + steps_a_block, last))
+        return [{"step": step, "unit": unit} for step in steps for unit in range(rank, per_step, workers)]
+
+    def read(items: list[dict[str, int]]) -> Any:
         plan = fetched(where)  # with the order of the epoch, if the block before was of the same
-        for i in batch["id"]:
-            chunk, rank = divmod(int(i), workers)
-            begin = first + chunk * steps_a_block
-            steps = range(begin, min(begin + steps_a_block, plan.steps))
-            units = [{"step": step, "unit": unit} for step in steps for unit in range(rank, plan.units_per_step, workers)]
-            parts = [read_unit(plan, unit, size, resize) for unit in units]
-            yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = [read_unit(plan, item, size, resize) for item in items]
+        yield BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    return ray.data.range(chunks * workers, override_num_blocks=chunks * workers).map_batches(read, batch_size=1, num_cpus=share.cpus)
+    class Blocks(Datasource):
+        """A task for each block, in order. Of a range, whose numbers are read as units, all numbers would be made before the first unit."""
+
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
+            return [task(block) for block in range(blocks)]
+
+    def task(block: int) -> Any:
+        return ReadTask(lambda: read(units(block)), BlockMetadata(rows * len(units(block)), None, None, None))
+
+    blocks = -(-(plan.steps - first) // steps_a_block) * workers
+    return ray.data.read_datasource(Blocks(), override_num_blocks=blocks, num_cpus=share.cpus)
 
 
 def first_kept_step(folder: str) -> int:
@@ -58,7 +73,5 @@ def first_kept_step(folder: str) -> int:
 
 
 def units_of(shard: Any, job: Job) -> Any:
-    """Return the rank's units, one micro-batch each, fetched PREFETCH_BYTES ahead."""
-    rows = job.plan.micro_batch
-    ahead = max(1, PREFETCH_BYTES // (rows * 3 * job.pixels_a_side**2))
-    return shard.iter_torch_batches(batch_size=rows, prefetch_batches=ahead)
+    """Return the rank's units, one micro-batch each, of which a block is fetched ahead."""
+    return shard.iter_torch_batches(batch_size=job.plan.micro_batch)
