@@ -1,5 +1,6 @@
 """The Ray Dataset of a job's units: every rank gets its units of every step in order, wherever a run starts or goes on."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,17 @@ def stream(job: Job, share: Share) -> Any:
         return ray.data.from_items([{"step": 0}]).limit(0)
     images_a_block = min(BLOCK_IMAGES, BLOCK_BYTES // (3 * job.pixels_a_side**2))
     steps_a_block = max(1, images_a_block // (plan.batch // workers))
+    blocks = -(-(plan.steps - first) // steps_a_block) * workers
     where = ray.put(plan)  # it travels to every node once, not with every block
-    last, per_step, rows = plan.steps, plan.units_per_step, plan.micro_batch
 
-    def units(block: int) -> list[dict[str, int]]:
+    def read(block: int) -> list[Any]:
+        plan = fetched(where)  # with the order of the epoch, if the block before was of the same
         chunk, rank = divmod(block, workers)
         begin = first + chunk * steps_a_block
-        steps = range(begin, min(begin + steps_a_block, last))
-        return [{"step": step, "unit": unit} for step in steps for unit in range(rank, per_step, workers)]
-
-    def read(items: list[dict[str, int]]) -> Any:
-        plan = fetched(where)  # with the order of the epoch, if the block before was of the same
-        parts = [read_unit(plan, item, size, resize) for item in items]
-        yield BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        steps = range(begin, min(begin + steps_a_block, plan.steps))
+        units = [{"step": step, "unit": unit} for step in steps for unit in range(rank, plan.units_per_step, workers)]
+        parts = [read_unit(plan, unit, size, resize) for unit in units]
+        return [BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})]
 
     class Blocks(Datasource):
         """A task for each block, in order. Of a range, whose numbers are read as units, all numbers would be made before the first unit."""
@@ -52,12 +51,9 @@ def stream(job: Job, share: Share) -> Any:
             return None
 
         def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
-            return [task(block) for block in range(blocks)]
+            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(partial(read, block), unknown) for block in range(blocks)]
 
-    def task(block: int) -> Any:
-        return ReadTask(lambda: read(units(block)), BlockMetadata(rows * len(units(block)), None, None, None))
-
-    blocks = -(-(plan.steps - first) // steps_a_block) * workers
     return ray.data.read_datasource(Blocks(), override_num_blocks=blocks, num_cpus=share.cpus)
 
 
