@@ -22,7 +22,7 @@ def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int
 ) -> None:
     """Ray promises no order between releases: this test is what resume and equal workers rest on. The last block is a short one."""
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 32 * 3 * 32 * 32)
+    monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
     job = prepare(config, str(tmp_path))
     if first:
