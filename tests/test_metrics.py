@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from robustclip.base.errors import UserError
 from robustclip.records import metrics, survival
@@ -189,6 +190,11 @@ def test_holm_looks_at_all_sets() -> None:
     b = {name: flags(50 if name == "x" else 60, 100)["s"] for name in "xyz"}
     x = metrics.paired_difference(a, b, "clean").per_set["x"]
     assert x.p_holm == pytest.approx(3 * x.p)
+
+
+@pytest.mark.parametrize("p", [[], [0.2], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 1.0], [0.01, 0.01, 0.9, 1e-12, 0.3]], ids=str)
+def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
+    assert metrics.holm(p) == multipletests(p, method="holm")[1].tolist()
 
 
 @pytest.mark.parametrize(
