@@ -138,7 +138,7 @@ def tiny_checkpoint(tiny_model: Model, tmp_path: Path) -> str:
     return str(tmp_path / "tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pictures() -> Callable[..., tuple[Tensor, Tensor, list[str]]]:
     """Return a function that draws n noisy pictures of four colours: images [n,3,size,size] in [0,1], labels [n], ids."""
 

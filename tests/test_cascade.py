@@ -29,10 +29,10 @@ def protocol(**changes):
     return Protocol(**(settings | changes))
 
 
-@pytest.fixture
-def task(tiny_model, pictures):
+@pytest.fixture(scope="module")
+def task(make_model, pictures):
     """Return a classifier, 40 images, labels of which it gets 35 right, and ids."""
-    classifier = tiny_model.classifier(NAMES, TEMPLATES)
+    classifier = make_model().classifier(NAMES, TEMPLATES)
     x, _, ids = pictures(N)
     with torch.no_grad():
         y = classifier(x).argmax(1)
@@ -40,14 +40,20 @@ def task(tiny_model, pictures):
     return classifier, x, y, ids
 
 
-def exhaustive(task, protocol):
+@pytest.fixture(scope="module")
+def cascaded(task):
+    """Return the rows of the cascade, for all tests that look at them."""
+    return run_cascade(*task, protocol())
+
+
+@pytest.fixture(scope="module")
+def exhaustive(task):
     """Return {(eps, attack, id): prediction}: every image, right or wrong, under every attack; nothing is skipped or repacked."""
-    classifier, x, y, ids = task
-    found = {}
-    for eps in protocol.eps:
-        for attack in protocol.attacks:
-            for part in torch.arange(N).split(protocol.micro_batch):
-                images = attack(classifier, x[part], y[part], [ids[i] for i in part], Ball("Linf", eps), protocol.seed).images
+    (classifier, x, y, ids), chosen, found = task, protocol(), {}
+    for eps in chosen.eps:
+        for attack in chosen.attacks:
+            for part in torch.arange(N).split(chosen.micro_batch):
+                images = attack(classifier, x[part], y[part], [ids[i] for i in part], Ball("Linf", eps), chosen.seed).images
                 with torch.no_grad():
                     predictions = classifier(images).argmax(1)
                 found |= {(eps, attack.name, ids[i]): int(p) for i, p in zip(part.tolist(), predictions)}
@@ -60,10 +66,9 @@ def worst(rows, ids, protocol):
     return {(eps, id_): broken_at.get(id_, np.inf) > eps for eps in protocol.eps for id_ in ids}
 
 
-def test_the_worst_case_is_that_of_the_exhaustive_run(task):
+def test_the_worst_case_is_that_of_the_exhaustive_run(task, cascaded, exhaustive):
     classifier, x, y, ids = task
-    chosen, rows = protocol(), run_cascade(*task, protocol())
-    everything, label = exhaustive(task, chosen), dict(zip(ids, y.tolist()))
+    chosen, rows, everything, label = protocol(), cascaded, exhaustive, dict(zip(ids, y.tolist()))
     with torch.no_grad():
         right = dict(zip(ids, (classifier(x).argmax(1) == y).tolist()))
     expected = {
@@ -80,11 +85,11 @@ def test_the_worst_case_is_that_of_the_exhaustive_run(task):
             assert row["prediction"] == everything[row["eps"], row["attack"], row["image_id"]]
 
 
-def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_worst_case_of_the_cascade(task):
-    chosen, rows = protocol(), run_cascade(*task, protocol())
+def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_worst_case_of_the_cascade(task, cascaded, exhaustive):
+    chosen, rows = protocol(), cascaded
     full = run_cascade(*task, replace(chosen, independent=True))
     found = {(row["eps"], row["attack"], row["image_id"]): row["prediction"] for row in full if row["attack"] != records.CLEAN}
-    assert found == exhaustive(task, chosen)
+    assert found == exhaustive
     by_place = {(row["eps"], row["attack"], row["image_id"]): row for row in comparable(full)}
     assert all(by_place[row["eps"], row["attack"], row["image_id"]] == row for row in comparable(rows))
     assert len(rows) < len(full) == N * (1 + len(chosen.eps) * len(chosen.attacks))
@@ -92,8 +97,8 @@ def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_wors
         assert outcome_of(full, chosen, None).flags(eps).tolist() == outcome_of(rows, chosen, None).flags(eps).tolist()
 
 
-def test_a_row_is_missing_exactly_where_the_image_was_broken_before(task):
-    chosen, rows = protocol(), run_cascade(*task, protocol())
+def test_a_row_is_missing_exactly_where_the_image_was_broken_before(task, cascaded):
+    chosen, rows = protocol(), cascaded
     stages = [(0.0, records.CLEAN), *((eps, attack.name) for eps in chosen.eps for attack in chosen.attacks)]
     by_id = {id_: {(row["eps"], row["attack"]): row["correct"] for row in rows if row["image_id"] == id_} for id_ in task[3]}
     assert sum(len(found) for found in by_id.values()) == len(rows)
@@ -111,9 +116,9 @@ def comparable(rows):
     return sorted(kept, key=lambda row: (row["image_id"], row["eps"], row["attack"]))
 
 
-def test_packing_and_order_change_no_row(task):
+def test_packing_and_order_change_no_row(task, cascaded):
     classifier, x, y, ids = task
-    rows = comparable(run_cascade(*task, protocol()))
+    rows = comparable(cascaded)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     assert comparable(run_cascade(classifier, x[order], y[order], [ids[i] for i in order], protocol())) == rows
     for size in (13, 5):
@@ -121,8 +126,8 @@ def test_packing_and_order_change_no_row(task):
         assert comparable([row for part in parts for row in part]) == rows
 
 
-def test_the_metrics_read_the_cascade_as_the_worst_case(task):
-    chosen, rows = protocol(), run_cascade(*task, protocol())
+def test_the_metrics_read_the_cascade_as_the_worst_case(task, cascaded):
+    chosen, rows = protocol(), cascaded
     shared = {"model": "m", "model_sha256": "s", "dataset": "toy", "protocol_hash": "p", "split": "test", "result_key": "r"}
     (outcomes,) = survival.worst_case(records.table(shared | row for row in rows), [a.name for a in ATTACKS], chosen.eps).values()
     expected = worst(rows, task[3], chosen)
@@ -155,9 +160,8 @@ def test_what_an_attack_took_before_counts(task):
     assert all(100 < row["seconds"] < 200 for row in rows if row["attack"] != "clean"), "4,000 s over the 35 images that are right"
 
 
-def test_rows_say_what_happened(task):
-    classifier, x, y, ids = task
-    rows = run_cascade(*task, protocol())
+def test_rows_say_what_happened(task, cascaded):
+    (classifier, x, y, ids), rows = task, cascaded
     assert records.table(rows).num_rows == len(rows)
     assert [row["image_id"] for row in rows[:N]] == ids
     for row in rows[N:]:

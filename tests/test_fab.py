@@ -76,9 +76,9 @@ def test_without_a_gradient_there_is_no_step():
 @pytest.mark.parametrize("clipped", [False, True], ids=["inside", "at the box"])
 def test_the_minimal_distance_of_a_linear_model_is_found(norm, clipped):
     """Each image under a ball 2 % larger than its distance, which breaks it, and 1 % smaller, which nothing can."""
-    classifier, x = Linear(5, scale=0.1), middle(6)
+    classifier, x = Linear(5, scale=0.1), middle(3)
     x = ((x - 0.5) * 4 + 0.5).clamp(0, 1) if clipped else x
-    for i in range(6):
+    for i in range(3):
         image, y = x[i : i + 1], classifier(x[i : i + 1]).argmax(1)
         distance = minimal_distance(x[i], classifier, int(y), norm)
         broken = [
