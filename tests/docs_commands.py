@@ -104,6 +104,8 @@ def _model(name: str) -> None:
     from robustclip import names
     from robustclip.models import checkpoints
 
+    if re.fullmatch(r"mlflow:RUN_ID|models:/[\w-]+/\d+", name):  # in the reader's MLflow
+        return
     with refusals():
         found = names.parse(name)
     for part in getattr(found, "parts", ()) or ([found.inner] if hasattr(found, "inner") else []):

@@ -10,10 +10,12 @@ import sweeping
 from ray import tune
 from sweeping import Swept
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.models.dress import PixelPrompt
+from robustclip.runtime.logged import located
 from robustclip.runtime.tracking import KEY_TAG, PARENT_TAG, Tracker
 from robustclip.sweeps import tuning
 from robustclip.sweeps.report import examples, publish
@@ -43,11 +45,12 @@ def test_a_sweep_runs_fails_honestly_and_continues(swept: Swept) -> None:
     assert again.run == swept.run
     assert {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{out}/records")} == written
     assert again.text.split("time:")[0] == text.split("time:")[0]
-    check_mlflow(swept.tracker, outcome.parent.id, {trial.key for trial in outcome.trials})
+    check_mlflow(swept, {trial.key for trial in outcome.trials})
 
 
-def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
-    """One parent and one child per trial after two runs, each child with params, one curve, per-set metrics and artefacts."""
+def check_mlflow(swept: Swept, keys: set[str]) -> None:
+    """One parent and one child per trial after two runs, each child with params, one curve, per-set metrics, data sets and its model."""
+    tracker, parent = swept.tracker, swept.outcome.parent.id
     runs = tracker.client.search_runs([tracker.experiment])
     children = [run for run in runs if run.data.tags.get(PARENT_TAG) == parent]
     assert len(runs) == len(children) + 1
@@ -62,7 +65,15 @@ def check_mlflow(tracker: Tracker, parent: str, keys: set[str]) -> None:
         assert {"test/clean", "test/robust_2", "test/digits/clean", "test/shapes/robust_2", "val/robust"} <= set(child.data.metrics)
         assert len(tracker.client.get_metric_history(child.info.run_id, "test/clean")) == 1
         assert {a.path for a in tracker.client.list_artifacts(child.info.run_id)} == {"result.json", "records"}
-    assert {"table.md", "report.html", "clean_against_robust.png"} <= {a.path for a in tracker.client.list_artifacts(parent)}
+        assert {each.dataset.name for each in child.inputs.dataset_inputs} == {"shapes/train", "shapes/test", "digits/test"}
+        assert {"method": "TeCoA", "trainable": "VisualTower", "paper": "arXiv:2212.07016"}.items() <= {
+            name.removeprefix("robustclip."): value for name, value in child.data.tags.items()
+        }.items()
+        assert models.identity(located(f"mlflow:{child.info.run_id}", swept.out)) == models.identity(swept.run["checkpoint"])
+        assert sum(name.count("/") < 2 for name in child.data.metrics) <= 40  # in view; what is of one set has a prefix of its own
+    assert {"table.md", "report.html", "clean_against_robust.png", "space.json", "protocol.json"} <= {
+        a.path for a in tracker.client.list_artifacts(parent)
+    }
     whole = tracker.client.get_run(parent).data
     assert {"test/clean", "test/robust_2", "val/robust"} <= set(whole.metrics)
     assert not [name for name in whole.metrics if name.count("/") > 1]

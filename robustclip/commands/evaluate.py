@@ -32,6 +32,7 @@ from robustclip.records.summary import cost, set_metrics
 from robustclip.results import report
 from robustclip.results.page import Page
 from robustclip.runtime import cli, cluster
+from robustclip.runtime.logged import located
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
 from robustclip.test_time import TEST_TIME
@@ -39,8 +40,8 @@ from robustclip.test_time import TEST_TIME
 BASELINE = "tiny-vit8"
 MODEL = (
     "folder (a checkpoint, transformers' CLIPModel, open_clip's), embedded name, open_clip:NAME/TAG (or /FILE, /TAG//FILE of one tower, "
-    "/random[seed=0]), interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, or one of them "
-    f"under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
+    "/random[seed=0]), mlflow:RUN_ID or models:/NAME/VERSION of MLflow, interpolate:ALPHA:CHECKPOINT, ensemble:A,B, towers:IMAGES,TEXTS, "
+    f"or one of them under a test-time defence: {', '.join(f'{kind}:MODEL' for kind in TEST_TIME)}, with settings as in tpt[views=16]:MODEL"
 )
 log = logging.getLogger("robustclip.evaluate")
 
@@ -71,12 +72,14 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, protocols.Protocol, str]:
     """Return the command line, the protocol it means and where results go; raises UserError for what cannot be, before anything is done."""
     args = parser().parse_args()
+    out = cli.out_folder(args)
+    args.models = [located(name, out) for name in args.models]
     for name in args.models:
         models.parse(name)
     protocol = adapted(protocols.named(args.protocol), args)
     if args.expect:
         expected.check(args.expect, args.protocol, protocol, len(args.models))
-    return args, protocol, cli.out_folder(args)
+    return args, protocol, out
 
 
 def run() -> None:
@@ -121,6 +124,7 @@ def log_results(tracker: Tracker, table: pa.Table, resolved: protocols.Resolved,
         done = key(resolved.hash, rows["result_key"][0].as_py())
         params = {"model": model_name, "protocol": resolved.protocol.name, "protocol_hash": resolved.hash}
         run = tracker.run(done, f"evaluate {model_name}", params)
+        tracker.inputs(run, resolved.inputs())
         tracker.results(run, set_metrics(rows, resolved.describe()) | cost(rows))
         tracker.tag(run, checks=summary(checks[model_name]))
         tracker.finish(run)

@@ -17,6 +17,7 @@ from robustclip.models import checkpoints, exporting, zoo
 from robustclip.models.model import Model
 from robustclip.results import model_card
 from robustclip.runtime import cli
+from robustclip.runtime.logged import located
 
 RECORD = "robustclip.json"  # whose export a folder is
 CARD = "README.md"
@@ -47,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, str, str]:
     """Return the command line, where results are and the folder to write; raises UserError for what cannot be."""
     args = parser().parse_args()
+    out = cli.out_folder(args)
+    args.model = located(args.model, out)
     models.parse(args.model)
-    return args, cli.out_folder(args), cli.file_to_write(args.to)
+    return args, out, cli.file_to_write(args.to)
 
 
 def run() -> None:

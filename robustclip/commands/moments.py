@@ -11,6 +11,7 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, PIXELS, SEED, SHARE
 from robustclip.runtime import cli, cluster
+from robustclip.runtime.logged import located
 from robustclip.test_time.moments import Crop
 from robustclip.training.statistics import Images, statistics
 
@@ -36,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, Images, str, str]:
     """Return the command line, the images, where results go and the file to write; raises UserError for what cannot be."""
     args = parser().parse_args()
+    out = cli.out_folder(args)
+    args.model = located(args.model, out)
     models.parse(args.model)
     file = cli.file_to_write(args.to)
     if {",", "]"} & set(file):
         raise UserError(f"--to {file}: a model's name, tapt[adversarial=FILE]:MODEL, can hold no file with ',' or ']': choose another")
-    return args, Images(args.data, args.n, args.split, args.crop, args.seed, args.resize), cli.out_folder(args), file
+    return args, Images(args.data, args.n, args.split, args.crop, args.seed, args.resize), out, file
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ from robustclip.base import errors
 from robustclip.base.ranges import COUNT
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster
+from robustclip.runtime.logged import with_located
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.forecast import forecast
 from robustclip.sweeps.report import publish
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=cli.taking(COUNT), help="trials at once (default: as many as fit)")
+    cli.add_register(parser, "the chosen trial's model")
     cli.add_plan(parser)
     cli.add_out(parser)
     return parser
@@ -47,16 +49,17 @@ def asked() -> tuple[argparse.Namespace, Space, Config, protocols.Protocol, str]
     Raises UserError for what cannot be, before anything is done.
     """
     args, changes = cli.parse(parser(), Config)
+    out = cli.out_folder(args)
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
     space, protocol = load_space(path), protocols.named(args.protocol)
     if args.recipe and RECIPE in space.space:
         raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
-    space = rooted(replace(space, fixed={**space.fixed, **changes}))
+    space = rooted(replace(space, fixed={**space.fixed, **with_located(changes, out)}))
     config = first_config(space, args.recipe)
     check_space(space, config)
     for start in starts(space, config):
         check_pair(start.defense, start.trainable)
-    return args, space, config, protocol, cli.out_folder(args)
+    return args, space, config, protocol, out
 
 
 def run() -> None:
@@ -83,7 +86,7 @@ def run() -> None:
         asha=args.asha,
         fresh=args.fresh,
     )
-    print(publish(space, config, outcome, protocol, out, tracker, started))
+    print(publish(space, config, outcome, protocol, out, tracker, started, args.register))
     tracker.close()
     if outcome.failures:
         reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)

@@ -13,6 +13,7 @@ from robustclip.base import errors
 from robustclip.base.ranges import COUNT
 from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
+from robustclip.runtime.logged import with_located
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
 from robustclip.training.compatible import check_pair
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
+    cli.add_register(parser, "the model")
     cli.add_plan(parser)
     cli.add_out(parser)
     return parser
@@ -39,12 +41,13 @@ def parser() -> argparse.ArgumentParser:
 def asked() -> tuple[argparse.Namespace, Config, str]:
     """Return the command line, the config it means and where results go; raises UserError for what cannot be, before anything is done."""
     args, changes = cli.parse(parser(), Config)
-    config = override(named(args.recipe).config, changes)
+    out = cli.out_folder(args)
+    config = override(named(args.recipe).config, with_located(changes, out))
     if args.table:
         config = with_table(config, Table.read(args.table))
     check_pair(config.defense, config.trainable)
     models.parse(config.model)
-    return args, config, cli.out_folder(args)
+    return args, config, out
 
 
 def run() -> None:
@@ -62,6 +65,8 @@ def run() -> None:
     if args.fresh:
         forget(job)
     run = tracker.run(job.key, f"train {args.recipe}", flatten(job.config))
+    tracker.inputs(run, job.inputs())
+    tracker.watch(run)
     cluster.warn_of_local_results(out)
     if not finished(job):
         cli.tell_if_long(cluster.measured(forecast, job, share))
@@ -73,7 +78,10 @@ def run() -> None:
     with relay(on_report) as callback:
         result = fit(job, share, [callback])
     tracker.curve(run, result["history"])
-    tracker.tag(run, checkpoint=result["checkpoint"], weights_sha256=result["sha256"])
+    tracker.tag(run, checkpoint=result["checkpoint"], weights_sha256=result["sha256"], **job.config.tags())
+    tracker.model(run, result["checkpoint"], result["sha256"])
+    if args.register:
+        tracker.register(run, args.register)
     tracker.finish(run)
     last = result["metrics"]
     held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"

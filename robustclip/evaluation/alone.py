@@ -10,10 +10,11 @@ from torch import Tensor
 from robustclip import names as models
 from robustclip.attacks import Attack
 from robustclip.attacks.classes import reductions
+from robustclip.base.commit import git_commit
 from robustclip.base.threads import one_thread
 from robustclip.base.values import key
 from robustclip.evaluation.cascade import run_cascade
-from robustclip.evaluation.computing import compute, git_commit, library_versions, provenance, record
+from robustclip.evaluation.computing import compute, library_versions, provenance, record
 from robustclip.evaluation.protocols import PRECISION, Resolved
 from robustclip.evaluation.rules import Protocol
 from robustclip.evaluation.wanted import Wanted

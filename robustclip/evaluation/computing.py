@@ -1,10 +1,8 @@
 """One cell of an evaluation: its images, its attacks, its rows of records, and all that says how these came about."""
 
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,13 +132,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # a job runs robustclip from its working folder, and torchattacks need not be there
         return "from source" if name == "robustclip" else "none"
-
-
-@cache
-def git_commit() -> str | None:
-    """Return the commit of a source checkout, None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or None

@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from robustclip import names as models
 from robustclip.base import storage
+from robustclip.base.commit import git_commit
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
 from robustclip.base.ranges import COUNT, check
 from robustclip.base.values import key
-from robustclip.evaluation.computing import git_commit, record
+from robustclip.evaluation.computing import record
 from robustclip.evaluation.progress import Progress, Queue, Running, late
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted

@@ -26,6 +26,7 @@ from robustclip.data.reading import decoded_size, read_images, split_identity, s
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
+from robustclip.runtime.logged import Input
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
 GUIDES = 4  # images of a class that guide a text attack
@@ -83,6 +84,13 @@ class Resolved:
         settings |= {"apart": list(self.protocol.apart)} if self.protocol.apart else {}
         sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
         return settings | {"set_order": list(self.sets), "sets": sets}
+
+    def inputs(self) -> list[Input]:
+        """Return the sets as MLflow keeps them."""
+        return [
+            Input(name, each.split, split_identity(each.card, each.split), len(each.rows), len(each.card.class_names), each.card.folder)
+            for name, each in self.sets.items()
+        ]
 
     @property
     def classes(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +77,19 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     default = str(Path.home() / "robustclip") if in_job else "outputs"
     parser.add_argument("--out", default=default, help="folder or file://, s3://, gs:// URI of all results (default: %(default)s)")
+
+
+def model_name(text: str) -> str:
+    """Return the name of a registered model; raises ArgumentTypeError for one that MLflow would not take, or not find again."""
+    if not re.fullmatch(r"[^/:@,\[\]'\"%]+", text):
+        raise argparse.ArgumentTypeError(f"takes a name without / : @ , [ ] % and quotes, not {text!r}")
+    return text
+
+
+def add_register(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --register."""
+    about = f"make {what} the next version of this registered model of MLflow"
+    parser.add_argument("--register", type=model_name, metavar="NAME", help=about)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

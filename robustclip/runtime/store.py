@@ -1,6 +1,7 @@
 """Where MLflow keeps runs: the embedded database, made whole or not at all, and every other store looked at before any work."""
 
 import glob
+import logging
 import os
 import re
 import shlex
@@ -18,8 +19,10 @@ from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
 
 EXPERIMENT = "robustclip"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as trainings, not as talks with a language model
 DATABASES = ("postgresql", "mysql", "mssql")
 ANEW = "move it away: the same commands make a new one and log again what they find finished"
+TIMEOUT = 8  # seconds that a server has for an answer
 BUSY = 20.0  # seconds that a writer waits for another one
 
 
@@ -72,12 +75,28 @@ def reason_of(error: BaseException) -> str:
     return said if len(said) <= 240 else f"{said[:120]} ... {said[-115:]}"
 
 
-def connect(uri: str, artifacts: Path) -> tuple[Any, str]:
-    """Return an MLflow client and the id of the experiment, made where it is not there, artefacts of a database below a local folder.
+def quieten() -> None:
+    """Set MLflow's switches, where nobody has: before it is imported."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # it would write to the home folder
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # We try again ourselves. MLflow would for minutes, while others wait, and make a run twice of which the answer was lost.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
+
+
+def connect(uri: str, out: str) -> tuple[Any, str]:
+    """Return an MLflow client and the id of the experiment, made where it is not there, artefacts of a database in mlartifacts/.
 
     Raises UserError for whatever would only be found after the work: a server that does not answer or does not let us in, a kind of store
     that MLflow gave up, a database that is damaged, half made, read-only, or of another version of MLflow, a deleted experiment.
     """
+    quieten()
+    artifacts = store_folder(out) / "mlartifacts"
     if (path := database_of(uri)) is not None:
         _look_into(path, uri, artifacts)
     elif uri.startswith(DATABASES):
@@ -92,7 +111,7 @@ def connect(uri: str, artifacts: Path) -> tuple[Any, str]:
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             try:
-                return client, client.create_experiment(EXPERIMENT, artifact_location=local)
+                return client, client.create_experiment(EXPERIMENT, artifact_location=local, tags=KIND)
             except MlflowException:  # another machine was first
                 found = client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
@@ -179,6 +198,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 def _make(path: str, artifacts: Path) -> None:
     """Make the database beside its place and move it there: MLflow takes seconds, and what it began it cannot go on with."""
+    from mlflow.entities import ExperimentTag
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder, name = os.path.split(path)
@@ -186,6 +206,6 @@ def _make(path: str, artifacts: Path) -> None:
         left.unlink()
     making = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.making")
     store = SqlAlchemyStore(sqlite_uri(making), str(artifacts))
-    store.create_experiment(EXPERIMENT, artifact_location=artifacts.as_uri())
+    store.create_experiment(EXPERIMENT, artifact_location=artifacts.as_uri(), tags=[ExperimentTag(*each) for each in KIND.items()])
     store.engine.dispose()
     os.replace(making, path)

@@ -5,28 +5,36 @@ adds what is missing and nothing twice. So a store that is away for a while stop
 """
 
 import logging
-import os
+import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustclip.base.commit import git_commit
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
-from robustclip.runtime import store
+from robustclip.runtime import logged, store
 
 log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "robustclip.key"
 RESULTS = ("val/", "test/")  # what a finished run came to; times and costs beside them differ when finished work is found again
-TIMEOUT = 8  # seconds that a server has for an answer
 PAUSE = 15.0  # seconds before a store that was away is asked again
 PATIENCE = 60.0  # seconds that the end of a command waits for it
 NOTE, CUT = 7900, "... the whole text is table.md, among the artefacts"  # characters of a run's description; a tag holds 8,000
+
+
+def source() -> dict[str, str]:
+    """Return MLflow's tags for what made a run: the command line, and the commit where it is known."""
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+
+    command = {MLFLOW_SOURCE_NAME: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:5000], MLFLOW_SOURCE_TYPE: "LOCAL"}
+    return command | ({MLFLOW_GIT_COMMIT: commit} if (commit := git_commit()) else {})
 
 
 @dataclass(eq=False)
@@ -51,19 +59,8 @@ class Tracker:
         self._connect()
 
     def _connect(self) -> None:
-        for name, value in {
-            "MLFLOW_DISABLE_TELEMETRY": "true",  # before MLflow is imported: it would write to the home folder
-            "MLFLOW_LOGGING_LEVEL": "WARNING",
-            # We try again ourselves. MLflow would for minutes, while others wait, and make a run twice of which the answer was lost.
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
-        }.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
-        folder = store.store_folder(self.out)
-        self.lock = store.database_of(self.uri) or str(folder / "mlflow")
-        self.client, self.experiment = store.connect(self.uri, folder / "mlartifacts")
+        self.lock = store.database_of(self.uri) or str(store.store_folder(self.out) / "mlflow")
+        self.client, self.experiment = store.connect(self.uri, self.out)
         self.waiting: deque[Callable[[], None]] = deque()
         self.away, self.next_try, self.last = "", 0.0, 0
 
@@ -127,7 +124,7 @@ class Tracker:
             run.id = found[0].info.run_id
             self.client.update_run(run.id, status="RUNNING")
         else:
-            tags = {KEY_TAG: run.key} | ({PARENT_TAG: run.parent.id} if run.parent else {})
+            tags = {KEY_TAG: run.key} | ({PARENT_TAG: run.parent.id} if run.parent else {}) | source()
             run.id = self.client.create_run(self.experiment, run_name=run.name, tags=tags).info.run_id
         missing = run.params.keys() - (found[0].data.params.keys() if found else ())
         if missing:  # MLflow takes 100 parameters a batch; a config has about 40
@@ -185,6 +182,26 @@ class Tracker:
                 break
             kept.append(line)
         self._write(lambda: self.client.set_tag(run.id, "mlflow.note.content", "\n".join(kept), synchronous=True))
+
+    def inputs(self, run: Run, inputs: Sequence[logged.Input]) -> None:
+        """Log the data sets that a run reads."""
+        self._write(lambda: logged.log_inputs(self.client, run.id, inputs))
+
+    def model(self, run: Run, checkpoint: str, sha256: str) -> None:
+        """Log the folder of a checkpoint as the run's model, found again by `mlflow:RUN_ID`."""
+        self._write(lambda: logged.log_model(self.client, run.id, checkpoint, sha256))
+
+    def register(self, run: Run, name: str) -> None:
+        """Make the run's model the next version of a registered model, found again by `models:/NAME/VERSION`."""
+        self._write(lambda: logged.register(self.client, run.id, name))
+
+    def watch(self, run: Run) -> None:
+        """Let MLflow follow this machine's CPUs, GPUs, disk and network beside a run, if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():  # it ends with the run
+            self._write(lambda: SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=self.uri).start())
 
     def artefacts(self, run: Run, files: Mapping[str, bytes]) -> None:
         """Attach files by name ("records/x.parquet": in a folder)."""

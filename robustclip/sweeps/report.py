@@ -1,10 +1,11 @@
 """The end of a sweep: plain CLIP beside the trials, tables and figures from verified records, everything attached in MLflow."""
 
+import json
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from robustclip import names as models
@@ -34,8 +35,13 @@ log = logging.getLogger(__name__)
 EXAMPLES = 6  # images in the picture of adversarial examples
 
 
-def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, out: str, tracker: Tracker, started: float) -> str:
-    """Evaluate the base model too, write the report, log it to the sweep's MLflow run, and return the text a person reads at the end."""
+def publish(
+    space: Space, config: Config, outcome: Outcome, protocol: Protocol, out: str, tracker: Tracker, started: float, register: str = ""
+) -> str:
+    """Evaluate the base model too, write the report, log it to the sweep's MLflow run, and return the text a person reads at the end.
+
+    The chosen trial's model becomes the next version of the registered model `register`, if that names one.
+    """
     finished = sorted((trial for trial in outcome.trials if trial.result), key=lambda trial: order(space, trial))
     if not finished:
         reasons = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
@@ -70,10 +76,18 @@ def publish(space: Space, config: Config, outcome: Outcome, protocol: Protocol, 
     pictures = trend(space, finished, built) | attacked | {"training": curves(finished)}
     page = Page(built).write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
+    tracker.artefacts(outcome.parent, {"space.json": told(space), "protocol.json": json.dumps(resolved.describe(), indent=1).encode()})
+    if register:
+        tracker.register(tracker.run(chosen.key, chosen.label, {}, outcome.parent), register)
     tracker.describe(outcome.parent, Page(built).markdown())
     tracker.results(outcome.parent, headline(chosen))
     tracker.finish(outcome.parent, failed=bool(outcome.failures))
     return "\n".join([Page(built).markdown(), *others(outcome), *times(finished, outcome, started), *places(out, page, chosen)])
+
+
+def told(space: Space) -> bytes:
+    """Return a space as JSON: its question, what varies and what is fixed."""
+    return json.dumps({**asdict(space), "space": dict(space.space)}, indent=1, default=str).encode()
 
 
 def headline(chosen: Trial) -> dict[str, float]:

@@ -12,6 +12,7 @@ from ray import tune
 
 from robustclip.base.values import key
 from robustclip.names import written
+from robustclip.runtime.logged import Input
 from robustclip.runtime.tracking import Run, Tracker
 from robustclip.sweeps.spaces import INTERPOLATION, RECIPE, TEST_TIME, Space, first_config, shared, trial_config
 from robustclip.test_time import TestTime
@@ -94,6 +95,7 @@ class SweepCallback(tune.Callback):
         elif result.get("final"):
             mine.result = result
             log_final(self.tracker, run, result)
+            self.tracker.tag(run, **trial_config(self.space, self.base, mine.sample).tags())
             log.info("trial %s: finished", mine.label)
         elif "waiting" in result:
             log.info("trial %s: another process trains it, waiting for that", mine.label)
@@ -142,5 +144,7 @@ def log_final(tracker: Tracker, run: Run, result: Mapping[str, Any]) -> None:
     held_out = {name: value for name, value in result.items() if name.startswith("val/") and curve.get(name) != value}
     summary = {name: value for name, value in result.items() if name.startswith(("test/", "seconds/", "cost/"))}
     tracker.results(run, summary | held_out, trained["metrics"]["step"])
-    tracker.tag(run, checkpoint=trained["checkpoint"], weights_sha256=trained["sha256"])
+    tracker.tag(run, checkpoint=trained["checkpoint"], weights_sha256=trained["sha256"], model=result["model"])
+    tracker.inputs(run, [Input(**each) for each in result["inputs"]])
+    tracker.model(run, trained["checkpoint"], trained["sha256"])
     tracker.artefacts(run, {"result.json": json.dumps(trained, indent=1).encode()})

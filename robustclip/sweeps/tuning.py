@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -80,10 +80,13 @@ def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
     resolved = resolve(settings.protocol, settings.out)
     share = settings.share
     table = evaluate([name], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress)
+    inputs = [asdict(each) for each in (*job.inputs(), *resolved.inputs())]
     seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
     tested = set_metrics(table, resolved.describe()) | cost(table)
     # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
-    tune.report({**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name})
+    tune.report(
+        {**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name, "inputs": inputs}
+    )
 
 
 def evaluated(sample: dict[str, Any], checkpoint: str, job: Job, share: Share) -> str:
@@ -190,6 +193,7 @@ def sweep(
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
     )
+    tracker.watch(parent)
     with ThreadPoolExecutor(1) as beside:
         baseline: list[Future[Any]] = []
 

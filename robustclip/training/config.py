@@ -1,5 +1,7 @@
 """A run is a value: one tree of frozen dataclasses, of which command line, sweep, MLflow and checkpoint are views."""
 
+import re
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -108,6 +110,12 @@ class Config:
     templates: tuple[str, ...] | None = None  # prompts of training; None: the data set's own
     checkpoint_every: int = 50
     seed: int = 0
+
+    def tags(self) -> dict[str, str]:
+        """Return what runs are grouped by: the method, what it trains, and the paper that the method's file names."""
+        kind = type(self.defense)
+        papers = re.findall(r"arXiv:\d{4}\.\d{5}", f"{kind.__doc__} {sys.modules[kind.__module__].__doc__}")
+        return {"method": kind.__name__, "trainable": type(self.trainable).__name__} | ({"paper": papers[0]} if papers else {})
 
     def __post_init__(self) -> None:
         check_fields(self, checkpoint_every=COUNT, seed=SEED)

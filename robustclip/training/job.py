@@ -19,6 +19,7 @@ from robustclip.data.datasets import ensure_set
 from robustclip.data.index import Index, scan
 from robustclip.data.plan import Plan, key_of, select
 from robustclip.data.reading import decoded_size, read_images, split_identity, to_images
+from robustclip.runtime.logged import Input
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 
@@ -46,6 +47,11 @@ class TrainingData:
     def names(self) -> dict[str, str]:
         """Return the ids of the training images by what the stream of units calls them."""
         return {str(key_of(name)): name for name in self.index.ids(self.train_rows)}
+
+    def inputs(self) -> list[Input]:
+        """Return the data set as MLflow keeps it."""
+        sha256, classes = split_identity(self.card, "train"), len(self.card.class_names)
+        return [Input(self.card.name, "train", sha256, len(self.train_rows), classes, self.card.folder)]
 
     def validation_images(self, device: torch.device | str) -> tuple[Tensor, Tensor, list[str]]:
         """Return images [N,3,S,S] in [0,1] on a device, labels [N] and ids of the held-out rows that `val/` is measured on."""
