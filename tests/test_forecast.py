@@ -18,7 +18,7 @@ from robustclip.attacks.catalogue import named
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.modes import TEXTS
 from robustclip.attacks.multimodal import CoAttack, Text
-from robustclip.base.forecast import Forecast, amount, duration
+from robustclip.base.forecast import Forecast, amount, duration, left
 from robustclip.base.threat import Ball
 from robustclip.base.values import override
 from robustclip.evaluation import forecast as evaluation
@@ -211,6 +211,11 @@ def test_what_takes_long_says_so_by_itself(caplog: pytest.LogCaptureFixture) -> 
 )
 def test_durations_are_read_at_a_glance(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(("done", "said"), [(0, ""), (1, ", about 8 min left"), (3, ", about 53 s left"), (4, "")])
+def test_what_is_left_goes_as_fast_as_what_is_done(done: int, said: str) -> None:
+    assert left(done, 4, 160.0) == said
 
 
 @pytest.mark.parametrize(("n", "said"), [(0, "0 B"), (999, "999 B"), (999_700, "1 MB"), (3.64e6, "3.64 MB"), (2e12, "2 TB")])

@@ -1,4 +1,4 @@
-"""`ray job submit` on a cluster of this machine, as on a real one: the job succeeds and its results are where it says."""
+"""`ray job submit` on a cluster of this machine, as on a real one: stopped and submitted again, it ends with results where it says."""
 
 import os
 import socket
@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+
+from robustclip.runtime.store import EXPERIMENT, sqlite_uri
+from robustclip.runtime.tracking import PARENT_TAG
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -44,12 +48,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     token.write_text("a" * 64)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the head's
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
+    env |= {"HOME": str(tmp_path_factory.mktemp("home"))}  # where results go
     env.pop("RAY_ADDRESS", None)
     # The agent, which takes jobs, too: another Ray of this machine may hold its default port, and the head would stay up without it.
     port, dashboard, agent = free_port(), free_port(), free_port()
     start = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     settings = ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
-    process = subprocess.Popen([*RAY, *start, *settings], env=env, start_new_session=True)
+    process = subprocess.Popen([*RAY, *start, *settings], env=env, cwd=ROOT, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version")  # it answers before the agent has come up
         wait_for(f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
@@ -61,17 +66,40 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_submitted_sweep_succeeds(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_and_submitted_again_does_nothing_twice(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    """The bare command, in a head that was started in the project's folder: no option says where the code lies or results go."""
     address, env = head
     space = tmp_path / "one.py"
     space.write_text(
         '"""Does it run as a job?"""\nfrom ray import tune\nRECIPE = "smoke"\n'
         'SPACE = {"threat.image.eps": tune.grid_search([2.0])}\nMETRIC = "val/robust"\nMODE = "max"\n'
     )
-    command = ["python", "pipelines/sweep.py", str(space), "--protocol", "smoke", "--out", str(tmp_path / "out")]
-    submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *command]
-    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=2200)
+    env |= {"RAY_API_SERVER_ADDRESS": address}
+    submit = [*RAY, "job", "submit", "--submission-id"]
+    command = ["--", "python", "pipelines/sweep.py", str(space), "--protocol", "smoke"]
+    out = Path(env["HOME"]) / "robustclip"
+
+    with subprocess.Popen([*submit, "first", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as first:
+        assert first.stdout is not None
+        said = []
+        for line in first.stdout:
+            said.append(line)
+            if "evaluated 0/" in line:  # it has trained
+                subprocess.run([*RAY, "job", "stop", "first"], env=env, check=True, capture_output=True, timeout=120)
+        assert first.wait(timeout=120) != 0, said
+    assert "stopped (SIGTERM)" in "".join(said), said
+    (result,) = out.glob("runs/*/result.json")
+    trained = result.stat().st_mtime_ns
+
+    done = subprocess.run([*submit, "second", *command], env=env, capture_output=True, text=True, timeout=2200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
-    assert (tmp_path / "out" / "mlflow.db").is_file()
-    assert list((tmp_path / "out" / "reports").glob("*/report.html"))
+    assert str(out) in done.stdout
+    assert "\r" not in done.stdout + done.stderr  # no bars: one line an event
+    assert result.stat().st_mtime_ns == trained
+    client = MlflowClient(sqlite_uri(str(out / "mlflow.db")))
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len(runs) == 2
+    assert sum(PARENT_TAG in run.data.tags for run in runs) == 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert list(out.glob("reports/*/report.html"))

@@ -40,6 +40,11 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def left(done: float, total: float, seconds: float) -> str:
+    """Return ", about 12 min left" if the rest goes as fast as what is done; nothing while nothing tells, or nothing is left."""
+    return f", about {duration(seconds / done * (total - done))} left" if 0 < done < total else ""
+
+
 def amount(n: float) -> str:
     """Return a number of bytes as one reads it: "512 B", "3.4 GB" (of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):

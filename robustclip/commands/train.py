@@ -5,11 +5,13 @@ Example: robustclip train demo --threat.image.eps 2 --trainable TokenPrompt --tr
 
 import argparse
 import logging
+import time
 from typing import Any
 
 from robustclip import names as models
 from robustclip.attacks.text.sources import Table
 from robustclip.base import errors
+from robustclip.base.forecast import left
 from robustclip.base.ranges import COUNT
 from robustclip.base.values import flatten, override
 from robustclip.runtime import cli, cluster
@@ -71,9 +73,14 @@ def run() -> None:
     if not finished(job):
         cli.tell_if_long(cluster.measured(forecast, job, share))
 
+    first: list[tuple[int, float]] = []  # the first report's step and time: what came before it is not told from a resumed run's start
+
     def on_report(metrics: dict[str, Any]) -> None:
         tracker.curve(run, metrics["curve"])
-        log.info("step %d of %d, epoch %.1f, loss %.3f", metrics["step"], job.plan.steps, metrics["epoch"], metrics["loss"])
+        step, steps, now = metrics["step"], job.plan.steps, time.monotonic()
+        first.append((step, now))
+        rest = left(step - first[0][0], steps - first[0][0], now - first[0][1])
+        log.info("step %d of %d, epoch %.1f, loss %.3f%s", step, steps, metrics["epoch"], metrics["loss"], rest)
 
     with relay(on_report) as callback:
         result = fit(job, share, [callback])

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustclip.base.forecast import duration, left
 from robustclip.evaluation.protocols import Cell
 
 ATTEMPTS = 3  # of one cell before it is reported as failed: a poison cell must not loop
@@ -23,7 +24,7 @@ class Progress:
     def __str__(self) -> str:
         said = f"evaluated {self.done}/{self.total} cells"
         if self.done:
-            return f"{said} ({self.seconds:.0f} s, about {self.seconds / self.done * (self.total - self.done):.0f} s left)"
+            return f"{said} ({duration(self.seconds)}{left(self.done, self.total, self.seconds)})"
         return f"{said}; {self.found} were found finished" if self.found else said
 
 

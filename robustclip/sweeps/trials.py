@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from robustclip.base.forecast import left
 from robustclip.base.values import key
 from robustclip.names import written
 from robustclip.runtime.logged import Input
@@ -67,13 +69,15 @@ class SweepCallback(tune.Callback):
         self.expected, self.when_slot_is_free = expected, when_slot_is_free
         self.trials: dict[str, Trial] = {}
         self.runs: dict[str, Run] = {}
-        self.free = False
+        self.free, self.ended, self.started = False, 0, time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "when_slot_is_free": None}  # Tune pickles its callbacks; this one may hold a thread
 
-    def slot_is_free(self) -> None:
-        """Say once that no trial waits for the place of one that ended."""
+    def one_ended(self) -> None:
+        """Say how far the sweep is, and once that no trial waits for the place of one that ended."""
+        self.ended += 1
+        log.info("%d of %d trials ended%s", self.ended, self.expected, left(self.ended, self.expected, time.monotonic() - self.started))
         if len(self.trials) == self.expected and not self.free:
             self.free = True
             self.when_slot_is_free()
@@ -119,7 +123,7 @@ class SweepCallback(tune.Callback):
         if not (mine.result or mine.failure):
             mine.stopped = trial.last_result.get("epoch")
             log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
-        self.slot_is_free()
+        self.one_ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         mine = self.trials[trial.trial_id]
@@ -127,6 +131,7 @@ class SweepCallback(tune.Callback):
         log.error("trial %s failed: %s", mine.label, mine.failure)
         self.tracker.tag(self.runs[trial.trial_id], failure=mine.failure)
         self.tracker.finish(self.runs[trial.trial_id], failed=True)
+        self.one_ended()
 
 
 def reason(trial: Any) -> str:
