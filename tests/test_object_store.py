@@ -1,0 +1,116 @@
+"""All results in an S3-compatible store that hangs for 20 seconds in the middle: the weights and records are those of a local folder."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from robustclip import names as models
+from robustclip.base.values import override
+from robustclip.evaluation import computing, protocols
+from robustclip.models.checkpoints import save
+from robustclip.models.model import Model
+from robustclip.records import rows as records
+from robustclip.training.alone import finetune_alone
+from robustclip.training.recipes import RECIPES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+HANGS = 20.0  # seconds
+OUT = "s3://bucket/out"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Run moto's S3 server with an empty bucket; yield its process and the environment of who uses it."""
+    pytest.importorskip("moto", reason="uv sync --group store")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with (tmp_path / "server.log").open("wb") as log:
+        process = psutil.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/s3/aws4_request"}
+    bucket = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT", headers=signed)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(bucket, timeout=10).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                time.sleep(0.2)
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        here = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+        yield process, here | keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "HOME": str(tmp_path / "home")}
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+@pytest.fixture
+def base(make_model: Callable[..., Model], tmp_path: Path) -> str:
+    save(make_model(), str(tmp_path / "tiny"))
+    return str(tmp_path / "tiny")
+
+
+def test_a_training_goes_on_when_its_store_answers_again(server: tuple[psutil.Process, dict[str, str]], base: str, tmp_path: Path) -> None:
+    process, env = server
+    changes = {"model": base, "data.name": "shapes", "optim.epochs": 6, "checkpoint_every": 2}
+    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "robustclip", "train", "smoke", *words, "--out", OUT]
+    said, hung = [], False
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        assert training.stderr is not None
+        for line in training.stderr:
+            said.append(line)
+            if "step " in line and not hung:
+                process.suspend()
+                time.sleep(HANGS)
+                process.resume()
+                hung = True
+        printed = training.stdout.read()
+    assert training.returncode == 0, said
+    assert hung
+    local, _ = finetune_alone(models.load(base), override(RECIPES["smoke"].config, changes), str(tmp_path / "local"))
+    assert re.findall(r"weights sha256 (\w+)", printed) == [local.sha256]
+
+
+def test_an_evaluation_goes_on_when_its_store_answers_again(
+    server: tuple[psutil.Process, dict[str, str]], base: str, tmp_path: Path
+) -> None:
+    process, env = server
+    sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
+    command = [sys.executable, "-m", "robustclip", "evaluate", base, "--protocol", "smoke", "--sets", *sets, "--out", OUT]
+    said, hung = [], False
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as evaluating:
+        assert evaluating.stdout is not None
+        assert evaluating.stderr is not None
+        for line in evaluating.stderr:
+            said.append(line)
+            if "evaluated 1/" in line and not hung:
+                process.suspend()
+                time.sleep(HANGS)
+                process.resume()
+                hung = True
+        printed = evaluating.stdout.read()
+    assert evaluating.returncode == 0, said
+    assert hung, said
+    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=sets), str(tmp_path / "local"))
+    model, here = models.load(base), []
+    for cell in resolved.cells(models.display_name(base), models.identity(base)):
+        here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]
+    reading = "import sys; from robustclip.records import rows; import pyarrow as pa\n"
+    reading += "tables = [rows.read(sys.argv[1], key) for key in sys.argv[2:]]; print(rows.content_sha256(pa.concat_tables(tables)))"
+    keys = [cell.key for cell in resolved.cells(models.display_name(base), models.identity(base))]
+    there = subprocess.run([sys.executable, "-c", reading, f"{OUT}/records", *keys], env=env, capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == records.content_sha256(records.table(here))
+    assert base in printed or models.display_name(base) in printed
