@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def test_an_evaluation_loses_a_node(cluster: Cluster, base: str, tmp_path: Path)
     sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
     out = str(tmp_path / "out")
     run(cluster, ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--out", out], "evaluated 1/", "Worker")
-    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=sets), out)
+    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets), out)
     model, here, there = models.load(base), [], []
     for cell in resolved.cells(models.display_name(base), models.identity(base)):
         here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]

@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -104,7 +103,7 @@ def test_an_evaluation_goes_on_when_its_store_answers_again(
         printed = evaluating.stdout.read()
     assert evaluating.returncode == 0, said
     assert hung, said
-    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=sets), str(tmp_path / "local"))
+    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets), str(tmp_path / "local"))
     model, here = models.load(base), []
     for cell in resolved.cells(models.display_name(base), models.identity(base)):
         here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]

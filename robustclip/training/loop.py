@@ -1,6 +1,10 @@
 """What runs on every Train worker: steps from the stream, reports and checkpoints, a restart, and the finished model."""
 
 import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +35,13 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     job: Job = settings["job"]
     use_threads(settings["threads"])
     try:
+        shard, world = ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_size()
+        units = begun(units_of(shard, job))  # the first block comes while the model is built
         learner = build_learner(job, get_device())
         history: list[dict[str, float]] = []
         told = 0  # steps that this process has reported: a killed driver may have missed those of earlier ones
         if checkpoint := ray.train.get_checkpoint():
             history = restore(learner, checkpoint)
-        shard, world = ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_size()
-        units = units_of(shard, job) if learner.step < job.plan.steps else ()
         new: list[dict[str, float]] = []
         for row in steps(learner, units, job.plan, world):
             new.append(row)
@@ -57,6 +61,25 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         if (said := disk.no_room(error)) and not several_workers():
             return {"error": said}
         raise
+
+
+def begun(units: Iterable[Any]) -> Iterator[Any]:
+    """Return the same units, the first of which is fetched from now on, in a thread."""
+    iterator, first = iter(units), Future[list[Any]]()
+
+    def fetch() -> None:
+        try:
+            first.set_result(list(islice(iterator, 1)))
+        except BaseException as error:
+            first.set_exception(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+
+    def rest() -> Iterator[Any]:
+        yield from first.result()
+        yield from iterator
+
+    return rest()
 
 
 def several_workers() -> bool:
