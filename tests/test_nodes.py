@@ -47,10 +47,10 @@ def processes(node: Any) -> str:
 
 
 def lose_one(cluster: Cluster, at_work: str) -> None:
-    """Kill a node on which something is at work, with all its processes, after another one has joined."""
-    cluster.add_node(num_cpus=2)
+    """Kill a node on which something is at work, with all its processes, and let another one join."""
     (lost, *_) = (node for node in cluster.worker_nodes if at_work in processes(node))
     cluster.remove_node(lost, allow_graceful=False)
+    cluster.add_node(num_cpus=2)
 
 
 def run(cluster: Cluster, words: list[str], moment: str, at_work: str) -> tuple[str, str]:
@@ -89,8 +89,8 @@ def test_a_training_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) ->
 def test_an_evaluation_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) -> None:
     sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
     out = str(tmp_path / "out")
-    run(cluster, ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--out", out], "evaluated 1/", "Worker")
-    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets), out)
+    run(cluster, ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--n", "64", "--out", out], "evaluated 1/", "ray::Worker")
+    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets, n=64), out)
     model, here, there = models.load(base), [], []
     for cell in resolved.cells(models.display_name(base), models.identity(base)):
         here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
+from processes import kill_family
 
 from robustclip.base.errors import UserError
 from robustclip.runtime import store, tracking
@@ -38,17 +38,6 @@ for line in sys.stdin:
     print(child, flush=True)
     os.waitpid(child, 0)
 """
-
-
-def kill_family(pid: int) -> None:
-    """Send SIGKILL to a process and to everything that it has started, and wait until all are gone."""
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-        for each in family:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(family, timeout=10)
 
 
 def environment(**more: str) -> dict[str, str]:
