@@ -8,6 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
+from robustclip.runtime import growth
+
 ROOT = Path(__file__).parents[1]
 LAUNCHED = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters" / "gcp.yaml"}
 AMI = re.compile(r"ami-[0-9a-f]{17}")
@@ -131,6 +133,13 @@ def test_kuberay_job_has_the_shape_of_the_operator():
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
     assert spec["entrypoint"].startswith("robustclip sweep --out s3://")
+    (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    said = yaml.safe_load({each["name"]: each["value"] for each in head["env"]}[growth.TYPES])
+    groups = spec["rayClusterSpec"]["workerGroupSpecs"]
+    limits = [group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups]
+    assert [kind["max_workers"] for kind in said.values()] == [group["maxReplicas"] for group in groups]
+    assert [kind["resources"]["CPU"] for kind in said.values()] == [int(limit["cpu"]) for limit in limits]
+    assert [kind["resources"].get("GPU") for kind in said.values()] == [limit.get("nvidia.com/gpu") for limit in limits]
     assert spec["shutdownAfterJobFinishes"] is True
     cluster = spec["rayClusterSpec"]
     pin = re.search(r'"ray\[[^\]]*\]>=([\d.]+),', (ROOT / "pyproject.toml").read_text()).group(1)

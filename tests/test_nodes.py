@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +55,20 @@ def lose_one(cluster: Cluster, at_work: str) -> None:
     cluster.add_node(num_cpus=2)
 
 
+@contextmanager
+def running(cluster: Cluster, words: list[str], **more: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a command on the cluster."""
+    here = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    env = here | {"RAY_ADDRESS": cluster.address} | more
+    command = [sys.executable, "-m", "robustclip", *words]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+
+
 def run(cluster: Cluster, words: list[str], moment: str, at_work: str) -> tuple[str, str]:
     """Run a command, at whose first line with `moment` a node is lost; return what it printed and what it said."""
-    here = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     said, lost = [], False
-    with subprocess.Popen(
-        [sys.executable, "-m", "robustclip", *words],
-        env=here | {"RAY_ADDRESS": cluster.address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as command:
+    with running(cluster, words) as command:
         assert command.stdout is not None
         assert command.stderr is not None
         for line in command.stderr:
@@ -90,9 +95,32 @@ def test_an_evaluation_loses_a_node(cluster: Cluster, base: str, tmp_path: Path)
     sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
     out = str(tmp_path / "out")
     run(cluster, ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--n", "64", "--out", out], "evaluated 1/", "ray::Worker")
-    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets, n=64), out)
+    assert_undisturbed(base, protocols.resolve(protocols.named("smoke").changed(sets=sets, n=64), out), out)
+
+
+def assert_undisturbed(base: str, resolved: protocols.Resolved, out: str) -> None:
+    """Hold the records under `out` to those that this process computes."""
     model, here, there = models.load(base), [], []
     for cell in resolved.cells(models.display_name(base), models.identity(base)):
         here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]
         there += records.read(f"{out}/records", cell.key).to_pylist()
     assert records.content_sha256(records.table(there)) == records.content_sha256(records.table(here))
+
+
+def test_an_evaluation_asks_for_nodes_and_uses_those_that_come(base: str, tmp_path: Path) -> None:
+    """The cluster has nothing but its head; what it may grow to is what is asked for, and the autoscaler sees it."""
+    cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}), str(tmp_path / "out")
+    words = ["evaluate", base, "--protocol", "smoke", "--n", "16", "--out", out]
+    try:
+        with running(cluster, words, ROBUSTCLIP_NODE_TYPES='{"cpu": {"max_workers": 2, "resources": {"CPU": 1}}}') as command:
+            status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", cluster.address]
+            while "'CPU': 1.0}: 2+ pending tasks/actors" not in subprocess.run(status, capture_output=True, text=True).stdout:
+                assert command.poll() is None
+                time.sleep(0.5)
+            cluster.add_node(num_cpus=1)
+            printed, said = command.communicate()
+        assert command.returncode == 0, said
+    finally:
+        cluster.shutdown()
+    assert "report" in printed
+    assert_undisturbed(base, protocols.resolve(protocols.named("smoke").changed(n=16), out), out)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.runtime.address import address, check_address, refused
+from robustclip.runtime.growth import TYPES, NodeType, node_types
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +139,31 @@ class Share:
 
 
 def total() -> tuple[float, float]:
-    """Return CPUs and GPUs of the whole cluster as it is now."""
+    """Return CPUs and GPUs of the whole cluster as it is now, or those that its autoscaler may bring, where these are more."""
     import ray
 
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    resources, kinds = ray.cluster_resources(), growth()
+    cpus, gpus = sum(kind.cpus * kind.most for kind in kinds), sum(kind.gpus * kind.most for kind in kinds)
+    return max(resources.get("CPU", 0.0), cpus), max(resources.get("GPU", 0.0), gpus)
+
+
+def growth() -> list[NodeType]:
+    """Return the kinds of nodes that may join the cluster that RAY_ADDRESS names; nothing joins a Ray of this machine alone."""
+    return node_types() if address() else []
+
+
+def check_fits(cpus: float, gpus: float) -> None:
+    """Raise UserError for a worker that no node has room for, neither one that is there nor one that may come: it would wait for ever."""
+    import ray
+
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = {(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in there} | {(kind.cpus, kind.gpus) for kind in growth() if kind.most}
+    if not any(has[0] >= cpus and has[1] >= gpus for has in nodes):
+        said = "; ".join(f"{has[0]:g} CPUs, {has[1]:g} GPUs" for has in sorted(nodes))
+        raise UserError(
+            f"a worker takes {cpus:g} CPUs and {gpus:g} GPUs, which no node of this cluster has ({said}): ask for less (--workers, "
+            f"--concurrent, --gpus), or, where the cluster grows, say in {TYPES} to what (docs/clusters.md)"
+        )
 
 
 def divide(concurrent: int, workers: int) -> Share:
@@ -157,7 +178,9 @@ def divide(concurrent: int, workers: int) -> Share:
     room = (cpus - 1) / (concurrent * workers)
     share = 1.0 if room >= 1 else math.floor(room * 100) / 100
     if share < SMALLEST_SHARE:
+        check_fits(SMALLEST_SHARE, 0.0)
         raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
+    check_fits(share, 1.0 if gpus else 0.0)
     return Share(workers, share, 1.0 if gpus else 0.0)
 
 
@@ -165,6 +188,7 @@ def fitting_actors(wanted: int | None = None, gpu_share: float = 1.0) -> tuple[i
     """Return how many actors fit at once, one a CPU or one a `gpu_share` of a GPU, or the `wanted` ones, and the GPUs that each takes."""
     cpus, gpus = total()
     share = gpu_share if gpus else 0.0
+    check_fits(1.0, share)
     return wanted or max(1, int(gpus / share if share else cpus)), share
 
 
