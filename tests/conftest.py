@@ -60,10 +60,15 @@ NAMES, TEMPLATES = tuple(COLOURS), ("a photo of a {}.", "a {} thing.")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that need Ray in one process where the tests are shared out: they share one Ray."""
+    """Keep all tests that need Ray in one process where the tests are shared out: they share one Ray, and the first of them starts it.
+
+    Where four processes share two CPUs a sweep that takes a minute takes five.
+    """
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,9 @@ def test_a_training_worker_on_a_full_disk_is_not_started_again(monkeypatch: pyte
 
     monkeypatch.setattr(loop, "build_learner", build)
     monkeypatch.setattr(loop, "several_workers", lambda: workers > 1)
+    monkeypatch.setattr(loop, "units_of", lambda *given: ())
+    monkeypatch.setattr("ray.train.get_dataset_shard", lambda name: None)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: workers))
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
     settings = {"job": SimpleNamespace(), "threads": 1}
     if returned:

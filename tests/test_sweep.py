@@ -29,7 +29,6 @@ def config(tiny_checkpoint: str) -> Config:
     return override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes"})
 
 
-@pytest.mark.timeout(1800)  # the sweep takes a minute where nothing else runs
 def test_a_sweep_runs_fails_honestly_and_continues(swept: Swept) -> None:
     """Two trials, one impossible (a negative eps): its reason is kept, and a second run adds nothing."""
     outcome, text, out = swept.outcome, swept.text, swept.out

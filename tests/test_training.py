@@ -1,5 +1,6 @@
 """Ray Train end to end on the smallest recipe: it learns, its result is kept, and what cannot work is refused before it starts."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,3 +87,29 @@ def test_a_resumed_run_reports_the_steps_it_was_not_there_for(monkeypatch: pytes
     result = loop.train_loop({"job": job, "threads": 1})
     assert reported == [[1, 2, 3, 4, 5, 6, 7, 8], [9]]
     assert [row["step"] for row in result["history"]] == list(range(1, 10))
+
+
+def test_the_first_unit_is_fetched_before_it_is_asked_for() -> None:
+    asked = threading.Event()
+
+    def units() -> Iterator[int]:
+        asked.set()
+        yield from range(3)
+        raise ValueError("the data is damaged")
+
+    begun = loop.begun(units())
+    assert asked.wait(60)
+    assert [next(begun) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="damaged"):
+        next(begun)
+
+
+def test_what_the_first_fetch_meets_is_raised_where_the_unit_is_asked_for() -> None:
+    def units() -> Iterator[int]:
+        raise ValueError("the data is damaged")
+        yield
+
+    begun = loop.begun(units())
+    with pytest.raises(ValueError, match="damaged"):
+        next(begun)
+    assert list(loop.begun(())) == []
