@@ -48,6 +48,7 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "connect", lambda: None)
     for module in (cluster, tuning):
         monkeypatch.setattr(module, "total", lambda: (2.0, 0.0))
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
 
 
 class Counting(nn.Module):
