@@ -134,6 +134,7 @@ def uv(words: list[str]) -> None:
     for option in ("--no-dev", "--compile-bytecode", "--no-python-downloads"):
         sync.add_argument(option, action="store_true")
     sync.add_argument("--extra")
+    sync.add_argument("--group")
     verbs.add_parser("build").add_argument("--wheel", action="store_true")
     _pip_options(verbs.add_parser("pip"))
     parsed(parser, words)
