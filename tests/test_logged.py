@@ -83,9 +83,14 @@ def test_other_weights_take_the_place_of_a_runs_model(
     assert models.load(located(f"mlflow:{run.id}", out)).sha256 == other.sha256
 
 
-def test_a_model_is_a_version_once(tracker: tracking.Tracker, run: tracking.Run, out: str) -> None:
+def test_a_model_is_a_version_once(
+    tracker: tracking.Tracker, run: tracking.Run, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for _ in range(2):
         tracker.register(run, "best")
+    assert not os.listdir()  # MLflow's default store, where nobody names one, would be here
     (version,) = tracker.client.search_model_versions("name = 'best'")
     assert version.run_id == run.id
     tracker.client.set_registered_model_alias("best", "champion", version.version)

@@ -60,56 +60,53 @@ def base(make_model: Callable[..., Model], tmp_path: Path) -> str:
     return str(tmp_path / "tiny")
 
 
-def test_a_training_goes_on_when_its_store_answers_again(server: tuple[psutil.Process, dict[str, str]], base: str, tmp_path: Path) -> None:
+def run(server: tuple[psutil.Process, dict[str, str]], words: list[str], moment: str) -> str:
+    """Run a command, at whose first line with `moment` the store hangs; return what it printed."""
     process, env = server
-    changes = {"model": base, "data.name": "shapes", "optim.epochs": 6, "checkpoint_every": 2}
-    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "robustclip", "train", "smoke", *words, "--out", OUT]
     said, hung = [], False
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as training:
-        assert training.stdout is not None
-        assert training.stderr is not None
-        for line in training.stderr:
+    command = [sys.executable, "-m", "robustclip", *words, "--out", OUT]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        for line in running.stderr:
             said.append(line)
-            if "step " in line and not hung:
+            if moment in line and not hung:
                 process.suspend()
                 time.sleep(HANGS)
                 process.resume()
                 hung = True
-        printed = training.stdout.read()
-    assert training.returncode == 0, said
-    assert hung
+        printed = running.stdout.read()
+    assert running.returncode == 0, said
+    assert hung, said
+    return printed
+
+
+def test_a_training_goes_on_when_its_store_answers_again(server: tuple[psutil.Process, dict[str, str]], base: str, tmp_path: Path) -> None:
+    changes = {"model": base, "data.name": "shapes", "optim.epochs": 6, "checkpoint_every": 2}
+    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    printed = run(server, ["train", "smoke", *words], "step ")
     local, _ = finetune_alone(models.load(base), override(RECIPES["smoke"].config, changes), str(tmp_path / "local"))
     assert re.findall(r"weights sha256 (\w+)", printed) == [local.sha256]
+
+
+READ = """
+import sys
+import pyarrow as pa
+from robustclip.records import rows
+print(rows.content_sha256(pa.concat_tables([rows.read(sys.argv[1], key) for key in sys.argv[2:]])))
+"""
 
 
 def test_an_evaluation_goes_on_when_its_store_answers_again(
     server: tuple[psutil.Process, dict[str, str]], base: str, tmp_path: Path
 ) -> None:
-    process, env = server
     sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
-    command = [sys.executable, "-m", "robustclip", "evaluate", base, "--protocol", "smoke", "--sets", *sets, "--out", OUT]
-    said, hung = [], False
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as evaluating:
-        assert evaluating.stdout is not None
-        assert evaluating.stderr is not None
-        for line in evaluating.stderr:
-            said.append(line)
-            if "evaluated 1/" in line and not hung:
-                process.suspend()
-                time.sleep(HANGS)
-                process.resume()
-                hung = True
-        printed = evaluating.stdout.read()
-    assert evaluating.returncode == 0, said
-    assert hung, said
+    run(server, ["evaluate", base, "--protocol", "smoke", "--sets", *sets], "evaluated 1/")
     resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets), str(tmp_path / "local"))
+    cells = resolved.cells(models.display_name(base), models.identity(base))
     model, here = models.load(base), []
-    for cell in resolved.cells(models.display_name(base), models.identity(base)):
+    for cell in cells:
         here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]
-    reading = "import sys; from robustclip.records import rows; import pyarrow as pa\n"
-    reading += "tables = [rows.read(sys.argv[1], key) for key in sys.argv[2:]]; print(rows.content_sha256(pa.concat_tables(tables)))"
-    keys = [cell.key for cell in resolved.cells(models.display_name(base), models.identity(base))]
-    there = subprocess.run([sys.executable, "-c", reading, f"{OUT}/records", *keys], env=env, capture_output=True, text=True, check=True)
+    reading = [sys.executable, "-c", READ, f"{OUT}/records", *(cell.key for cell in cells)]
+    there = subprocess.run(reading, env=server[1], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == records.content_sha256(records.table(here))
-    assert base in printed or models.display_name(base) in printed

@@ -78,7 +78,8 @@ def run() -> None:
     def on_report(metrics: dict[str, Any]) -> None:
         tracker.curve(run, metrics["curve"])
         step, steps, now = metrics["step"], job.plan.steps, time.monotonic()
-        first.append((step, now))
+        if not first:
+            first.append((step, now))
         rest = left(step - first[0][0], steps - first[0][0], now - first[0][1])
         log.info("step %d of %d, epoch %.1f, loss %.3f%s", step, steps, metrics["epoch"], metrics["loss"], rest)
 

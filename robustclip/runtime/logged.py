@@ -69,11 +69,11 @@ def model_of(client: Any, run_id: str) -> Any:
 
 def log_model(client: Any, run_id: str, checkpoint: str, sha256: str) -> None:
     """Log the folder of a checkpoint as the model of a run, unless the run has one of these weights."""
-    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment = client.get_run(run_id).info.experiment_id
     for each in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
-        if each.tags.get(WEIGHTS) == sha256 and each.status == "READY":
+        if each.tags.get(WEIGHTS) == sha256 and each.status == LoggedModelStatus.READY:
             return
         client.delete_logged_model(each.model_id)  # of a process that was killed at it, or of other weights
     made = client.create_logged_model(experiment, MODEL, run_id, tags={WEIGHTS: sha256}, model_type="robustclip")

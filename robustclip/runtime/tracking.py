@@ -198,9 +198,10 @@ class Tracker:
     def watch(self, run: Run) -> None:
         """Let MLflow follow this machine's CPUs, GPUs, disk and network beside a run, if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true."""
         from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():  # it ends with the run
+        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # its thread ends with the run
+
             self._write(lambda: SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=self.uri).start())
 
     def artefacts(self, run: Run, files: Mapping[str, bytes]) -> None:
