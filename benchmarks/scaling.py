@@ -81,17 +81,15 @@ class Run:
 
 
 def evaluate(work: Sequence[Work], workers: int, costs: Overheads, arrive: Callable[[int], float]) -> Run:
-    """Return how long the evaluator's queue takes: idle workers pull the next cell; a worker is held until the last cell is done."""
+    """Return how long the evaluator's queue takes: idle workers pull the next cell; a worker is let go when none waits."""
     begun = [arrive(worker) for worker in range(min(workers, len(work)))]
     free = [(start + costs.actor, worker, None) for worker, start in enumerate(begun)]
     heapq.heapify(free)
-    end = 0.0
     for cell in work:
         now, worker, loaded = heapq.heappop(free)
         now += (costs.model if loaded != cell.model else 0.0) + costs.cell + cell.seconds
-        end = max(end, now)
         heapq.heappush(free, (now, worker, cell.model))
-    return Run(end, sum(max(0.0, end - start) for start in begun))
+    return Run(max(now for now, *_ in free), sum(now - begun[worker] for now, worker, _ in free))
 
 
 def sweep(trials: int, training: float, cells: Sequence[float], gpus: int, costs: Overheads, arrive: Callable[[int], float]) -> Run:

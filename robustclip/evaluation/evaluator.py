@@ -132,6 +132,8 @@ def _share_out(wanted: Wanted, start: Callable[[], Any], actors: int, say: Calla
             say(computed)
         if idle and not queue.todo and (cell := late(running.values(), slowest, time.monotonic())):
             queue.todo.append(cell)
+        while not queue.todo and len(idle) > 1:  # one is kept for a cell that is late; a cluster may do without the others' nodes
+            ray.kill(idle.pop())
     for worker in idle:
         ray.kill(worker)
     if queue.failed:
