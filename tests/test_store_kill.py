@@ -1,4 +1,4 @@
-"""Commands killed at any moment of their start, commands that start together, and a server that dies: nothing is lost, nothing doubled."""
+"""Commands killed at any moment of their start, many that write at once, and a server that dies: nothing is lost, nothing doubled."""
 
 import os
 import random
@@ -9,18 +9,20 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from processes import kill_family
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.runtime import store, tracking
+from robustclip.runtime.logged import located
 
 STARTS, LONGEST = 20, 5.0  # LONGEST: seconds of a start before it is killed
-ASKED = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={store.EXPERIMENT}"
+ASKED = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
 TRAIN = ("train", "smoke", "--out")
 # Imports take as long as all the rest; each start is a fork of a process that has done them, and does what the command does from there.
 FORKS = """
@@ -38,6 +40,12 @@ for line in sys.stdin:
     print(child, flush=True)
     os.waitpid(child, 0)
 """
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -72,6 +80,27 @@ def test_after_twenty_killed_starts_two_at_once_work(tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
 
 
+# Sixteen commands that share an out folder, each a fork of a process that has imported MLflow.
+WRITERS = """
+import os, sys
+import mlflow.tracking, mlflow.entities
+from robustclip.runtime.tracking import Tracker
+children = []
+for i in range(16):
+    if not (child := os.fork()):
+        tracker = Tracker(sys.argv[1])
+        run = tracker.run(f"key{i}", f"train {i}", {"i": i}, tracker.run("parent", "sweep", {}))
+        for step in range(1, 7):
+            tracker.curve(run, [{"step": step, "loss": i + step}])
+        tracker.artefacts(run, {"table.md": str(i).encode()})
+        tracker.finish(run)
+        tracker.close()
+        os._exit(0)
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
 @contextmanager
 def serving(folder: Path, port: int) -> Iterator[None]:
     """Run an MLflow server on a folder, and end it by SIGKILL."""
@@ -98,9 +127,7 @@ def rows(*steps: int) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_server_that_dies_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     tracking.Tracker(str(tmp_path))  # makes the database that the server serves
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # this is about a server that is gone, not about a slow one
@@ -140,3 +167,34 @@ def test_a_server_that_dies_loses_and_doubles_nothing(tmp_path: Path, monkeypatc
             assert [point.step for point in client.get_metric_history(run.id, name)] == list(steps), name
         assert [each.path for each in client.list_artifacts(run.id)] == ["table.md"]
         assert client.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("served", [False, True], ids=["one file", "a server"])
+def test_sixteen_writers_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: str, served: bool) -> None:
+    """And a model that one of them has logged comes back through the server, which alone reaches its files."""
+    out, port = str(tmp_path / "out"), free_port()
+    with ExitStack() as stack:
+        if served:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+            stack.enter_context(serving(tmp_path, port))
+        more = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT") if name in os.environ}
+        subprocess.run([sys.executable, "-c", WRITERS, out], env=environment(**more), check=True, timeout=1200)
+        tracker = tracking.Tracker(out)
+        runs = tracker.client.search_runs([tracker.experiment])
+        (parent,) = (run for run in runs if tracking.PARENT_TAG not in run.data.tags)
+        children = {int(run.data.params["i"]): run for run in runs if run.data.tags.get(tracking.PARENT_TAG) == parent.info.run_id}
+        assert sorted(children) == list(range(16))
+        for i, run in children.items():
+            points = tracker.client.get_metric_history(run.info.run_id, "loss")
+            assert [(point.step, point.value) for point in points] == [(step, i + step) for step in range(1, 7)]
+            assert [each.path for each in tracker.client.list_artifacts(run.info.run_id)] == ["table.md"]
+            assert run.info.status == "FINISHED"
+        made = tracker.run("a model", "train", {})
+        tracker.model(made, tiny_checkpoint, models.identity(tiny_checkpoint))
+        tracker.register(made, "best")
+        found = {located(name, out) for name in (f"mlflow:{made.id}", "models:/best/1")}
+        assert {models.identity(folder) for folder in found} == {models.identity(tiny_checkpoint)}
+        assert all(folder.startswith(f"{out}/mlflow/") for folder in found) is served
