@@ -15,6 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from robustclip import names as models
+from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.evaluation import computing, protocols
 from robustclip.models.checkpoints import save
@@ -89,6 +90,27 @@ def test_a_training_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) ->
     printed, _ = run(cluster, ["train", "smoke", "--workers", "2", *words, "--out", str(tmp_path / "out")], "step ", "RayTrainWorker")
     local, _ = finetune_alone(models.load(base), override(RECIPES["smoke"].config, changes), str(tmp_path / "alone"))
     assert re.findall(r"weights sha256 (\w+)", printed) == [local.sha256]
+
+
+SPACE = """'''Is a node missed?'''
+from ray import tune
+
+RECIPE, SPACE, METRIC, MODE = "smoke", {"threat.image.eps": tune.grid_search([2.0, 4.0])}, "val/robust", "max"
+"""
+
+
+def test_a_sweep_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) -> None:
+    """Two trials train side by side, at least one of them on the node."""
+    (tmp_path / "two.py").write_text(SPACE)
+    changes = {"model": base, "data.name": "shapes", "optim.epochs": 6, "checkpoint_every": 2}
+    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    out = str(tmp_path / "out")
+    command = ["sweep", str(tmp_path / "two.py"), "--protocol", "smoke", "--concurrent", "2", *words, "--out", out]
+    printed, _ = run(cluster, command, "epoch 1 of 6", "RayTrainWorker")
+    assert "(chosen by val/strong)" in printed
+    made = {storage.read_json(str(path))["sha256"] for path in (tmp_path / "out" / "runs").glob("*/result.json")}
+    configs = [override(RECIPES["smoke"].config, {**changes, "threat.image.eps": eps}) for eps in (2.0, 4.0)]
+    assert made == {finetune_alone(models.load(base), config, str(tmp_path / "alone"))[0].sha256 for config in configs}
 
 
 def test_an_evaluation_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) -> None:

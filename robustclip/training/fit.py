@@ -86,8 +86,10 @@ def relay(on_report: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
     """Yield a Train callback that hands every report of rank 0 to `on_report` in this process, while the run goes on elsewhere."""
     import ray.train
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # a node of workers may be lost
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     class Relay(ray.train.UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
