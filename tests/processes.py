@@ -1,8 +1,16 @@
-"""Processes that a test has started, with all that they have started."""
+"""Processes that tests start: a port for one, and an end of one with all that it has started."""
 
+import socket
 from contextlib import suppress
 
 import psutil
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def kill_family(pid: int) -> None:

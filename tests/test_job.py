@@ -1,7 +1,6 @@
 """`ray job submit` on a cluster of this machine, as on a real one: stopped and submitted again, it ends with results where it says."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,19 +11,13 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import kill_family
+from processes import free_port, kill_family
 
 from robustclip.runtime.store import EXPERIMENT, sqlite_uri
 from robustclip.runtime.tracking import PARENT_TAG
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for(url: str, seconds: float = 120) -> None:

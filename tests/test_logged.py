@@ -1,5 +1,6 @@
 """What a run read and made, as MLflow keeps it: data sets, the model, registered versions; and models found again by MLflow's names."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from robustclip.models.model import Model
 from robustclip.runtime import logged, tracking
 from robustclip.runtime.logged import Input, located, with_located
 
-TRAIN, TEST = (Input("shapes", split, digit * 64, 100, 4, "/data/shapes") for split, digit in (("train", "a"), ("test", "b")))
+TRAIN, TEST = (Input("shapes", split, digit * 64, 100, 4, '/data/"shapes"') for split, digit in (("train", "a"), ("test", "b")))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_data_sets_are_logged_once(tracker: tracking.Tracker) -> None:
         ("shapes/test", "b" * 32, "test"),
         ("shapes/train", "a" * 32, "train"),
     ]
+    assert {json.loads(each.dataset.source)["uri"] for each in found} == {TRAIN.folder}
 
 
 def test_a_run_has_one_model_and_its_name_is_that_of_the_checkpoint(

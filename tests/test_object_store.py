@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import free_port
 
 from robustclip import names as models
 from robustclip.base.values import override
@@ -31,9 +31,7 @@ OUT = "s3://bucket/out"
 def server(tmp_path: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """Run moto's S3 server with an empty bucket; yield its process and the environment of who uses it."""
     pytest.importorskip("moto", reason="uv sync --group store")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     with (tmp_path / "server.log").open("wb") as log:
         process = psutil.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/s3/aws4_request"}

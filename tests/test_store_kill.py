@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import kill_family
+from processes import free_port, kill_family
 
 from robustclip import names as models
 from robustclip.base.errors import UserError
@@ -40,12 +39,6 @@ for line in sys.stdin:
     print(child, flush=True)
     os.waitpid(child, 0)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a run in MLflow read and what it made: its data sets, its model, and the models that only MLflow knows, found by name."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -46,8 +47,8 @@ def log_inputs(client: Any, run_id: str, inputs: Iterable[Input]) -> None:
                 f"{each.name}/{each.split}",
                 each.sha256[:32],  # MLflow takes 36
                 "local" if storage.is_local(each.folder) else "s3" if each.folder.startswith("s3:") else "gs",
-                f'{{"uri": "{each.folder}"}}',
-                profile=f'{{"num_rows": {each.images}, "classes": {each.classes}}}',
+                json.dumps({"uri": each.folder}),
+                profile=json.dumps({"num_rows": each.images, "classes": each.classes}),
             ),
             [InputTag(MLFLOW_DATASET_CONTEXT, each.split)],
         )
