@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robustclip.base.draws import Key
 from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.views.crops import Key
 
 
 class Adaptive(nn.Module):
