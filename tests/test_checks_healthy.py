@@ -117,12 +117,17 @@ def a_filter_that_does_nothing(subject, patch):
     return changed(subject, classifier=wrapped, attacked=wrapped, preprocessing=front)
 
 
+def eight_bits_straight_through(x):
+    return x + (faults_attacks.eight_bits(x) - x).detach()
+
+
 def restarts_made(subject, patch):
     return changed(subject, protocol=replace(subject.protocol, attacks=(PGD(5, restarts=4),)))
 
 
 CONTROLS = [
     *((number, "a wrapper that does nothing", faults_models.front(same)) for number in ("3", "5", "6", "7", "10", "11", "12", "13", "19")),
+    *((number, "8 bits, straight through", faults_models.front(eight_bits_straight_through)) for number in ("6", "11")),
     ("13", "batch norm in eval mode", batch_norm_in_eval_mode),
     ("15", "3 classes with DLR", faults_attacks.class_guard(3, "dlr")),
     ("15", "4 classes with targeted DLR", faults_attacks.class_guard(4, "dlr-targeted")),

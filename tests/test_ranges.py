@@ -18,7 +18,7 @@ from robustclip.commands import evaluate, moments, prepare, pretrain, sweep, tra
 from robustclip.evaluation import evaluator, protocols
 from robustclip.evaluation.rules import SetRule
 from robustclip.sweeps import tuning
-from robustclip.test_time import TTC
+from robustclip.test_time import DBD, TTC
 from robustclip.test_time.tpt import TPT
 from robustclip.training import statistics
 from robustclip.training.config import Config
@@ -112,6 +112,7 @@ def test_a_recipe_key_takes_its_numbers_and_no_others(key: str, value: str) -> N
         lambda: TextAttack(width=0),
         lambda: TPT(views=0),
         lambda: TTC(steps=-1),
+        lambda: DBD(kept=0),
         lambda: SetRule("cifar10", classes=0),
         lambda: protocols.named("smoke").changed(n=0),
         lambda: protocols.named("smoke").changed(n=-1),
