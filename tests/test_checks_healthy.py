@@ -17,7 +17,7 @@ from robustclip.evaluation import computing, protocols
 from robustclip.evaluation.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.evaluation.checks.ball import FULL
 from robustclip.models import checkpoints
-from robustclip.models.dress import PixelPrompt, TokenPrompt
+from robustclip.models.dress import InputFilter, PixelPrompt, TokenPrompt
 from robustclip.records import rows as records
 from robustclip.records.findings import rankable
 from robustclip.training.installing import install
@@ -42,17 +42,28 @@ def prompted(trainable):
     return make
 
 
+def filtered(plain):
+    """Return a copy behind a filter that averages each pixel with its neighbours in its row."""
+    model = prompted(InputFilter(3))(plain)
+    for colour in range(3):
+        model.prompt.kernel.data[colour, colour, 1] = torch.tensor([0.25, -0.5, 0.25])
+    return model
+
+
 MODELS = {
     "plain": None,
     "tuned": tuned,
     "tokens": prompted(TokenPrompt(2)),
     "pad": prompted(PixelPrompt("pad", 2)),
+    "filter": filtered,
     "probe": faults_models.probed,
 }
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["tokens", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "tuned", "pad"))])
+@pytest.mark.parametrize(
+    "name", ["tokens", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "tuned", "pad", "filter"))]
+)
 def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures, tmp_path):
     plain = make_model(seed=seed)
     model = MODELS[name](plain) if MODELS[name] else plain
