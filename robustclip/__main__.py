@@ -23,7 +23,7 @@ COMMANDS = {
 HELP = """robustclip makes CLIP-style models robust to adversarial images and texts, and measures it honestly.
 
 start here:  robustclip sweep     fine-tunes a tiny CLIP at four eps and attacks it: minutes on two cores, no GPU, no downloads
-             robustclip list      every model, recipe, protocol and attack by name
+             robustclip list      every model, recipe, protocol, data set and attack by name
 
 usage: robustclip COMMAND ...     `robustclip COMMAND --help` says what it takes
 
@@ -35,8 +35,8 @@ WIDE = 44  # characters of a name in the list; longer ones push their line to th
 
 
 def listing() -> str:
-    """Return everything that can be named, under four headings."""
-    parts = {kind: getattr(robustclip, f"list_{kind}")() for kind in ("models", "recipes", "protocols", "attacks")}
+    """Return everything that can be named, under five headings."""
+    parts = {kind: getattr(robustclip, f"list_{kind}")() for kind in ("models", "recipes", "protocols", "sets", "attacks")}
     return "\n\n".join(f"{kind} ({len(known)})\n{lines(known, WIDE)}" for kind, known in parts.items()) + "\n"
 
 

@@ -90,11 +90,13 @@ def _known(what: str, words: Sequence[str] | None, known: Any) -> None:
 
 def _sets() -> set[str]:
     """Return the names of sets: embedded, of published protocols, or prepared by some command of the pages."""
+    from robustclip.data.typographic import PREFIX
     from robustclip.data.world import SETS
     from robustclip.evaluation.presets import TITLES
 
     prepared = [re.search(r"prepare(?:\.py)? .*--name (\S+)", command.text) for page in PAGES for command in commands(page)]
-    return {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
+    known = {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
+    return known | {f"{PREFIX}{name}" for name in known}
 
 
 def _model(name: str) -> None:

@@ -14,6 +14,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.values import key
 from robustclip.data.reading import to_images
+from robustclip.data.typographic import base_of, written
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.evaluation.rewritings import Kept
@@ -38,7 +39,11 @@ def compute(model: Model, cell: Cell, resolved: Resolved, out: str | None = None
     classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows, out)
     if out is not None:
         classifier.rewritten = Kept(out, resolved.hash, {"model_sha256": cell.model_sha256, "dataset": cell.dataset})
-    return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+    rows = run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+    if base_of(cell.dataset) != cell.dataset:
+        for row in rows:
+            row["written"] = written(resolved.protocol.seed, row["image_id"], row["label"], card.class_names)
+    return rows
 
 
 def transfers_of(model: Model, plain: Model, classifier: Any, prompts_hash: str, device: str, out: str) -> Transfers | None:

@@ -23,6 +23,7 @@ from robustclip.data.card import CARD, DatasetCard
 from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.index import Index, scan
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
+from robustclip.data.typographic import base_of, with_words
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
@@ -155,9 +156,12 @@ class Resolved:
         """Return ids, pixels uint8 [n,H,W,3] as they are attacked, and labels of some rows of a set, for a model of that input size."""
         protocol, test_set = self.protocol, self.sets[name]
         size = protocol.crop or decoded_size(test_set.card, model_size)
-        if protocol.rule(name).native:
-            return read_images(test_set.index, rows, None, None)
-        return read_images(test_set.index, rows, size, protocol.resize, protocol.interpolation)
+        native = protocol.rule(name).native
+        scaled = (None, None) if native else (size, protocol.resize)
+        ids, pixels, labels = read_images(test_set.index, rows, *scaled, protocol.interpolation)
+        if base_of(name) != name:
+            pixels = with_words(pixels, ids, labels, test_set.card.class_names, protocol.seed)
+        return ids, pixels, labels
 
 
 def resolve(protocol: Protocol, out: str) -> Resolved:
@@ -177,7 +181,7 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
     there = [*SETS, *storage.list_folders(storage.join(out, "data"))]
     missing = [
         f"{name!r} ({TITLES[name]})" if name in TITLES else f"{name!r}{did_you_mean(name, there)}"
-        for name in protocol.sets
+        for name in dict.fromkeys(map(base_of, protocol.sets))
         if name not in SETS and not storage.exists(storage.join(set_folder(out, name, {}, 0), CARD))
     ]
     if missing:
@@ -189,7 +193,7 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
 
 
 def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
-    card = ensure_set(out, rule.name, {"test": protocol.n or 1000}, protocol.render_seed)
+    card = ensure_set(out, base_of(rule.name), {"test": protocol.n or 1000}, protocol.render_seed)
     if rule.split not in card.splits:
         raise UserError(f"data set {rule.name!r} has no split {rule.split!r} (it has {', '.join(card.splits)}): prepare one")
     index = scan(card.folder, card, rule.split)

@@ -9,6 +9,7 @@ from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, PIXELS, SEED, check_fields
 from robustclip.base.threat import Ball
+from robustclip.data.typographic import base_of
 
 LEVELS = ("white-box", "grey-box A0", "grey-box A1")  # what was attacked: the scored model, plain CLIP, the model before it adapts
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -120,8 +121,9 @@ class Protocol:
         return replace(self, **wanted, name=f"{self.name} (changed)") if wanted else self
 
     def rule(self, name: str) -> SetRule:
-        """Return what it says of a set."""
-        return next((rule for rule in self.rules if rule.name == name), SetRule(name))
+        """Return what it says of a set; of one with words on its images, if nothing else, what it says of the set without."""
+        said = {rule.name: rule for rule in self.rules}
+        return said.get(name) or replace(said.get(base_of(name), SetRule(name)), name=name)
 
     def attacks_on(self, name: str) -> tuple[Attack, ...]:
         """Return the attacks that are run on a set."""

@@ -11,7 +11,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.labels import told_apart as labels_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLEAN = "clean"  # the attack column of the unattacked rows; their eps is 0
 CLEAN_ONLY = "clean, not attacked"  # the same of images that the protocol only looks at clean
 NO_CLASS = -1  # the prediction for an attacked image whose logits are not all finite: not right, and counted apart from wrong ones
@@ -20,8 +20,8 @@ _STRINGS = (
     "protocol protocol_hash cell_key result_key model model_sha256 dataset split shard_sha256 image_id attack attack_config norm level "
     "text_budget prompts_hash precision versions commit"
 )
-_INTEGERS = "label clean_prediction prediction first_success seed restarts forwards threads"
-_FLOATS = "eps linf l2 loss_start loss_best loss_end zero_gradient nonfinite_gradient seconds"
+_INTEGERS = "label clean_prediction prediction written first_success seed restarts forwards threads"
+_FLOATS = "eps confidence linf l2 loss_start loss_best loss_end zero_gradient nonfinite_gradient seconds"
 SCHEMA = pa.schema(
     [("schema_version", pa.int32())]
     + [(name, pa.string()) for name in _STRINGS.split()]
@@ -29,6 +29,8 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in _FLOATS.split()]
     + [("correct", pa.bool_())]
 )
+# Columns that files of earlier schema versions lack, with the first that has them: what such a file says of them is that nobody knows.
+LATER = {"confidence": 2, "written": 2}
 # Two honest runs of one cell differ in these columns and in no other.
 VOLATILE = ("seconds", "versions", "commit")
 
@@ -51,8 +53,8 @@ def told_apart(records: pa.Table) -> pa.Table:
 
 
 def content_sha256(records: pa.Table) -> str:
-    """Return the hash of everything in the rows but the VOLATILE columns."""
-    rows = records.select([name for name in SCHEMA.names if name not in VOLATILE]).to_pylist()
+    """Return the hash of everything in the rows, all columns of the SCHEMA that are there but the VOLATILE ones."""
+    rows = records.select([name for name in SCHEMA.names if name in records.column_names and name not in VOLATILE]).to_pylist()
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
@@ -79,11 +81,14 @@ def read(folder: str, cell_key: str) -> pa.Table:
     version = max(records["schema_version"].to_pylist())
     if version > SCHEMA_VERSION:
         raise UserError(f"{where} has schema version {version}, this robustclip reads up to {SCHEMA_VERSION}: upgrade robustclip")
-    for name in SCHEMA.names:
+    known = [name for name in SCHEMA.names if LATER.get(name, 0) <= version]
+    for name in known:
         if name not in records.column_names:
             raise UserError(f"{where} has no column {name!r}: delete it and run the same command again")
     stored = (records.schema.metadata or {}).get(b"content_sha256", b"").decode()
-    records = records.select(SCHEMA.names).cast(SCHEMA)
+    records = records.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if stored != content_sha256(records):
         raise UserError(f"{where} does not match its own hash: it was changed or damaged; delete it and run the same command again")
-    return records
+    for name in set(SCHEMA.names) - set(known):
+        records = records.append_column(SCHEMA.field(name), pa.nulls(len(records), SCHEMA.field(name).type))
+    return records.select(SCHEMA.names)
