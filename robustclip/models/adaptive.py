@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.classifier import Surrogates, ZeroShotClassifier
 from robustclip.views.crops import Key
 
 
@@ -27,6 +27,7 @@ class Adaptive(nn.Module):
         self.base, self.seed = base, seed
         self.start = base if start is None else start
         self.through = False
+        self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None
 
