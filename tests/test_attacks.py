@@ -11,7 +11,7 @@ from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library,
 from robustclip.attacks.pgd import random_start
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
-from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.classifier import Surrogates, ZeroShotClassifier
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6
@@ -37,8 +37,12 @@ def attack(request):
 
 @pytest.fixture
 def task(tiny_model, pictures) -> tuple[ZeroShotClassifier, torch.Tensor, torch.Tensor, list[str]]:
-    """Return a classifier, 8 images, labels of which it gets 6 right, and ids."""
+    """Return a classifier that knows 12 other images, 8 images, labels of which it gets 6 right, and ids."""
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
+    others, _, other_ids = pictures(12, seed=5)
+    with torch.no_grad():
+        known = classifier(others).argmax(1)
+    classifier.surrogates = Surrogates(other_ids, lambda: (others, known))
     x, _, ids = pictures(8)
     with torch.no_grad():
         y = classifier(x).argmax(1)

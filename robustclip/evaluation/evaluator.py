@@ -17,7 +17,7 @@ from robustclip.base.locks import alone
 from robustclip.base.ranges import COUNT, check
 from robustclip.base.values import key
 from robustclip.evaluation.computing import record
-from robustclip.evaluation.progress import Progress, Queue, Running, late
+from robustclip.evaluation.progress import Progress, Queue, Running, by_turns, late
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
 from robustclip.models.model import Model
@@ -105,7 +105,7 @@ def _share_out(wanted: Wanted, start: Callable[[], Any], actors: int, say: Calla
 
     say(0)
     idle = [start() for _ in range(min(actors, len(wanted.missing)))]
-    queue, computed, slowest = Queue(list(wanted.missing)), 0, 0.0
+    queue, computed, slowest = Queue(by_turns(wanted.missing) if wanted.shares else list(wanted.missing)), 0, 0.0
     running: dict[Any, Running] = {}
     while queue.todo or running:
         while idle and queue.todo:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from robustclip.data.typographic import base_of, with_words
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
+from robustclip.evaluation.surrogates import other_images
 from robustclip.runtime.logged import Input
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
@@ -52,6 +53,11 @@ class TestSet:
         """The hash of the class names and templates, in order."""
         return _sha256([self.card.class_names, self.card.templates])
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what names its images: how many of which split, the hash of their ids, and of the split's shards."""
+        return {"n": len(self.rows), "split": self.split, "ids_sha256": _sha256(self.ids), "shards": split_identity(self.card, self.split)}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -68,10 +74,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A protocol with its data found; only now is there a hash."""
+    """A protocol with its data found; only now is there a hash.
+
+    `surrogates` are other images of the sets on which universal perturbations are learned.
+    """
 
     protocol: Protocol
     sets: dict[str, TestSet]
+    surrogates: dict[str, TestSet] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
@@ -120,6 +130,7 @@ class Resolved:
             "split": test_set.split,
             "real": name in self.protocol.real or test_set.card.render_seed is None,
             "skips": self.skips[name],
+            **({"surrogates": self.surrogates[name].facts} if name in self.surrogates else {}),
         }
 
     def cells(self, model: str, model_sha256: str) -> list[Cell]:
@@ -173,6 +184,10 @@ def resolve(protocol: Protocol, out: str) -> Resolved:
         ball.tell_doubt(f"protocol {protocol.name}")
     _refuse_missing(protocol, out)
     resolved = Resolved(protocol, {name: _test_set(protocol, protocol.rule(name), out) for name in protocol.sets})
+    learn = {name: each for name, each in resolved.sets.items() if protocol.universal_on(name)}
+    found = {name: other_images(protocol, name, each.card, each.split, each.ids, out) for name, each in learn.items()}
+    others = {name: TestSet(card, index, np.arange(len(index)), split) for name, (card, split, index) in found.items()}
+    resolved = replace(resolved, surrogates=others)
     storage.write_json(storage.join(out, "protocols", f"{resolved.hash}.json"), resolved.describe())
     return resolved
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robustclip.attacks import Attack
+from robustclip.attacks import Attack, Universal
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.base.errors import UserError
@@ -128,3 +128,8 @@ class Protocol:
     def attacks_on(self, name: str) -> tuple[Attack, ...]:
         """Return the attacks that are run on a set."""
         return tuple(attack for attack in self.attacks if attack.name not in self.rule(name).skips)
+
+    def universal_on(self, name: str) -> tuple[Universal, ...]:
+        """Return the perturbations among them that are learned on other images of the set than the scored ones."""
+        inner = (attack.attack if isinstance(attack, Aimed) else attack for attack in self.attacks_on(name))
+        return tuple(attack for attack in inner if isinstance(attack, Universal))

@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 class Wanted:
     """The cells of the models `names` under a protocol, `missing` those without records.
 
-    `name_of` gives the model of a cell's key, by the name that is found from anywhere.
+    `name_of` gives the model of a cell's key, by the name that is found from anywhere; `shares` says whether cells of a set share what
+    one of them learns.
     """
 
     def __init__(self, names: Sequence[str], resolved: Resolved, out: str):
-        self.folder = storage.join(out, "records")
+        self.folder, self.shares = storage.join(out, "records"), bool(resolved.surrogates)
         called = models.called([models.absolute(name) for name in names])
         self.cells = {name: resolved.cells(called[name], models.identity(name)) for name in called}
         self.name_of = {cell.key: name for name, cells in self.cells.items() for cell in cells}

@@ -42,6 +42,19 @@ class Guides(NamedTuple):
     ids: list[str]
 
 
+@dataclass(frozen=True, eq=False)
+class Surrogates:
+    """Other images than those that are scored, of the same classes, by their `ids`: what universal perturbations are learned on.
+
+    `read` gives the images [N,3,H,W] in [0,1] and their labels [N], in the order of `ids`. `kept` gives what was learned under a name
+    before, or has it learned (default: every time).
+    """
+
+    ids: Sequence[str]
+    read: Callable[[], tuple[Tensor, Tensor]]
+    kept: Callable[[str, Callable[[], Tensor]], Tensor] = lambda name, learn: learn()
+
+
 class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
@@ -49,8 +62,8 @@ class ZeroShotClassifier(nn.Module):
     renormalised mean over templates, computed once (a `prompt` may bring its own words); `logit_scale` (and SigLIP's bias) are the model's
     own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there is one (a linear probe is not
     zero-shot). `texts` are the prompts it classifies by, class by class (default: the class names in the templates). `rewritten` keeps what
-    text attacks made of them, by attack, `guides` are images of the classes for those that look at images, and `undefended` gives the plain
-    CLIP that an attacker may know instead.
+    text attacks made of them, by attack, `guides` are images of the classes for those that look at images, `surrogates` others on which
+    universal perturbations are learned, and `undefended` gives the plain CLIP that an attacker may know instead.
     Raises UserError for class names or templates that are empty.
     """
 
@@ -82,6 +95,7 @@ class ZeroShotClassifier(nn.Module):
         )
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
+        self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None
         self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
