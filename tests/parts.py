@@ -28,7 +28,7 @@ SMALL = (
     JointTokens("text to visual", 2, 1),
     InputFilter(3),
 )
-RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5, 0.2, 1e-2, 6e-2)))
+RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 3e-3, 1e-2, 2e-2, 1e-2, 0.1, 0.6, 0.5, 0.2, 1e-2, 6e-2)))
 GENTLE = {FARE: 0.1, Mix: 0.3, PMGAFT: 0.5}  # a loss that starts near 0 is easily overshot
 TOWER, ATTACK = SMALL[0], InnerAttack(2, 0.75)
 ON_FEATURES = ("LinearAT", "CoAdv", "ImgCoAdv", "FARE", "Mix")  # the defences that work on the tower's features
