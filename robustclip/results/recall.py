@@ -38,16 +38,15 @@ def _sheet(found: Mapping[str, Retrieved], direction: str, ks: Sequence[int]) ->
 
 def _caption(found: Retrieved) -> str:
     queries, draws = len(found.queries), found.at(1).recall.n
-    texts = f", counted as {draws}, one for each group of texts" if draws < queries else ""
-    gallery = (
-        "All images of the gallery are attacked, each on its own; texts are clean, " if found.direction == T2I else "Texts are clean, "
-    )
+    texts = f", the texts of one group counted as one ({draws})" if draws < queries else ""
+    met = "Texts stay as they are."
+    if found.direction == T2I:
+        met = "All images of the gallery are attacked, each on its own; under an attack on texts, named in its column, they stay as they are."
     return (
-        f"Percent of {queries} queries that have a right answer among the first k of {found.gallery}, ties counted as wrong, with a 95 % "
-        f"Wilson interval{texts}. ε: per query the worst of clean and of all attacks on images up to ε/255. {gallery}but for the columns "
-        "of an attack on texts, where images are. An attack succeeds, untargeted, where no right answer is among the first k: on 100 minus "
-        "the recall of all queries. ASR, the attack success rate of Co-Attack and SGA: the percent of queries with a right answer when "
-        "clean that have none any more."
+        f"Percent of {queries} queries with a right answer among the first k of {found.gallery}, ties counted as wrong; 95 % Wilson "
+        f"intervals{texts}. ε: per query the worst of clean and of all attacks on images up to this ε. {met} Success of an untargeted "
+        "attack, no right answer among the first k, is 100 minus the recall. ASR, the attack success rate of Co-Attack and SGA: of queries "
+        "with a right answer when clean, the percent without one under attack."
     )
 
 
