@@ -41,7 +41,7 @@ def _caption(found: Retrieved) -> str:
     texts = f", the texts of one group counted as one ({draws})" if draws < queries else ""
     met = "Texts stay as they are."
     if found.direction == T2I:
-        met = "All images of the gallery are attacked, each on its own; under an attack on texts, named in its column, they stay as they are."
+        met = "All images of the gallery are attacked, each on its own; in the columns of an attack on texts they stay as they are."
     return (
         f"Percent of {queries} queries with a right answer among the first k of {found.gallery}, ties counted as wrong; 95 % Wilson "
         f"intervals{texts}. ε: per query the worst of clean and of all attacks on images up to this ε. {met} Success of an untargeted "
