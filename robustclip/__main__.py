@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "run a search space: train every trial, attack the models, draw table and figures",
     "train": "fine-tune one recipe; the same command again goes on where it stopped",
     "evaluate": "attack models by a protocol, plain CLIP always among them",
+    "retrieve": "look up texts by images and images by texts, attacked: recall at k",
     "report": "turn what was measured into tables, figures and one HTML page",
     "prepare": "turn a data set, or all of a suite, as published into shards",
     "moments": "write the token statistics that TAPT aligns images to",

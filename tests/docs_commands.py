@@ -177,6 +177,17 @@ def _moments(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _model(args.model)
 
 
+def _retrieve(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from robustclip.attacks.catalogue import KNOWN
+    from robustclip.data.captions import WORLD
+
+    args = parsed(parser, words)
+    _known("attack", args.attacks, KNOWN)
+    _known("data set", [args.data], {WORLD, *_sets()})
+    for name in args.models:
+        _model(name)
+
+
 def _export(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _model(parsed(parser, words).model)
 
@@ -205,6 +216,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
     "sweep": _sweep,
     "evaluate": _evaluate,
     "moments": _moments,
+    "retrieve": _retrieve,
     "export": _export,
     "words": _words,
     "report": _report,

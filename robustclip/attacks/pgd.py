@@ -248,12 +248,29 @@ class PGD:
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
+        def objective_of(places: Tensor) -> Objective:
+            return LOSSES[self.loss](meeting(classifier, ids, places), labels[places])
+
+        return self.raising(objective_of, classifier, images, ids, ball, seed, micro_batch)
+
+    def raising(
+        self,
+        objective_of: Callable[[Tensor], Objective],
+        classifier: nn.Module,
+        images: Tensor,
+        ids: list[str],
+        ball: Ball,
+        seed: int,
+        micro_batch: int | None = None,
+    ) -> Example:
+        """Return what it makes of images where it raises another objective than its own, that of the images at some places."""
+
         def run(restart: int, todo: Tensor) -> Found:
             # Not keyed by the number of restarts: the first of many is the only one of one.
             start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
             return pgd_best(score, images, ball, steps=self.steps, alpha=self.alpha, start=start, todo=todo)
 
-        score = resisting(lambda places: LOSSES[self.loss](meeting(classifier, ids, places), labels[places]), micro_batch)
+        score = resisting(objective_of, micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

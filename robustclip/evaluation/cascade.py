@@ -114,13 +114,20 @@ def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -
     return known | facts
 
 
+def moved(attack: Attack, ball: Ball, images: Tensor, attacked: Tensor) -> Tensor:
+    """Return by how much an attack moved images [N,3,H,W]; raises RuntimeError when it left its ball or [0,1]."""
+    delta = attacked - images
+    if not bool((ball.size(delta) <= ball.radius + TOLERANCE).all()) or bool((attacked - 0.5).abs().max() > 0.5):
+        size = float(ball.size(delta).max()) * 255
+        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {size:.4f}/255 for eps {ball.eps:g}/255")
+    return delta
+
+
 def _facts(
     classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int
 ) -> dict[str, Any]:
     """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
-    delta = (example.images[place] - image)[None]
-    if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
-        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {float(ball.size(delta)) * 255:.4f}/255 for eps {ball.eps:g}/255")
+    delta = moved(attack, ball, image[None], example.images[place][None])
     facts = {
         "attack": called,
         "attack_config": json.dumps(to_json(attack), sort_keys=True),
