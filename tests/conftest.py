@@ -1,6 +1,7 @@
 """What the tests share: tiny random CLIP models, pictures a model can learn from, and one local Ray for all tests that need it."""
 
 import copy
+import logging
 import math
 import os
 import signal
@@ -83,6 +84,15 @@ def _signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    """Take back what a command that ran in this process has made of the package's log: it would hide lines from the tests after it."""
+    package = logging.getLogger("robustclip")
+    before = list(package.handlers), package.level, package.propagate
+    yield
+    package.handlers, package.level, package.propagate = before
 
 
 def settle(visual: torch.nn.Module) -> None:
