@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robustclip.models.class_texts import Templates
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.views.crops import Key
 
@@ -28,6 +29,7 @@ class Adaptive(nn.Module):
         self.start = base if start is None else start
         self.through = False
         self.undefended: Callable[[], nn.Module] | None = None
+        self.under: Callable[[Templates], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None
 
     @property
