@@ -1,5 +1,8 @@
 """Records: one schema, a hash over all that must repeat, and refusals of what was changed or is newer."""
 
+import hashlib
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,4 +85,20 @@ def test_volatile_columns_may_differ(tmp_path):
 def test_damaged_bytes_are_refused(tmp_path):
     (tmp_path / "cell.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"cell\.parquet"):
+        records.read(str(tmp_path), "cell")
+
+
+def test_records_of_before_a_column_are_read_as_they_were(tmp_path):
+    """A file of before lacks the column, and its hash is over the other ones; a value in it changes the hash."""
+    table = records.table(rows())
+    old = table.drop_columns(["seen_prediction"])
+    kept = [name for name in old.schema.names if name not in records.VOLATILE]
+    before = hashlib.sha256(json.dumps(old.select(kept).to_pylist(), sort_keys=True).encode()).hexdigest()
+    assert records.content_sha256(table) == before
+    pq.write_table(old.replace_schema_metadata({b"content_sha256": before.encode()}), records.path(str(tmp_path), "cell"))
+    back = records.read(str(tmp_path), "cell")
+    assert back.schema.names == records.SCHEMA.names
+    assert back["seen_prediction"].to_pylist() == [None] * 3
+    tampered(str(tmp_path), set_column("seen_prediction", [0, 1, 2]))
+    with pytest.raises(UserError, match="does not match its own hash"):
         records.read(str(tmp_path), "cell")

@@ -16,6 +16,7 @@ from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed, Level
 from robustclip.attacks.modes import TEXTS, joint, modes_of
 from robustclip.attacks.multimodal import CoAttack, Text
+from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.values import RESULT_VERSION, key, to_json
@@ -26,6 +27,7 @@ from robustclip.data.reading import decoded_size, read_images, split_identity, s
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
+from robustclip.models.class_texts import Descriptions, as_json
 from robustclip.runtime.logged import Input
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
@@ -35,12 +37,21 @@ CELL_IMAGES = 200  # images of one cell: the unit of work, of resuming and of re
 
 @dataclass(frozen=True)
 class TestSet:
-    """The images of one set that a protocol names: positions `rows` in the index of a split, under the prompts the protocol gives it."""
+    """The images of one set that a protocol names: positions `rows` in the index of a split, under the prompts the protocol gives it.
+
+    Those are the card's, unless its classes have `descriptions`.
+    """
 
     card: DatasetCard
     index: Index
     rows: np.ndarray
     split: str = "test"
+    descriptions: Descriptions | None = None
+
+    @property
+    def templates(self) -> tuple[str, ...] | Descriptions:
+        """What its class names stand in, or their descriptions."""
+        return self.descriptions or self.card.templates
 
     @property
     def ids(self) -> list[str]:
@@ -48,8 +59,8 @@ class TestSet:
 
     @property
     def prompts_hash(self) -> str:
-        """The hash of the class names and templates, in order."""
-        return _sha256([self.card.class_names, self.card.templates])
+        """The hash of the class names and templates, in order, or of every class's descriptions."""
+        return _sha256([self.card.class_names, as_json(self.card.class_names, self.templates)])
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Resolved:
         return {
             "reduced": self.reduced[name],
             "class_names": list(test_set.card.class_names),
-            "templates": list(test_set.card.templates),
+            "templates": as_json(test_set.card.class_names, test_set.templates),
             "ids_sha256": _sha256(test_set.ids),
             "n": len(test_set.rows),
             "attacked": len(test_set.rows[: self.protocol.attacked]),
@@ -213,8 +224,14 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     wanted = protocol.n or protocol.attacked or 0
     if len(index) < wanted:
         raise UserError(f"data set {rule.name!r} has {len(index)} {rule.split} images, the protocol {protocol.name!r} asks for {wanted}")
-    card = replace(card, templates=rule.templates or card.templates, class_names=rule.class_names or card.class_names)
-    return TestSet(card, index, stratified(index, protocol.n), rule.split)
+    card = replace(card, class_names=rule.class_names or card.class_names)
+    described = [rule.templates, *(attack.texts for attack in protocol.attacks if isinstance(attack, Shifted))]
+    for texts in described:
+        if isinstance(texts, Descriptions):
+            texts.of(card.class_names, f"data set {rule.name!r}")
+    if isinstance(rule.templates, Descriptions):
+        return TestSet(card, index, stratified(index, protocol.n), rule.split, rule.templates)
+    return TestSet(replace(card, templates=rule.templates or card.templates), index, stratified(index, protocol.n), rule.split)
 
 
 def _sha256(value: Any) -> str:

@@ -20,7 +20,7 @@ _STRINGS = (
     "protocol protocol_hash cell_key result_key model model_sha256 dataset split shard_sha256 image_id attack attack_config norm level "
     "text_budget prompts_hash precision versions commit"
 )
-_INTEGERS = "label clean_prediction prediction first_success seed restarts forwards threads"
+_INTEGERS = "label clean_prediction prediction first_success seed restarts forwards threads seen_prediction"
 _FLOATS = "eps linf l2 loss_start loss_best loss_end zero_gradient nonfinite_gradient seconds"
 SCHEMA = pa.schema(
     [("schema_version", pa.int32())]
@@ -29,6 +29,8 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in _FLOATS.split()]
     + [("correct", pa.bool_())]
 )
+# Columns that came later: where no row has a value the records are those of before, and files without the column are read as such.
+LATER = ("seen_prediction",)  # the answer under the texts that an attack saw, where others are scored
 # Two honest runs of one cell differ in these columns and in no other.
 VOLATILE = ("seconds", "versions", "commit")
 
@@ -51,8 +53,9 @@ def told_apart(records: pa.Table) -> pa.Table:
 
 
 def content_sha256(records: pa.Table) -> str:
-    """Return the hash of everything in the rows but the VOLATILE columns."""
-    rows = records.select([name for name in SCHEMA.names if name not in VOLATILE]).to_pylist()
+    """Return the hash of everything in the rows but the VOLATILE columns, and those of LATER without a value."""
+    unused = [name for name in LATER if records[name].null_count == len(records)]
+    rows = records.select([name for name in SCHEMA.names if name not in (*VOLATILE, *unused)]).to_pylist()
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
@@ -79,6 +82,9 @@ def read(folder: str, cell_key: str) -> pa.Table:
     version = max(records["schema_version"].to_pylist())
     if version > SCHEMA_VERSION:
         raise UserError(f"{where} has schema version {version}, this robustclip reads up to {SCHEMA_VERSION}: upgrade robustclip")
+    for name in LATER:
+        if name not in records.column_names:
+            records = records.append_column(SCHEMA.field(name), pa.nulls(len(records), SCHEMA.field(name).type))
     for name in SCHEMA.names:
         if name not in records.column_names:
             raise UserError(f"{where} has no column {name!r}: delete it and run the same command again")
