@@ -169,7 +169,7 @@ class Report:
         ]
 
 
-APART = "Shown and in no worst case (the attacker knows the label, a prompt may name another class, or the attack saw other prompts)"
+APART = "Shown and in no worst case (the label is known to the attacker, a prompt may name another class, or the attack saw other prompts)"
 JSON_SIGNS = str.maketrans("", "", '{}"')
 
 
