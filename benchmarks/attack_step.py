@@ -3,7 +3,8 @@
     python benchmarks/attack_step.py [MODEL] [--images 60] [--rounds 5]
 
 Compared, alternating, medians over rounds: the attack as it is (gradient of the perturbation only, class embeddings computed once);
-the same with parameter gradients too; the same with the text tower run again at every step, as several published codes do.
+the same with parameter gradients too; the same with the text tower run again at every step, as several published codes do. Then what
+an attack's random start costs, of which it needs one.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import torch
 
 from robustclip import names as models
 from robustclip.attacks.losses import cross_entropy
-from robustclip.attacks.pgd import frozen, gradient
+from robustclip.attacks.pgd import frozen, gradient, random_start
+from robustclip.base.threat import Ball
 from robustclip.data import world
 from robustclip.models.classifier import ZeroShotClassifier
 
@@ -39,6 +41,10 @@ def with_text_every_step(classifier: ZeroShotClassifier, images: torch.Tensor, l
     as_it_is(classifier, images, labels)
 
 
+def start(classifier: ZeroShotClassifier, images: torch.Tensor, labels: torch.Tensor) -> None:
+    random_start(Ball("Linf", 4.0), images, [str(i) for i in range(len(images))], 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="tiny-vit8")
@@ -52,6 +58,7 @@ def main() -> None:
         "as it is": as_it_is,
         "with parameter gradients": with_parameter_gradients,
         "with the text tower every step": with_text_every_step,
+        "a random start alone": start,
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(args.rounds):

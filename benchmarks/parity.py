@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from robustclip import names as models
 from robustclip.attacks import APGD, APGDT, FABT, Attack, Square
 from robustclip.attacks.pgd import logits_of
-from robustclip.attacks.square import BLOCK, FIRST, HALVINGS, P_INIT, SCHEDULE, SECOND, SIGNS, TURN, signs
-from robustclip.base.seeds import generator
+from robustclip.attacks.square import FIRST, HALVINGS, P_INIT, SCHEDULE, SECOND, SIGNS, TURN, signs
+from robustclip.base.draws import uniform
 from robustclip.base.threat import Ball
 from robustclip.data import world
 from robustclip.models.classifier import ZeroShotClassifier
@@ -113,15 +113,15 @@ class Replayed(SquareAttack):
 
     def __init__(self, classifier: nn.Module, ball: Ball, attack: Square, seed: int, id_: str, shape: torch.Size):
         super().__init__(classifier, norm=ball.norm, eps=ball.radius, n_queries=attack.queries - 1, device="cpu")
-        stream, (channels, height, width) = generator(seed, "square", 0, id_), shape
-        first, self.queries = torch.rand(channels + 1, height, width, generator=stream), attack.queries
+        key, (channels, height, width) = (seed, "square", 0, id_), shape
+        first, self.queries = uniform([(*key, "first")], channels + 1, height, width)[0], attack.queries
         if ball.norm == "Linf":
             self.signs, self.turns = iter([signs(first[:-1, :1])]), iter(())
         else:  # bumps side by side, row by row
             side = height // 5
             of_tiles = first[:, : height // side, : width // side].flatten(1)
             self.signs, self.turns = iter(signs(of_tiles[:-1].T)[:, :, None, None]), iter(of_tiles[-1])
-        self.rows = (row for _ in iter(int, 1) for row in torch.rand(BLOCK, 5 + channels, generator=stream))
+        self.rows = iter(uniform([key], attack.queries, 5 + channels)[0])
         self.corners = iter(torch.empty(0))
 
     def p_selection(self, it: int) -> float:

@@ -4,15 +4,15 @@
 
 Static rows: the embedded CLIP and the prompts of the demo recipes advvp, advvpt, advvlp, advmaple, advtp, apt (on the TeCoA model of the
 demo recipe) and fap, all trained at the eps that attacks, as in the papers. Test-time rows, 16 views each: the ensemble of views, TPT,
-R-TPT and TTC on CLIP, PromptAlign on clean MaPLe prompts, TAPT-V, -VLI and -VLJ on adversarial ones, aligned with statistics through these
-and through clean ones. Everything that is missing is trained; the same command goes on where it stopped. `--second` adds TAPT-VLI on a
-smaller ViT, which is pre-trained for it.
+R-TPT, TTC and DBD (its own 32 views) on CLIP, PromptAlign on clean MaPLe prompts, TAPT-V, -VLI and -VLJ on adversarial ones, aligned with
+statistics through these and through clean ones. Everything that is missing is trained; the same command goes on where it stopped.
+`--second` adds TAPT-VLI on a smaller ViT, which is pre-trained for it.
 
 Protocol `ladder` (PGD-100 and DI at A0 to A2, PGD-20 at A3) meets --n images of each of four sets, `ladder-whole` (AutoAttack at A0 to A2,
 A4, A5, A6 as well) --few of each; there the worst case of every image is of all levels.
 
 Measured 2026-11-28 on two cores, protocol hashes 92e3b4faf8f7a23c and f8adb57032b54c00, 76 minutes in all: 15 to train, 8 for the smaller
-ViT, 7 for `ladder`, 46 for `ladder-whole`. Both tables and what they say are in docs/answers.md.
+ViT, 7 for `ladder`, 46 for `ladder-whole`; DBD was not there yet: not measured. Both tables and what they say are in docs/answers.md.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from robustclip.results import report
 from robustclip.results.page import Page
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
-from robustclip.test_time import RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
+from robustclip.test_time import DBD, RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
 from robustclip.training.config import Config
 from robustclip.training.fit import fit
 from robustclip.training.job import Job, prepare
@@ -103,6 +103,7 @@ class Bench:
         (apt,) = self.trained(override(named("demo-apt").config, {"model": robust}))
         found |= {"TeCoA": robust, "apt on TeCoA": apt}
         plain: dict[str, TestTime] = {"views": ViewEnsemble(**VIEWS), "TPT": TPT(**VIEWS), "R-TPT": RTPT(**VIEWS), "TTC": TTC()}
+        plain["DBD"] = DBD()
         found |= {title: written(settings, CLIP) for title, settings in plain.items()}
         found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(maple, clean["demo-advmaple"])), maple)
         return found | {title: self.tapt(recipe) for title, recipe in TUNED.items()}

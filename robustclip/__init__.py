@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustclip.api import Evaluation, attack, evaluate, finetune, load, save
-    from robustclip.listing import list_attacks, list_models, list_protocols, list_recipes
+    from robustclip.listing import list_attacks, list_models, list_protocols, list_recipes, list_sets
 
 __all__ = [
     "Evaluation",
@@ -24,6 +24,7 @@ __all__ = [
     "list_models",
     "list_protocols",
     "list_recipes",
+    "list_sets",
     "load",
     "save",
 ]

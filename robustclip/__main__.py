@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "run a search space: train every trial, attack the models, draw table and figures",
     "train": "fine-tune one recipe; the same command again goes on where it stopped",
     "evaluate": "attack models by a protocol, plain CLIP always among them",
+    "retrieve": "look up texts by images and images by texts, attacked: recall at k",
     "report": "turn what was measured into tables, figures and one HTML page",
     "prepare": "turn a data set, or all of a suite, as published into shards",
     "moments": "write the token statistics that TAPT aligns images to",
@@ -23,7 +24,7 @@ COMMANDS = {
 HELP = """robustclip makes CLIP-style models robust to adversarial images and texts, and measures it honestly.
 
 start here:  robustclip sweep     fine-tunes a tiny CLIP at four eps and attacks it: minutes on two cores, no GPU, no downloads
-             robustclip list      every model, recipe, protocol and attack by name
+             robustclip list      every model, recipe, protocol, data set and attack by name
 
 usage: robustclip COMMAND ...     `robustclip COMMAND --help` says what it takes
 
@@ -35,8 +36,8 @@ WIDE = 44  # characters of a name in the list; longer ones push their line to th
 
 
 def listing() -> str:
-    """Return everything that can be named, under four headings."""
-    parts = {kind: getattr(robustclip, f"list_{kind}")() for kind in ("models", "recipes", "protocols", "attacks")}
+    """Return everything that can be named, under five headings."""
+    parts = {kind: getattr(robustclip, f"list_{kind}")() for kind in ("models", "recipes", "protocols", "sets", "attacks")}
     return "\n\n".join(f"{kind} ({len(known)})\n{lines(known, WIDE)}" for kind, known in parts.items()) + "\n"
 
 

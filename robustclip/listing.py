@@ -1,9 +1,12 @@
-"""What there is, one line each: models, recipes, protocols, attacks."""
+"""What there is, one line each: models, recipes, protocols, sets, attacks."""
 
 from typing import Any
 
 from robustclip.attacks.catalogue import KNOWN
 from robustclip.attacks.ensembles import ENSEMBLES
+from robustclip.data.typographic import PREFIX
+from robustclip.data.world import FINE_TUNING, SETS
+from robustclip.evaluation.presets import TITLES
 from robustclip.evaluation.protocols import PROTOCOLS
 from robustclip.models import checkpoints
 from robustclip.names import ENSEMBLE, INTERPOLATE, TOWERS
@@ -47,6 +50,17 @@ def list_protocols() -> dict[str, str]:
         f"{', ...' if len(each.attacks) > 3 else ''}"
         for name, each in PROTOCOLS.items()
     }
+
+
+def list_sets() -> dict[str, str]:
+    """Return every data set, embedded or of a published protocol -> what it is; words in capitals stand for yours."""
+    embedded = {
+        name: f"embedded, {len(each.class_names)} classes, {'real scans' if each.scenes is None else 'rendered'}"
+        f"{', what is fine-tuned on' if name == FINE_TUNING else ''}"
+        for name, each in SETS.items()
+    }
+    written = {f"{PREFIX}SET": "any of them with the name of another class written on every image, to evaluate on"}
+    return embedded | {name: f"{title}, to be prepared" for name, title in TITLES.items()} | written
 
 
 def list_attacks() -> dict[str, str]:

@@ -90,11 +90,13 @@ def _known(what: str, words: Sequence[str] | None, known: Any) -> None:
 
 def _sets() -> set[str]:
     """Return the names of sets: embedded, of published protocols, or prepared by some command of the pages."""
+    from robustclip.data.typographic import PREFIX
     from robustclip.data.world import SETS
     from robustclip.evaluation.presets import TITLES
 
     prepared = [re.search(r"prepare(?:\.py)? .*--name (\S+)", command.text) for page in PAGES for command in commands(page)]
-    return {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
+    known = {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
+    return known | {f"{PREFIX}{name}" for name in known}
 
 
 def _model(name: str) -> None:
@@ -175,6 +177,17 @@ def _moments(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _model(args.model)
 
 
+def _retrieve(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from robustclip.attacks.catalogue import KNOWN
+    from robustclip.data.captions import WORLD
+
+    args = parsed(parser, words)
+    _known("attack", args.attacks, KNOWN)
+    _known("data set", [args.data], {WORLD, *_sets()})
+    for name in args.models:
+        _model(name)
+
+
 def _export(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _model(parsed(parser, words).model)
 
@@ -203,6 +216,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
     "sweep": _sweep,
     "evaluate": _evaluate,
     "moments": _moments,
+    "retrieve": _retrieve,
     "export": _export,
     "words": _words,
     "report": _report,

@@ -189,15 +189,15 @@ def a_trainable() -> None:
     from robustclip.base.values import override
     from robustclip.training.installing import install
     from robustclip.training.recipes import named
-    from robustclip.training.trainables import TRAINABLES, FirstBlocks
+    from robustclip.training.trainables import TRAINABLES, AttentionOnly
 
-    config = override(named("demo").config, {"trainable": "FirstBlocks", "trainable.blocks": 2})
+    config = override(named("demo").config, {"trainable": "AttentionOnly"})
     model, learning = install(config.trainable, names.load("tiny-vit8"), 0, ("a", "b"))
     assert {name for name, p in model.clip.named_parameters() if p.requires_grad} == {
-        name for name, _ in model.clip.named_parameters() if re.match(r"visual\.transformer\.resblocks\.[01]\.", name)
+        name for name, _ in model.clip.named_parameters() if re.match(r"visual\.transformer\.resblocks\.[012]\.attn\.", name)
     }
     assert len(learning) > 0
-    assert tuple(type(part) for part in SMALL) == TRAINABLES == (*TRAINABLES[:-1], FirstBlocks)
+    assert tuple(type(part) for part in SMALL) == TRAINABLES == (*TRAINABLES[:-1], AttentionOnly)
 
 
 def a_recipe() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from faults_models import Before, Do, front
 from probes import PROTOCOL, changed
 from toys import Wavy, ids_of, middle
 
@@ -12,12 +13,18 @@ from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import pgd, random_start
 from robustclip.base import values
 from robustclip.base.threat import Ball
+from robustclip.evaluation import cascade
 
 STD = 0.27
 
 
 def floor(x):
     return (x * 255).floor() / 255
+
+
+def eight_bits(x):
+    """Round images, which changes no stored one."""
+    return (x * 255).round() / 255
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Spoiled:
         found = PGD(self.steps)(classifier, images, labels, ids, ball, seed, micro_batch).images
         delta = found - images
         kinds = {
-            "rounds to 8 bits": lambda: (found * 255).round() / 255,
+            "rounds to 8 bits": lambda: eight_bits(found),
             "starts anywhere": lambda: (found + random_start(Ball("Linf", 1.0), images, ids, seed)).clamp(0, 1),
             "floors to 8 bits": lambda: floor(found),
             "normalised space": lambda: images + STD * delta,
@@ -50,6 +57,22 @@ class Spoiled:
 
 def spoiled(kind):
     return lambda subject, patch: changed(subject, protocol=replace(subject.protocol, attacks=(Spoiled(kind),)))
+
+
+def kept_as_png(level):
+    """What is attacked is kept as 8-bit PNG until it is scored, as published code keeps it: torchvision floors on the way there."""
+
+    def plant(subject, patch):
+        honest = cascade.logits_of
+        patch.setattr(cascade, "logits_of", lambda classifier, images, *rest: honest(classifier, floor(images), *rest))
+        return changed(subject, protocol=replace(subject.protocol, level=level))
+
+    return plant
+
+
+def rounds_when_scored(subject, patch):
+    """The defence rounds to 8 bits, and the attacks get what is behind that."""
+    return changed(subject, classifier=Before(subject.classifier, Do(eight_bits)).eval())
 
 
 def no_projection(subject, patch):
@@ -234,12 +257,17 @@ FAULTS = [
     ("2", "pixels that are not finite", spoiled("not a number")),
     ("4", "the strong attack's loss with the other sign", sign_flipped),
     ("4", "the strong attack made on other weights", on_other_weights),
+    ("6", "a defence that rounds to 8 bits, gradient 0", front(eight_bits)),
     ("7", "a mean loss under autocast", half_mean),
     ("8", "2 short steps for 100", two_steps),
     ("8", "the last iterate crosses the boundary and comes back", silent_success),
     ("9", "restarts accepted and ignored", restarts_ignored),
     ("9", "passes that were not made", miscounts),
     ("9", "a misspelt key accepted", misspelt_key),
+    ("11", "attacked images kept as 8-bit PNG until they are scored", kept_as_png("white-box")),
+    ("11", "the same where the attacker is grey-box", kept_as_png("grey-box A0")),
+    ("11", "a defence that rounds to 8 bits, attacked without it", rounds_when_scored),
+    ("11", "a defence that rounds to 8 bits, gradient 0", front(eight_bits)),
     ("15", "2 classes with DLR", class_guard(2, "dlr")),
     ("15", "3 classes with targeted DLR", class_guard(3, "dlr-targeted")),
     ("15", "5 classes with 9 targets", class_guard(5, "ce", 9)),

@@ -130,13 +130,13 @@ def counterattack(case: Case, name: str, model: Model, began_as: Callable[[], Mo
 
     def drawn(settings: TTC) -> tuple[Adaptive, Tensor]:
         defence = defended(case, model, settings, began_as)
-        with patch("torch.rand", side_effect=list((noise + 1) / 2)):
+        with patch("robustclip.test_time.ttc.uniform", return_value=(noise + 1) / 2):
             return defence, defence.adapt(images, defence.of([""] * len(images)).keys, False)
 
     last = [drawn(replace(settings, steps=steps, beta=1e4, threshold=10.0))[1] for steps in range(settings.steps + 1)]
     defence, moved = drawn(settings)
     deltas = torch.stack(last, 1)
-    with patch("torch.rand", side_effect=list((noise + 1) / 2)):
+    with patch("robustclip.test_time.ttc.uniform", return_value=(noise + 1) / 2):
         logits = defence(images)
     return {
         "tau": threshold.found,

@@ -24,7 +24,7 @@ from robustclip.attacks.modes import TEXTS, modes_of
 from robustclip.attacks.multimodal import Text
 from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import ALL, Paired, TeCoA
-from robustclip.models.classifier import Guides, ZeroShotClassifier
+from robustclip.models.classifier import Guides, Surrogates, ZeroShotClassifier
 from robustclip.models.dress import JointTokens
 from robustclip.test_time import TEST_TIME
 from robustclip.test_time.moments import Moments, Targets, block_inputs
@@ -49,10 +49,12 @@ def model() -> models.Model:
 
 
 def classifier() -> ZeroShotClassifier:
-    """Return it as a classifier that knows which images it is guided by."""
+    """Return it as a classifier that knows which images it is guided by, and others: the same in a mirror."""
     found = model().classifier(NAMES, TEMPLATES).double()
     with torch.no_grad():
         found.guides = Guides(IMAGES, found(IMAGES).argmax(1), IDS)
+        others = IMAGES.flip(3), found(IMAGES.flip(3)).argmax(1)
+    found.surrogates = Surrogates([f"mirrored/{i}" for i in range(len(IMAGES))], lambda: others)
     return found
 
 

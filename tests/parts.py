@@ -7,16 +7,17 @@ from robustclip.attacks.text.search import TextAttack
 from robustclip.attacks.text.sources import RandomWords
 from robustclip.base.threat import Ball, ThreatModel
 from robustclip.defenses import DEFENSES, FARE, PMGAFT, Batch, LinearAT, Mix, MMCoA, Paired, Roles, TeCoA
-from robustclip.models.dress import FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.dress import FramedTokens, InputFilter, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import Config, InnerAttack, Optim, Validation
 from robustclip.training.learner import Learner
-from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, SameSize, Towers, VisualTower
+from robustclip.training.trainables import FirstBlocks, LastBlocks, LoRA, NormsAndBiases, SameSize, Towers, VisualTower
 
 NAMES, TEMPLATES, STEPS = ["red", "green", "blue", "grey"], ["a photo of a {}.", "a {} thing."], 15
 SMALL = (
     VisualTower(),
     Towers(),
     LastBlocks(1),
+    FirstBlocks(1),
     NormsAndBiases(),
     SameSize(4000),
     LoRA(2, 4.0),
@@ -25,8 +26,9 @@ SMALL = (
     TokenPrompt(4),
     FramedTokens(4, 2),
     JointTokens("text to visual", 2, 1),
+    InputFilter(3),
 )
-RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 0.1, 0.2, 0.5, 0.2, 1e-2)))
+RATES = dict(zip((type(part) for part in SMALL), (3e-3, 3e-3, 3e-3, 3e-3, 1e-2, 2e-2, 1e-2, 0.1, 0.6, 0.5, 0.2, 1e-2, 6e-2)))
 GENTLE = {FARE: 0.1, Mix: 0.3, PMGAFT: 0.5}  # a loss that starts near 0 is easily overshot
 TOWER, ATTACK = SMALL[0], InnerAttack(2, 0.75)
 ON_FEATURES = ("LinearAT", "CoAdv", "ImgCoAdv", "FARE", "Mix")  # the defences that work on the tower's features

@@ -51,7 +51,7 @@ def test_every_kind_has_a_name(prompted, make_model, pictures, tmp_path):
     needed = {"tapt": f",adversarial={path},clean={path}", "promptalign": f",clean={path}"}
     seen = set()
     for kind in TEST_TIME:
-        settings = "" if kind == "ttc" else SMALL + needed.get(kind, "")
+        settings = "" if kind in ("ttc", "dbd") else SMALL + needed.get(kind, "")
         folder = prompts if kind in needed else str(tmp_path / "plain")
         name = f"{kind}[{settings}]:{folder}"
         found = models.load(name)

@@ -115,8 +115,10 @@ def test_fine_tuning_gives_a_model_that_is_saved_and_found(tiny_checkpoint: str,
 
 
 def test_everything_there_is_has_a_line() -> None:
-    known = [robustclip.list_models(), robustclip.list_recipes(), robustclip.list_protocols(), robustclip.list_attacks()]
-    for each, (name, word) in zip(known, (("tiny-vit8", "rendered"), ("demo", "TeCoA"), ("fare-13", "13 sets"), ("autoattack", "apgd-t"))):
+    lists = (robustclip.list_models, robustclip.list_recipes, robustclip.list_protocols, robustclip.list_sets, robustclip.list_attacks)
+    known = [each() for each in lists]
+    words = (("tiny-vit8", "rendered"), ("demo", "TeCoA"), ("fare-13", "13 sets"), ("typographic:SET", "written"), ("autoattack", "apgd-t"))
+    for each, (name, word) in zip(known, words, strict=True):
         assert word in each[name]
         assert all(line and "\n" not in line for line in each.values())
     said = listing()

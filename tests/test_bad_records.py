@@ -87,7 +87,7 @@ def test_logits_that_are_not_finite_under_attack_are_told_apart(task: Task, name
     rows = run_cascade(classifier, x, y, ids, protocol)  # type: ignore[arg-type]
     healthy = run_cascade(classifier.classifier, x, y, ids, protocol)  # type: ignore[arg-type]
     (flagged,) = (row for row in rows if row["prediction"] == NO_CLASS)
-    assert (flagged["image_id"], flagged["correct"]) == (ids[BAD], False)
+    assert (flagged["image_id"], flagged["correct"], flagged["confidence"]) == (ids[BAD], False, 0.0)
 
     def others(rows: list[dict]) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if row["image_id"] != ids[BAD]]

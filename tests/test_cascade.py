@@ -97,6 +97,21 @@ def test_the_exhaustive_rows_are_those_of_attacking_everything_and_have_the_wors
         assert outcome_of(full, chosen, None).flags(eps).tolist() == outcome_of(rows, chosen, None).flags(eps).tolist()
 
 
+def test_confidence_is_the_probability_of_the_answer(task, cascaded):
+    """On the image that the attack returned, at the classifier's own scale: of the clean one and of what the last attack left right."""
+    classifier, x, y, ids = task
+    attack, ball = ATTACKS[0], Ball("Linf", 0.5)
+    images = attack(classifier, x, y, ids, ball, protocol().seed, 8).images
+    with torch.no_grad():
+        says = {(0.0, records.CLEAN): classifier(x).softmax(1), (ball.eps, attack.name): classifier(images).softmax(1)}
+    seen = [row for row in cascaded if (row["eps"], row["attack"]) in says]
+    assert len({row["attack"] for row in seen}) == 2
+    for row in seen:
+        probabilities = says[row["eps"], row["attack"]][ids.index(row["image_id"])]
+        assert row["confidence"] == pytest.approx(float(probabilities[row["prediction"]]), abs=1e-5)
+        assert row["confidence"] >= float(probabilities.max()) - 1e-5
+
+
 def test_a_row_is_missing_exactly_where_the_image_was_broken_before(task, cascaded):
     chosen, rows = protocol(), cascaded
     stages = [(0.0, records.CLEAN), *((eps, attack.name) for eps in chosen.eps for attack in chosen.attacks)]

@@ -17,7 +17,7 @@ from robustclip.evaluation import computing, protocols
 from robustclip.evaluation.checks import CHECKS, Subject, run_check, run_checks
 from robustclip.evaluation.checks.ball import FULL
 from robustclip.models import checkpoints
-from robustclip.models.dress import PixelPrompt, TokenPrompt
+from robustclip.models.dress import InputFilter, PixelPrompt, TokenPrompt
 from robustclip.records import rows as records
 from robustclip.records.findings import rankable
 from robustclip.training.installing import install
@@ -42,17 +42,28 @@ def prompted(trainable):
     return make
 
 
+def filtered(plain):
+    """Return a copy behind a filter that averages each pixel with its neighbours in its row."""
+    model = prompted(InputFilter(3))(plain)
+    for colour in range(3):
+        model.prompt.kernel.data[colour, colour, 1] = torch.tensor([0.25, -0.5, 0.25])
+    return model
+
+
 MODELS = {
     "plain": None,
     "tuned": tuned,
     "tokens": prompted(TokenPrompt(2)),
     "pad": prompted(PixelPrompt("pad", 2)),
+    "filter": filtered,
     "probe": faults_models.probed,
 }
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["tokens", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "tuned", "pad"))])
+@pytest.mark.parametrize(
+    "name", ["tokens", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "tuned", "pad", "filter"))]
+)
 def test_a_healthy_pipeline_trips_no_hard_check(name, seed, make_model, pictures, tmp_path):
     plain = make_model(seed=seed)
     model = MODELS[name](plain) if MODELS[name] else plain
@@ -117,12 +128,17 @@ def a_filter_that_does_nothing(subject, patch):
     return changed(subject, classifier=wrapped, attacked=wrapped, preprocessing=front)
 
 
+def eight_bits_straight_through(x):
+    return x + (faults_attacks.eight_bits(x) - x).detach()
+
+
 def restarts_made(subject, patch):
     return changed(subject, protocol=replace(subject.protocol, attacks=(PGD(5, restarts=4),)))
 
 
 CONTROLS = [
     *((number, "a wrapper that does nothing", faults_models.front(same)) for number in ("3", "5", "6", "7", "10", "11", "12", "13", "19")),
+    *((number, "8 bits, straight through", faults_models.front(eight_bits_straight_through)) for number in ("6", "11")),
     ("13", "batch norm in eval mode", batch_norm_in_eval_mode),
     ("15", "3 classes with DLR", faults_attacks.class_guard(3, "dlr")),
     ("15", "4 classes with targeted DLR", faults_attacks.class_guard(4, "dlr-targeted")),

@@ -19,7 +19,7 @@ from robustclip.evaluation import protocols
 from robustclip.evaluation.checks import CHECKS, run_checks
 from robustclip.evaluation.wanted import same_but_seed
 from robustclip.models import checkpoints
-from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.dress import InputFilter, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.model import tensors_sha256
 from robustclip.records.findings import rankable
 from robustclip.training.installing import install
@@ -188,6 +188,7 @@ def test_a_name_that_means_nothing_is_refused_by_all(asked, name, said):
     [
         (PixelPrompt("pad", 2), "trained a prompt on its base's own visual tower"),
         (TokenPrompt(2), "trained a prompt"),
+        (InputFilter(3), "trained a prompt"),
         (LinearHead(), "trained a linear readout"),
     ],
     ids=str,

@@ -98,6 +98,8 @@ def test_commands_are_read_as_a_shell_would(page: Callable[[str], Path]) -> None
         ("python pipelines/evaluate.py open_clip:ViT-B-32/openais", "no model"),
         ("python pipelines/prepare.py FOLDER --nam x --sets", "unrecognized arguments: --sets"),
         ("python pipelines/moments.py CHECKPOINT --data labeled", "no data set 'labeled'"),
+        ("robustclip retrieve CHECKPOINT --data labeled --captions x.json", "no data set 'labeled'"),
+        ("robustclip retrieve CHECKPOINT --attacks apgd-ce-21", "no attack 'apgd-ce-21'"),
         ("python pipelines/words.py BERT_FOLDER --protocol x", "no protocol 'x'"),
         ("python pipelines/report.py --compare CHECKPOINT", "expected 2 arguments"),
         ("robustclip swep", "no command 'swep'"),

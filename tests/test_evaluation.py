@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from one_process import cells_of, computed
 
 from robustclip import names as models
 from robustclip.base import storage
@@ -27,19 +28,13 @@ def resolved(tmp_path: Path) -> protocols.Resolved:
     return protocols.resolve(protocols.named("smoke"), str(tmp_path))
 
 
-def cells_of(resolved: protocols.Resolved, name: str) -> list[protocols.Cell]:
-    return resolved.cells(models.display_name(name), models.identity(name))
-
-
 def test_two_actors_write_what_one_process_computes(
     ray_session: None, tmp_path: Path, resolved: protocols.Resolved, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And only what is missing, under whichever of the ways to write a path."""
     monkeypatch.setattr(protocols, "CELL_IMAGES", 8)
-    folder, cells, here = storage.join(str(tmp_path), "records"), cells_of(resolved, tiny_checkpoint), []
-    for cell in cells:
-        shared = computing.provenance(cell, resolved) | {"threads": 1}
-        here.append(records.table([shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]))
+    folder, cells = storage.join(str(tmp_path), "records"), cells_of(resolved, tiny_checkpoint)
+    here = [computed(resolved, tiny_checkpoint, [cell]) for cell in cells]
     records.write(folder, cells[0].key, here[0])
     written = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(folder)}
     seen: list[progress.Progress] = []
@@ -58,13 +53,10 @@ def test_two_actors_write_what_one_process_computes(
 
 
 def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Path) -> None:
-    name = "tiny-vit8"
     smoke = replace(protocols.named("smoke"), attacked=5, eps=(0.25,), rules=(SetRule("digits", skips=("apgd-ce-3",)),))
-    resolved, model = protocols.resolve(smoke, str(tmp_path)), models.load(name)
-    rows = [
-        computing.provenance(cell, resolved) | row for cell in cells_of(resolved, name) for row in computing.compute(model, cell, resolved)
-    ]
-    built = report.from_records(records.table(rows), resolved.describe())
+    resolved = protocols.resolve(smoke, str(tmp_path))
+    table = computed(resolved, "tiny-vit8")
+    rows, built = table.to_pylist(), report.from_records(table, resolved.describe())
     (seen,) = built.outcomes.values()
     assert {name: (len(each.ids), len(each.flags(0.25)), len(each.flags(CLEAN_ATTACKED))) for name, each in seen.items()} == {
         "shapes": (16, 5, 5),
@@ -72,8 +64,8 @@ def test_a_part_of_the_images_is_attacked_and_all_are_counted_clean(tmp_path: Pa
     }
     assert {(row["dataset"], row["attack"]) for row in rows} >= {("shapes", "apgd-ce-3"), ("digits", "pgd-2")}
     assert ("digits", "apgd-ce-3") not in {(row["dataset"], row["attack"]) for row in rows}
-    assert set(set_metrics(records.table(rows), resolved.describe())) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
-    spent = cost(records.table(rows))
+    assert set(set_metrics(table, resolved.describe())) >= {"test/clean", "test/clean_attacked", "test/robust_0.25"}
+    spent = cost(table)
     assert spent["cost/seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
     assert spent["cost/seconds"] == pytest.approx(spent["cost/shapes/seconds"] + spent["cost/digits/seconds"])
     assert spent["cost/shapes/images_per_second"] == pytest.approx(16 / spent["cost/shapes/seconds"])
@@ -140,11 +132,7 @@ def test_a_worker_that_hangs_holds_nobody_up(
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=2, cpus=0.5)
     with contextlib.suppress(ProcessLookupError):  # Ray may have killed it already
         os.kill(int((tmp_path / "stopped").read_text()), signal.SIGKILL)
-    here: list[dict] = []
-    for cell in cells_of(resolved, tiny_checkpoint):
-        shared = computing.provenance(cell, resolved) | {"threads": 1}
-        here += [shared | row for row in computing.compute(models.load(tiny_checkpoint), cell, resolved)]
-    assert records.content_sha256(table) == records.content_sha256(records.table(here))
+    assert records.content_sha256(table) == records.content_sha256(computed(resolved, tiny_checkpoint))
 
 
 @pytest.mark.slow

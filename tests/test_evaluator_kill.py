@@ -22,7 +22,7 @@ from robustclip.records import rows as records
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTORS, KILLS, LONGEST = 2, 2, 1.0  # LONGEST: seconds from a run's first new cell to its kill
-SETS = SUITE[:12]
+SETS = SUITE[:8]
 SETTINGS = ("--protocol", "smoke", "--sets", *SETS, "--n", "12", "--attacks", "pgd-10", "apgd-ce-20", "--actors", str(ACTORS))
 PROGRESS = re.compile(rb"evaluated (\d+)/(\d+) cells \(")  # once one is done
 
@@ -102,7 +102,7 @@ def test_kills_change_no_record_and_cost_only_the_cells_in_flight(checkpoints: l
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     finish(checkpoints, calm)
     cells = set(stamps(calm))
-    assert len(cells) == len(SETS) * (1 + len(checkpoints)) >= 20
+    assert len(cells) == len(SETS) * (1 + len(checkpoints)) >= 16
     torn = killed / "records" / f".{min(cells)}.parquet.0.tmp"  # what a kill in the middle of a write leaves
     torn.parent.mkdir(parents=True)
     torn.write_bytes((calm / "records" / f"{min(cells)}.parquet").read_bytes()[:1000])

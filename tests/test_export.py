@@ -139,10 +139,11 @@ def worn(model: Model, part: dress.Dress) -> Model:
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (dress.PixelPrompt(), "wears PixelPrompt, a prompt that has no place in CLIP's weights"),
+        (dress.PixelPrompt(), "wears PixelPrompt, which has no place in CLIP's weights"),
         (dress.TokenPrompt(2), "wears TokenPrompt"),
         (dress.FramedTokens(2, 2), "wears FramedTokens"),
         (dress.JointTokens(depth=1), "wears JointTokens"),
+        (dress.InputFilter(3), "wears InputFilter, which has no place in CLIP's weights, and is the undefended base without it"),
         (dress.LinearHead(), "is a linear probe, whose readout has no place"),
     ],
 )

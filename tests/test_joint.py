@@ -198,8 +198,9 @@ def test_micro_batches_add_up_where_texts_learn(make_model, pictures):
             learner.accumulate(pixels(images)[part], labels[part], [ids[i] for i in part])
             assert not learner.student.class_embeddings.requires_grad
         grads.append(torch.cat([p.grad.flatten() for p in learner.parameters]))
-    assert torch.allclose(*grads, atol=1e-6)
-    assert grads[0].abs().max() > 1e-4
+    largest = grads[0].abs().max()
+    assert largest > 1e-4
+    assert torch.allclose(*grads, rtol=0, atol=1e-5 * largest)
 
 
 def test_a_frame_may_be_worn_with_the_tokens(make_model, pictures):

@@ -20,6 +20,7 @@ from robustclip.training.pairing import World
 MAY_CHANGE = {
     "VisualTower": r"visual\..*",
     "LastBlocks": r"visual\.(transformer\.resblocks\.1\..*|ln_post\..*|proj)",
+    "FirstBlocks": r"visual\.(class_embedding|positional_embedding|conv1\..*|ln_pre\..*|transformer\.resblocks\.0\..*)",
     "NormsAndBiases": r"visual\.(.*ln_.*|.*bias)",
     "SameSize": r"visual\.(transformer\.resblocks\.1\.mlp\.c_proj\..*|ln_post\..*)",
     "LoRA": r"visual\.transformer\.resblocks\..*weight",

@@ -50,7 +50,7 @@ def cell(tiny_model, pictures):
 
 
 def scored(classifier, example, labels):
-    return outcome(classifier, example, labels, ids_of(len(labels)), 8)
+    return outcome(classifier, example, labels, ids_of(len(labels)), 8).classes
 
 
 def test_a_reworded_classifier_is_the_same_model_under_other_prompts(cell):

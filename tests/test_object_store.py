@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from one_process import cells_of, computed
 from processes import free_port
 
 from robustclip import names as models
 from robustclip.base.values import override
-from robustclip.evaluation import computing, protocols
+from robustclip.evaluation import protocols
 from robustclip.models.checkpoints import save
 from robustclip.models.model import Model
 from robustclip.records import rows as records
@@ -101,10 +102,6 @@ def test_an_evaluation_goes_on_when_its_store_answers_again(
     sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
     run(server, ["evaluate", base, "--protocol", "smoke", "--sets", *sets], "evaluated 1/")
     resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets), str(tmp_path / "local"))
-    cells = resolved.cells(models.display_name(base), models.identity(base))
-    model, here = models.load(base), []
-    for cell in cells:
-        here += [computing.provenance(cell, resolved) | {"threads": 1} | row for row in computing.compute(model, cell, resolved)]
-    reading = [sys.executable, "-c", READ, f"{OUT}/records", *(cell.key for cell in cells)]
+    reading = [sys.executable, "-c", READ, f"{OUT}/records", *(cell.key for cell in cells_of(resolved, base))]
     there = subprocess.run(reading, env=server[1], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == records.content_sha256(records.table(here))
+    assert there.stdout.strip() == records.content_sha256(computed(resolved, base))

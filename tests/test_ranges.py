@@ -14,11 +14,11 @@ from robustclip.attacks.transfer import MIFGSM
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, DECAY, SEED, SHARE, Number, Whole
 from robustclip.base.values import override, value_of
-from robustclip.commands import evaluate, moments, prepare, pretrain, sweep, train, words
+from robustclip.commands import evaluate, moments, prepare, pretrain, retrieve, sweep, train, words
 from robustclip.evaluation import evaluator, protocols
 from robustclip.evaluation.rules import SetRule
 from robustclip.sweeps import tuning
-from robustclip.test_time import TTC
+from robustclip.test_time import DBD, TTC
 from robustclip.test_time.tpt import TPT
 from robustclip.training import statistics
 from robustclip.training.config import Config
@@ -46,6 +46,7 @@ def test_a_range_has_its_numbers_and_no_others(numbers: Any, those: list[Any], o
 
 COMMANDS = {
     "evaluate": (evaluate, ["tiny-vit8"], ["--n", "--actors"], ["--gpus"]),
+    "retrieve": (retrieve, ["tiny-vit8"], ["--n", "--actors", "--recall"], ["--gpus"]),
     "moments": (moments, ["tiny-vit8"], ["--n", "--workers", "--resize"], ["--gpus"]),
     "train": (train, ["demo"], ["--workers"], []),
     "sweep": (sweep, [], ["--workers", "--concurrent", "--samples"], []),
@@ -59,7 +60,7 @@ OPTIONS = [
 OPTIONS += [
     (name, option, value) for name, (*_, shares) in COMMANDS.items() for option in shares for value in ("-1", "nan", "inf", "1.5", "x")
 ]
-OPTIONS += [("evaluate", "--eps", value) for value in ("-1", "nan", "inf", "two")]
+OPTIONS += [(name, "--eps", value) for name in ("evaluate", "retrieve") for value in ("-1", "nan", "inf", "two")]
 OPTIONS += [("moments", "--seed", "-1"), ("prepare", "--render-seed", "-1"), ("prepare", "--images", "1000000000000")]
 
 
@@ -112,6 +113,7 @@ def test_a_recipe_key_takes_its_numbers_and_no_others(key: str, value: str) -> N
         lambda: TextAttack(width=0),
         lambda: TPT(views=0),
         lambda: TTC(steps=-1),
+        lambda: DBD(kept=0),
         lambda: SetRule("cifar10", classes=0),
         lambda: protocols.named("smoke").changed(n=0),
         lambda: protocols.named("smoke").changed(n=-1),

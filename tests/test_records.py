@@ -56,6 +56,40 @@ def tampered(folder, change):
     pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
 
 
+def as_version_one_wrote(folder):
+    """Write a record file as it was before rows had `confidence` and `written`, with the hash that it was given then."""
+    new = ("confidence", "written")
+    table = records.table([row | {"schema_version": 1} for row in rows()]).drop_columns(list(new))
+    hashed = [name for name in table.column_names if name not in ("seconds", "versions", "commit")]
+    sha256 = hashlib.sha256(json.dumps(table.select(hashed).to_pylist(), sort_keys=True).encode()).hexdigest()
+    pq.write_table(table.replace_schema_metadata({b"content_sha256": sha256.encode()}), records.path(folder, "old"))
+
+
+def test_a_file_of_an_earlier_version_is_read_and_what_it_lacks_is_unknown(tmp_path):
+    as_version_one_wrote(str(tmp_path))
+    records.write(str(tmp_path), "new", records.table([row | {"confidence": 0.5, "written": 2} for row in rows()]))
+    both = pa.concat_tables([records.read(str(tmp_path), cell) for cell in ("old", "new")])
+    assert both.schema.equals(records.SCHEMA)
+    assert both["confidence"].to_pylist() == [None] * 3 + [0.5] * 3
+    assert both["written"].to_pylist() == [None] * 3 + [2] * 3
+    assert both["schema_version"].to_pylist() == [1] * 3 + [records.SCHEMA_VERSION] * 3
+
+
+def test_a_changed_file_of_an_earlier_version_is_refused(tmp_path):
+    as_version_one_wrote(str(tmp_path))
+    table = pq.read_table(records.path(str(tmp_path), "old"))
+    for change, said in ((set_column("correct", [True] * 3), "own hash"), (lambda table: table.drop_columns(["eps"]), "no column 'eps'")):
+        pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), records.path(str(tmp_path), "old"))
+        with pytest.raises(UserError, match=said):
+            records.read(str(tmp_path), "old")
+
+
+def test_a_file_of_this_version_without_a_new_column_is_refused(tmp_path):
+    tampered(str(tmp_path), lambda table: table.drop_columns(["confidence"]))
+    with pytest.raises(UserError, match="has no column 'confidence'"):
+        records.read(str(tmp_path), "cell")
+
+
 def set_column(name, values):
     return lambda table: table.set_column(table.schema.get_field_index(name), name, pa.array(values))
 

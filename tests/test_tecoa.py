@@ -22,12 +22,14 @@ from robustclip.data.plan import Plan, select
 from robustclip.defenses import Batch, TeCoA
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import Protocol, Resolved
-from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.dress import InputFilter, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import Config, InnerAttack
 
 
 @pytest.mark.parametrize(
-    "trainable", [TokenPrompt(3), TokenPrompt(2, deep=True), PixelPrompt("pad", 3), PixelPrompt("random patch", 5), LinearHead()], ids=str
+    "trainable",
+    [TokenPrompt(3), TokenPrompt(2, deep=True), PixelPrompt("pad", 3), PixelPrompt("random patch", 5), InputFilter(3), LinearHead()],
+    ids=str,
 )
 def test_item_7_frozen_clip_is_bit_identical_after_a_step(tiny_model, pictures, trainable):
     x, y, ids = pictures(8)

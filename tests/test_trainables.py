@@ -15,7 +15,7 @@ from robustclip.models.checkpoints import build, save
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt, dressed
 from robustclip.models.model import Model
 from robustclip.training.installing import install
-from robustclip.training.trainables import LastBlocks, LoRA, NormsAndBiases, SameSize, VisualTower
+from robustclip.training.trainables import FirstBlocks, LastBlocks, LoRA, NormsAndBiases, SameSize, VisualTower
 
 PROMPTS = (PixelPrompt("pad", 3), PixelPrompt("whole"), TokenPrompt(4), TokenPrompt(2, deep=True))
 # Of a tiny ViT of two blocks, of a ResNet and of a timm tower: the names inside the visual tower that a trainable may touch.
@@ -24,6 +24,9 @@ TOUCHES = {
     ("LastBlocks", "vit"): r"transformer\.resblocks\.1\..*|ln_post\..*|proj",
     ("LastBlocks", "resnet"): r"layer4\.0\..*|attnpool\..*",
     ("LastBlocks", "timm"): r"trunk\.blocks\.5\..*|trunk\.norm\..*|trunk\.attn_pool\..*",
+    ("FirstBlocks", "vit"): r"class_embedding|positional_embedding|conv1\.weight|ln_pre\..*|transformer\.resblocks\.0\..*",
+    ("FirstBlocks", "resnet"): r"(conv|bn)\d\..*|layer1\.0\..*",
+    ("FirstBlocks", "timm"): r"trunk\.(cls_token|pos_embed|patch_embed\..*|norm_pre\..*|blocks\.0\..*)",
     ("NormsAndBiases", "vit"): r".*ln_(pre|post|1|2)\.(weight|bias)|.*(in_proj_bias|out_proj\.bias|c_fc\.bias|c_proj\.bias)",
     ("NormsAndBiases", "resnet"): r".*bn\d\.(weight|bias)|.*downsample\.1\.(weight|bias)|attnpool\..*bias",
     ("NormsAndBiases", "timm"): r".*norm\d?\.(weight|bias)|.*\.bias",
@@ -41,7 +44,7 @@ def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
     assert {id(p) for p in parameters} == {id(p) for p in classifier.parameters() if p.requires_grad}
     assert len(parameters) == len({id(p) for p in parameters}) > 0
     prefixes = {"LinearHead": "readout.", "Towers": "clip."} | dict.fromkeys(
-        ("PixelPrompt", "TokenPrompt", "FramedTokens", "JointTokens"), "prompt."
+        ("PixelPrompt", "TokenPrompt", "FramedTokens", "JointTokens", "InputFilter"), "prompt."
     )
     prefix = prefixes.get(type(trainable).__name__)
     assert all(n.startswith(prefix or "clip.visual.") for n, p in classifier.named_parameters() if p.requires_grad)
@@ -49,8 +52,8 @@ def test_only_what_the_trainable_names_can_learn(tiny_model, trainable):
 
 @pytest.mark.parametrize(("name", "kind"), TOUCHES)
 def test_a_part_of_the_tower_is_all_that_it_is_called(make_model, name, kind):
-    trainable = {"VisualTower": VisualTower(), "LastBlocks": LastBlocks(1), "NormsAndBiases": NormsAndBiases()}[name]
-    model, _ = install(trainable, make_model(kind), 0, NAMES)
+    trainables = {type(each).__name__: each for each in (VisualTower(), LastBlocks(1), FirstBlocks(1), NormsAndBiases())}
+    model, _ = install(trainables[name], make_model(kind), 0, NAMES)
     named = dict(model.clip.visual.named_parameters())
     learning = {name for name, p in named.items() if p.requires_grad}
     assert learning == {each for each in named if re.fullmatch(TOUCHES[name, kind], each)}

@@ -9,10 +9,16 @@ from robustclip.attacks import MIFGSM, PGD, Library, Noise
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Scores, gradient
 from robustclip.attacks.transfer import Momentum, diverse, resized_and_padded, smoothed
+from robustclip.base.draws import uniform
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
+
+
+def drawn(i: int) -> list[float]:
+    """Return what a key of its own draws."""
+    return uniform([("test", i)], 4)[0].tolist()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -51,7 +57,7 @@ def test_the_gradient_is_smoothed_by_the_published_kernel():
 def test_a_diverse_input_is_shrunk_by_up_to_a_tenth_and_put_anywhere(side):
     sides, places = set(), set()
     for i in range(100):
-        out = resized_and_padded(torch.ones(3, side, side), ("test", i), chance=1.0)
+        out = resized_and_padded(torch.ones(3, side, side), drawn(i), chance=1.0)
         assert out.shape == (3, side, side)
         down, across = out[0].amax(1), out[0].amax(0)
         torch.testing.assert_close(out, (down[:, None] * across).expand(3, side, side))  # a rectangle of ones in zeros
@@ -66,10 +72,10 @@ def test_a_diverse_input_is_shrunk_by_up_to_a_tenth_and_put_anywhere(side):
 
 def test_diversity_happens_by_chance_and_by_key():
     x = torch.rand(3, 64, 64)
-    shrunk = [not torch.equal(resized_and_padded(x, ("test", i), 0.3), x) for i in range(300)]
+    shrunk = [not torch.equal(resized_and_padded(x, drawn(i), 0.3), x) for i in range(300)]
     assert 60 < sum(shrunk) < 120
-    assert torch.equal(resized_and_padded(x, ("test", 1), 1.0), resized_and_padded(x, ("test", 1), 1.0))
-    assert not torch.equal(resized_and_padded(x, ("test", 1), 1.0), resized_and_padded(x, ("test", 2), 1.0))
+    assert torch.equal(resized_and_padded(x, drawn(1), 1.0), resized_and_padded(x, drawn(1), 1.0))
+    assert not torch.equal(resized_and_padded(x, drawn(1), 1.0), resized_and_padded(x, drawn(2), 1.0))
 
 
 def test_loss_and_verdict_are_of_the_image_and_the_gradient_of_the_diverse_input():
@@ -79,7 +85,7 @@ def test_loss_and_verdict_are_of_the_image_and_the_gradient_of_the_diverse_input
     assert torch.equal(through[0].loss, plain[0].loss)
     assert torch.equal(through[0].fooled, plain[0].fooled)
     by_hand = x.clone().requires_grad_(True)
-    shrunk = torch.stack([resized_and_padded(image, key, 1.0) for image, key in zip(by_hand, keys)])
+    shrunk = torch.stack([resized_and_padded(image, drawn(i), 1.0) for i, image in enumerate(by_hand)])
     (expected,) = torch.autograd.grad(cross_entropy(classifier, y)(shrunk).loss.sum(), by_hand)
     torch.testing.assert_close(through[1], expected)
     assert not torch.allclose(through[1], plain[1], rtol=0.1)

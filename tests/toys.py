@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustclip.attacks import ATTACKS, MIFGSM, Attack, Library, Scored
+from robustclip.attacks import ATTACKS, MIFGSM, Attack, Library, Scored, Universal
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import resisting
 
@@ -30,7 +30,9 @@ def short(name: str, classes: int) -> Attack:
         attack = replace(attack, settings=tuple((key, 3) for key, _ in attack.settings))
     if isinstance(attack, MIFGSM):
         attack = replace(attack, alpha=0.25)  # of steps as small as its own, five do not reach the edge of the ball
-    for field, most in (("steps", 5), ("queries", 30)):
+    if isinstance(attack, Universal):
+        attack = replace(attack, batch=4)  # of batches of its own size a few images make one, whatever their order
+    for field, most in (("steps", 5), ("queries", 30), ("epochs", 3)):
         if getattr(attack, field, 0) > most:
             attack = replace(attack, **{field: most})
     return for_classes((attack,), classes)[attack.name]

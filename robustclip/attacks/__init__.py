@@ -8,6 +8,7 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.attacks.transfer import MIFGSM
+from robustclip.attacks.universal import Universal
 
 # Every attack that a protocol may name; the contract tests run over this dict.
 ATTACKS: dict[str, Attack] = {
@@ -29,6 +30,7 @@ ATTACKS: dict[str, Attack] = {
         APGDT(steps=20),
         FABT(steps=10, targets=3),
         Square(queries=100),
+        Universal(epochs=10),
         Library("FGSM"),
         Library("MIFGSM", (("steps", 10),)),
         Library("PGDL2", (("steps", 10),)),
@@ -50,4 +52,5 @@ __all__ = [
     "Scored",
     "Square",
     "Trace",
+    "Universal",
 ]

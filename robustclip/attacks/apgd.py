@@ -1,12 +1,13 @@
 """Auto-PGD (Croce & Hein 2020, Algorithm 1): momentum, a step size halved per image when progress stalls."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustclip.attacks.base import Example, Trace
+from robustclip.attacks.base import Example, Objective, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, targeted_dlr
 from robustclip.attacks.pgd import Best, Found, GradientShares, Score, frozen, logits_of, move, random_start, resisting, with_restarts
 from robustclip.base.errors import UserError
@@ -106,12 +107,29 @@ class APGD:
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
+        def objective_of(places: Tensor) -> Objective:
+            return LOSSES[self.loss](meeting(classifier, ids, places), labels[places])
+
+        return self.raising(objective_of, classifier, images, ids, ball, seed, micro_batch)
+
+    def raising(
+        self,
+        objective_of: Callable[[Tensor], Objective],
+        classifier: nn.Module,
+        images: Tensor,
+        ids: list[str],
+        ball: Ball,
+        seed: int,
+        micro_batch: int | None = None,
+    ) -> Example:
+        """Return what it makes of images where it raises another objective than its own, that of the images at some places."""
+
         def run(restart: int, todo: Tensor) -> Found:
             # Not keyed by the number of restarts: the first of many is the only one of one.
             start = surface_start(ball, images, ids, seed, f"apgd-{self.loss}-{self.steps}", restart)
             return apgd(score, images, ball, steps=self.steps, start=start, todo=todo)
 
-        score = resisting(lambda places: LOSSES[self.loss](meeting(classifier, ids, places), labels[places]), micro_batch)
+        score = resisting(objective_of, micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

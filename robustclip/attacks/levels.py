@@ -14,6 +14,7 @@ from robustclip.attacks.losses import LOSSES
 from robustclip.attacks.pgd import PGD, frozen, pgd_best, random_start, resisting
 from robustclip.attacks.square import Square
 from robustclip.attacks.transfer import MIFGSM
+from robustclip.attacks.universal import Universal
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, check_fields
 from robustclip.base.threat import Ball
@@ -30,6 +31,7 @@ SAID: dict[Level, str] = {
     "A6": "black-box",
 }
 GREY = ("A0", "A1", "A2")
+LEARNS = ("A0", "A1", "A3")  # what a universal perturbation can be learned on
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,13 @@ class Aimed:
 
     A0: plain CLIP. A1: the static model under the defence. A2: the state from which it adapts. A3: the defence, adapted at every step, its
     adaptation a constant (BPDA). A4: the same, through the adaptation. A5: A3's gradient, the mean over `draws` throws of the defence's
-    dice, the scored one among them. A6: its answers alone. For a model that does not adapt, A1 to A6 are attacks on itself. Raises
-    UserError for a level that there is not, and for A5 with anything but PGD.
+    dice, the scored one among them. A6: its answers alone. For a model that does not adapt, A1 to A6 are attacks on itself. A universal
+    perturbation is learned on what the level shows, A0, A1 or A3, and added to all that the defence gets right. Raises UserError for a
+    level that there is not, for A5 with anything but PGD, and for a universal perturbation at another level.
     """
 
     level: Level = "A3"
-    attack: PGD | MIFGSM | APGD | APGDT | FABT | Square = field(default_factory=lambda: PGD(20))
+    attack: PGD | MIFGSM | APGD | APGDT | FABT | Square | Universal = field(default_factory=lambda: PGD(20))
     draws: int = 1
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Aimed:
             raise UserError(
                 f"attack level {self.level} with {self.draws} draws of {self.attack.name}: A5, and only it, is PGD over several"
             )
+        if isinstance(self.attack, Universal) and self.level not in LEARNS:
+            raise UserError(f"attack level {self.level} of {self.attack.name}: what all images share is learned at {', '.join(LEARNS)}")
 
     @property
     def name(self) -> str:
@@ -93,6 +98,8 @@ class Aimed:
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
         target = self.target(classifier)
+        if isinstance(self.attack, Universal):
+            return self.attack.transferred(target, classifier, images, labels, ids, ball, seed, micro_batch)
         transfers = getattr(classifier, "transfers", None)
         if transfers is not None and self.level in GREY and (seen := self._static(classifier, target)):
             return transfers(seen, self.attack, target, images, labels, ids, ball, seed, micro_batch)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored, Trace
 from robustclip.attacks.losses import LEAST_CLASSES, LOSSES, LossName
+from robustclip.base.draws import normal, uniform
 from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, check_fields
-from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
@@ -35,15 +35,14 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 def random_start(ball: Ball, images: Tensor, ids: list[str], *key: str | int) -> Tensor:
     """Return perturbations [B,C,H,W] uniform in the ball, each drawn from its own image's id and `key`: no batch or order matters."""
-    draws = []
-    for id_ in ids:
-        g = generator(*key, "start", id_)
-        if ball.norm == "Linf":
-            draws.append(torch.rand(images.shape[1:], generator=g) * 2 - 1)
-        else:
-            direction = torch.randn(images.shape[1:], generator=g)
-            draws.append(direction / direction.norm() * torch.rand(1, generator=g) ** (1 / direction.numel()))
-    return torch.stack(draws).to(images) * ball.radius
+    keys, shape, device = [(*key, "start", id_) for id_ in ids], images.shape[1:], images.device
+    if ball.norm == "Linf":
+        return (2 * uniform(keys, *shape, device=device) - 1).to(images) * ball.radius
+    direction = normal(keys, *shape, device=device)
+    # Each alone: a norm may round differently in a batch of another size.
+    unit = torch.stack([each / each.norm() for each in direction])
+    share = uniform([(*each, "share") for each in keys], 1, 1, 1, device=device) ** (1 / shape.numel())
+    return (unit * share).to(images) * ball.radius
 
 
 def move(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
@@ -249,12 +248,29 @@ class PGD:
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, ids: list[str], ball: Ball, seed: int, micro_batch: int | None = None
     ) -> Example:
+        def objective_of(places: Tensor) -> Objective:
+            return LOSSES[self.loss](meeting(classifier, ids, places), labels[places])
+
+        return self.raising(objective_of, classifier, images, ids, ball, seed, micro_batch)
+
+    def raising(
+        self,
+        objective_of: Callable[[Tensor], Objective],
+        classifier: nn.Module,
+        images: Tensor,
+        ids: list[str],
+        ball: Ball,
+        seed: int,
+        micro_batch: int | None = None,
+    ) -> Example:
+        """Return what it makes of images where it raises another objective than its own, that of the images at some places."""
+
         def run(restart: int, todo: Tensor) -> Found:
             # Not keyed by the number of restarts: the first of many is the only one of one.
             start = random_start(ball, images, ids, seed, f"pgd-{self.steps}", restart) if self.random_start and ball.radius else None
             return pgd_best(score, images, ball, steps=self.steps, alpha=self.alpha, start=start, todo=todo)
 
-        score = resisting(lambda places: LOSSES[self.loss](meeting(classifier, ids, places), labels[places]), micro_batch)
+        score = resisting(objective_of, micro_batch)
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)
         return Example(adversarial, trace=trace)

@@ -1,20 +1,20 @@
 """Square Attack (Andriushchenko et al. 2020): random search that asks for logits only, the probe for gradients that lie."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Trace
 from robustclip.attacks.losses import fools
 from robustclip.attacks.pgd import Found, frozen, micro_batches, move, with_restarts
+from robustclip.base.draws import Key, uniform
 from robustclip.base.dtypes import wide
 from robustclip.base.ranges import COUNT, NATURAL, check_fields
-from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball, l2
 from robustclip.models.adaptive import meeting
 
@@ -111,22 +111,19 @@ def scaled(delta: Tensor, ball: Ball) -> Tensor:
     return delta * (ball.radius / l2(delta).clamp(min=1e-12))
 
 
-def drawn(streams: list[Generator], places: Tensor, *shape: int) -> Tensor:
-    """Return uniform numbers [N,*shape]: those at `places` from their own images' streams, the others 0."""
-    uniform = torch.zeros(len(streams), *shape)
-    for place in places.tolist():
-        uniform[place] = torch.rand(shape, generator=streams[place])
-    return uniform.to(places.device)
+def drawn(keys: Sequence[Key], places: Tensor, *shape: int, first: int = 0) -> Tensor:
+    """Return uniform numbers [N,*shape]: those at `places` from their own images' streams, from the number `first` on, the others 0."""
+    found = torch.zeros(len(keys), *shape, device=places.device)
+    found[places] = uniform([keys[place] for place in places.tolist()], *shape, first=first, device=places.device)
+    return found
 
 
-def square(
-    ask: Ask, images: Tensor, ball: Ball, *, queries: int, schedule: int, streams: list[Generator], size: int, todo: Tensor
-) -> Found:
+def square(ask: Ask, images: Tensor, ball: Ball, *, queries: int, schedule: int, keys: Sequence[Key], size: int, todo: Tensor) -> Found:
     """Return the best images of the random search and its trace for the images `todo` [N], working on `size` of them at a time.
 
     Step 0 asks for the clean image, step 1 for the first perturbation, the others for one window each; an image stops at its first success.
     """
-    best, loss, uniform = images.clone(), torch.zeros_like(images[:, 0, 0, 0]), images
+    best, loss, drew = images.clone(), torch.zeros_like(images[:, 0, 0, 0]), images
     loss_start, last, forwards = loss, loss.clone(), torch.zeros_like(todo, dtype=torch.long)
     success = torch.full_like(forwards, -1)
     channels, height, width = images.shape[1:]
@@ -135,17 +132,17 @@ def square(
         if not len(places):
             break
         if step == 1:
-            uniform = drawn(streams, places, channels + 1, height, width)
+            drew = drawn([(*key, "first") for key in keys], places, channels + 1, height, width)
         elif step > 1 and (step - 2) % BLOCK == 0:
-            uniform = drawn(streams, places, BLOCK, 5 + channels)
+            drew = drawn(keys, places, BLOCK, 5 + channels, first=(step - 2) * (5 + channels))
         side = window_side(step - 2, schedule, height, width, ball.norm)
         # Proposals are made in micro-batches too: a norm may round differently in a batch of another size.
         for part, padded in micro_batches(places, size):
             proposed = clean = images[padded]
             if step == 1:
-                proposed = move(clean, first_delta(clean, ball, uniform[padded]), ball)
+                proposed = move(clean, first_delta(clean, ball, drew[padded]), ball)
             elif step > 1:
-                proposed = move(clean, next_delta(best[padded] - clean, ball, uniform[padded, (step - 2) % BLOCK], side), ball)
+                proposed = move(clean, next_delta(best[padded] - clean, ball, drew[padded, (step - 2) % BLOCK], side), ball)
             margin, fooled = (answer[: len(part)] for answer in ask(proposed, padded))
             better = fooled | (margin > loss[part]) | (step <= 1)  # the search starts from the first perturbation, better or not
             best[part[better]], loss[part[better]] = proposed[: len(part)][better], margin[better]
@@ -194,9 +191,9 @@ class Square:
         ask, size = margins(classifier, labels, ids), micro_batch or len(images)
 
         def run(restart: int, todo: Tensor) -> Found:
-            streams = [generator(seed, "square", restart, id_) for id_ in ids]
+            keys: list[Key] = [(seed, "square", restart, id_) for id_ in ids]
             schedule = self.queries if self.rescale else SCHEDULE
-            return square(ask, images, ball, queries=self.queries, schedule=schedule, streams=streams, size=size, todo=todo)
+            return square(ask, images, ball, queries=self.queries, schedule=schedule, keys=keys, size=size, todo=todo)
 
         with frozen(classifier):
             adversarial, trace = with_restarts(run, self.restarts, images)

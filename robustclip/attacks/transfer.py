@@ -1,5 +1,6 @@
 """FGSM in steps with momentum, diverse inputs and a smoothed gradient: attacks made to transfer to models they have not seen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,13 +10,12 @@ from torch import Tensor, nn
 from robustclip.attacks.base import Example, Objective, Scored
 from robustclip.attacks.losses import cross_entropy
 from robustclip.attacks.pgd import Score, Scores, frozen, pgd_best, resisting
+from robustclip.base.draws import Key, uniform
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, check_fields
-from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 
-Key = tuple[str | int, ...]
 SMALLEST_SIDE = 0.9  # of a diverse input, as a share of its image: the published 299 of 330 pixels
 
 
@@ -97,18 +97,19 @@ def diverse(objective: Objective, keys: list[Key], chance: float) -> Objective:
     def through_diversity(images: Tensor) -> Scored:
         with torch.no_grad():
             scored = objective(images)
-        loss = objective(torch.stack([resized_and_padded(x, key, chance) for x, key in zip(images, keys)])).loss
+        draws = uniform(keys, 4).tolist()
+        loss = objective(torch.stack([resized_and_padded(x, draw, chance) for x, draw in zip(images, draws, strict=True)])).loss
         return Scored(scored.loss + (loss - loss.detach()), scored.fooled)
 
     return through_diversity
 
 
-def resized_and_padded(image: Tensor, key: Key, chance: float) -> Tensor:
+def resized_and_padded(image: Tensor, draw: Sequence[float], chance: float) -> Tensor:
     """Return the image [C,H,W] shrunk to 90-100 % of its sides and zero-padded back to them at a random place, or as it is.
 
     The published code pads 299 pixels to 330 instead; the shares are the same, and no model meets a size that is not its own.
     """
-    applied, side, top, left = torch.rand(4, generator=generator(*key)).tolist()
+    applied, side, top, left = draw
     if applied >= chance:
         return image
     height, width = image.shape[1:]

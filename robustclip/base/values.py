@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from robustclip.base.errors import UserError
 
-RESULT_VERSION = 2  # bump by hand when the same config would give other results: finished work is then done again
+RESULT_VERSION = 3  # bump by hand when the same config would give other results: finished work is then done again
 NOT_FIELDS = ("type", "revision")  # what a dataclass says of itself as JSON beside its fields
 T = TypeVar("T")
 

@@ -56,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
-    parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's (another hash)")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="SET",
+        help="these data sets instead of the protocol's (another hash); typographic:SET: SET with names of other classes on its images",
+    )
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=cli.taking(AMOUNT), help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=cli.taking(COUNT), help="images of each set instead")

@@ -18,6 +18,7 @@ from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
 from robustclip.data.shards import Row, write_split
+from robustclip.data.typographic import base_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def ensure_set(out: str, name: str, split_sizes: Mapping[str, int], render_seed:
 
     A prepared set keeps its own sizes; `split_sizes` and `render_seed` speak of embedded sets. The card's `folder` says where it lies.
     """
+    if (base := base_of(name)) != name:
+        raise UserError(f"{name}: words are written on images when a model is evaluated on them, never to train on; give {base!r}")
     folder = set_folder(out, name, split_sizes, render_seed)
     if name not in world.SETS:
         if not storage.exists(storage.join(folder, CARD)):

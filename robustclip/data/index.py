@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Index:
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of rows (positions in the index)."""
         return self.id.take(pa.array(rows)).to_pylist()
+
+    def only(self, rows: np.ndarray) -> "Index":
+        """Return the index of some rows, in their order, and of no others."""
+        places = {name: getattr(self, name)[rows] for name in ("file", "row_group", "row", "label")}
+        return replace(self, **places, id=self.id.take(pa.array(rows)), hashes={})
 
     def hashed(self, what: str) -> np.ndarray:
         """Return int64 [n] keys that order rows by a hash of their ids, the same for any order of reading."""

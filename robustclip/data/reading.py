@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,6 +52,13 @@ def stratified(index: Index, n: int | None) -> np.ndarray:
         turn[place] = seen[index.label[row]]
         seen[index.label[row]] += 1
     return by_hash[np.argsort(turn, kind="stable")][:n]
+
+
+def beside(index: Index, ids: Sequence[str], n: int) -> np.ndarray:
+    """Return up to n rows whose ids are none of these, in the order of `stratified`."""
+    rows = stratified(index, n + len(ids))
+    others = ~np.isin(index.ids(rows), ids)
+    return rows[others][:n]
 
 
 def split_identity(card: DatasetCard, split: str) -> str:

@@ -1,5 +1,6 @@
 """ImgCoAdv: contrastive adversarial training between two views of an image, without labels or text (after Jiang et al. 2020)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example, Objective, Scored
-from robustclip.base.seeds import generator
+from robustclip.base.draws import uniform
 from robustclip.defenses.base import Batch, Defense, Roles
 
 
@@ -48,15 +49,15 @@ class ImgCoAdv(Defense):
 
     def view(self, batch: Batch) -> Tensor:
         """Return the second views [B,3,H,W] in [0,1], each drawn from its own image's id."""
-        draws = [torch.rand(6, generator=generator(batch.seed, "view", batch.step, id_)) for id_ in batch.ids]
-        return torch.stack([self._view(image, draw) for image, draw in zip(batch.images, draws)])
+        draws = uniform([(batch.seed, "view", batch.step, id_) for id_ in batch.ids], 6).tolist()
+        return torch.stack([self._view(image, draw) for image, draw in zip(batch.images, draws, strict=True)])
 
-    def _view(self, image: Tensor, u: Tensor) -> Tensor:
+    def _view(self, image: Tensor, u: Sequence[float]) -> Tensor:
         height, width = image.shape[-2:]
-        share = self.crop + (1 - self.crop) * float(u[0])
+        share = self.crop + (1 - self.crop) * u[0]
         h, w = max(1, round(share * height)), max(1, round(share * width))
         top, left = int(u[1] * (height - h + 1)), int(u[2] * (width - w + 1))
         view = F.interpolate(image[None, :, top : top + h, left : left + w], (height, width), mode="bilinear", antialias=False)[0]
         view = view.flip(-1) if u[3] < 0.5 else view
-        brightness, contrast = (1 + self.jitter * (2 * float(u[i]) - 1) for i in (4, 5))
+        brightness, contrast = (1 + self.jitter * (2 * u[i] - 1) for i in (4, 5))
         return ((view - view.mean()) * contrast + view.mean() * brightness).clamp(0, 1)

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +46,14 @@ def run_cascade(
     wanted = protocol.attacks if attacks is None else attacks
     started = time.perf_counter()
     logits = logits_of(classifier, images, ids, protocol.micro_batch)
-    predictions, run = _refuse_no_class(_classes(logits), ids), for_classes(wanted, logits.shape[1]) if wanted else {}
+    run = for_classes(wanted, logits.shape[1]) if wanted else {}
+    predictions, sure = _refuse_no_class(_answers(logits), ids)
     seconds = (time.perf_counter() - started) / max(len(ids), 1)
     clean = predictions.tolist()
     rows: list[dict[str, Any]] = []
     for i, id_ in enumerate(ids):
-        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], attack=CLEAN if run else CLEAN_ONLY, eps=0.0, seconds=seconds))
+        facts = {"confidence": float(sure[i]), "attack": CLEAN if run else CLEAN_ONLY, "eps": 0.0, "seconds": seconds}
+        rows.append(_row(id_, int(labels[i]), clean[i], clean[i], **facts))
     alive = predictions == labels
     for ball in protocol.balls():
         for called, attack in run.items():
@@ -60,44 +62,54 @@ def run_cascade(
                 continue
             started, names = time.perf_counter(), [ids[i] for i in survivors.tolist()]
             example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
-            attacked = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
+            attacked, sure = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
             seconds = (time.perf_counter() - started + example.spent) / len(survivors)
             seen = None if example.seen is None else predict(example.seen, example.images, names, protocol.micro_batch).tolist()
             for place, i in enumerate(survivors.tolist()):
                 facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
+                facts |= {"confidence": float(sure[place]), "seconds": seconds}
                 facts |= {} if seen is None else {"seen_prediction": seen[place]}
-                rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), seconds=seconds, **facts))
+                rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
 
 
-def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, ids: list[str], micro_batch: int) -> Tensor:
-    """Return the predicted classes [N] of what an attack made of images with labels [N]: under the prompts it rewrote, if it did."""
+class Answers(NamedTuple):
+    """What a classifier says of images [N]: classes, NO_CLASS where a logit is not finite, and its probability of each, there 0."""
+
+    classes: Tensor
+    confidence: Tensor
+
+
+def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, ids: list[str], micro_batch: int) -> Answers:
+    """Return the answers to what an attack made of images with labels [N]: under the prompts it rewrote, if it did."""
     if example.class_texts is None:
-        return predict(classifier, example.images, ids, micro_batch)
+        return _answers(logits_of(classifier, example.images, ids, micro_batch))
     logits = logits_of(classifier.reworded(example.class_texts), example.images, ids, micro_batch)
     if example.label_known:
         own = F.one_hot(labels, logits.shape[1]).bool()
         logits = torch.where(own, logits, logits_of(classifier, example.images, ids, micro_batch))
-    return _classes(logits)
+    return _answers(logits)
 
 
 def predict(classifier: nn.Module, images: Tensor, ids: list[str], micro_batch: int) -> Tensor:
     """Return the predicted classes [N], computed in micro-batches of one size; NO_CLASS where a logit is not finite."""
-    return _classes(logits_of(classifier, images, ids, micro_batch))
+    return _answers(logits_of(classifier, images, ids, micro_batch)).classes
 
 
-def _classes(logits: Tensor) -> Tensor:
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+def _answers(logits: Tensor) -> Answers:
+    finite = logits.isfinite().all(1)
+    confidence = logits.double().softmax(1).amax(1)
+    return Answers(torch.where(finite, logits.argmax(1), NO_CLASS), torch.where(finite, confidence, 0.0))
 
 
-def _refuse_no_class(predictions: Tensor, ids: list[str]) -> Tensor:
-    if bad := (predictions == NO_CLASS).nonzero()[:, 0].tolist():
+def _refuse_no_class(answers: Answers, ids: list[str]) -> Answers:
+    if bad := (answers.classes == NO_CLASS).nonzero()[:, 0].tolist():
         raise UserError(
             f"image {ids[bad[0]]!r}: the model's logits of the clean image are not finite ({len(bad)} such images of {len(ids)}); "
             "look for NaN in its weights or its pixels"
         )
-    return predictions
+    return answers
 
 
 def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -> dict[str, Any]:
@@ -105,13 +117,20 @@ def _row(image_id: str, label: int, clean: int, prediction: int, **facts: Any) -
     return known | facts
 
 
+def moved(attack: Attack, ball: Ball, images: Tensor, attacked: Tensor) -> Tensor:
+    """Return by how much an attack moved images [N,3,H,W]; raises RuntimeError when it left its ball or [0,1]."""
+    delta = attacked - images
+    if not bool((ball.size(delta) <= ball.radius + TOLERANCE).all()) or bool((attacked - 0.5).abs().max() > 0.5):
+        size = float(ball.size(delta).max()) * 255
+        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {size:.4f}/255 for eps {ball.eps:g}/255")
+    return delta
+
+
 def _facts(
     classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int
 ) -> dict[str, Any]:
     """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
-    delta = (example.images[place] - image)[None]
-    if not bool(ball.size(delta) <= ball.radius + TOLERANCE) or bool((example.images[place] - 0.5).abs().max() > 0.5):
-        raise RuntimeError(f"{attack.name} left its ball: {ball.norm} {float(ball.size(delta)) * 255:.4f}/255 for eps {ball.eps:g}/255")
+    delta = moved(attack, ball, image[None], example.images[place][None])
     facts = {
         "attack": called,
         "attack_config": json.dumps(to_json(attack), sort_keys=True),

@@ -1,6 +1,7 @@
 """One cell of an evaluation: its images, its attacks, its rows of records, and all that says how these came about."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,12 +15,14 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.values import key
 from robustclip.data.reading import to_images
+from robustclip.data.typographic import base_of, written
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.evaluation.rewritings import Kept
+from robustclip.evaluation.surrogates import Perturbations
 from robustclip.evaluation.transfers import Transfers
 from robustclip.models.class_texts import Templates
-from robustclip.models.classifier import Guides, ZeroShotClassifier
+from robustclip.models.classifier import Guides, Surrogates, ZeroShotClassifier
 from robustclip.models.model import Model
 from robustclip.records import rows as records
 
@@ -33,13 +36,18 @@ def record(model: Model, cell: Cell, resolved: Resolved, out: str, threads: int,
 
 def compute(model: Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
     """Return the attack rows of a cell; what is made of prompts, and of images by grey-box attacks, is kept under `out` for other cells."""
-    card = resolved.sets[cell.dataset].card
-    for shard in shards_of(resolved.sets[cell.dataset], cell):
-        check_bytes(storage.join(card.folder, shard["file"]), shard["sha256"])
+    check_shards(resolved.sets[cell.dataset], cell)
     classifier, images, labels, ids = on_device(model, resolved, cell.dataset, cell.rows, out)
     if out is not None:
         classifier.rewritten = Kept(out, resolved.hash, {"model_sha256": cell.model_sha256, "dataset": cell.dataset})
-    return run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+    if cell.dataset in resolved.surrogates and not isinstance(classifier, ZeroShotClassifier):  # what adapts, or is of several towers
+        classifier.surrogates = surrogates_of(model, resolved, cell.dataset, cell.model_sha256, out)
+    rows = run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
+    if base_of(cell.dataset) != cell.dataset:
+        class_names = resolved.sets[cell.dataset].card.class_names
+        for row in rows:
+            row["written"] = written(resolved.protocol.seed, row["image_id"], row["label"], class_names)
+    return rows
 
 
 def transfers_of(model: Model, plain: Model, classifier: Any, prompts_hash: str, device: str, out: str) -> Transfers | None:
@@ -48,6 +56,25 @@ def transfers_of(model: Model, plain: Model, classifier: Any, prompts_hash: str,
         return None
     seen = {"A0": _static(plain), "A1": _static(model)}
     return Transfers(storage.join(out, "transfers"), seen, (prompts_hash, PRECISION, library_versions(), device))
+
+
+def surrogates_of(model: Model, resolved: Resolved, dataset: str, attacked: str, out: str | None) -> Surrogates:
+    """Return the images, as `model` is shown them, that a set's universal perturbations are learned on; `attacked` names what against.
+
+    What is learned is kept under `out`, by all that decides it.
+    """
+    protocol, learned_on = resolved.protocol, resolved.surrogates[dataset]
+
+    def read() -> tuple[Tensor, Tensor]:
+        check_shards(learned_on, learned_on)
+        return images_of(model, replace(resolved, sets=resolved.surrogates), dataset, learned_on.rows)[:2]
+
+    if out is None:
+        return Surrogates(learned_on.ids, read)
+    shown = (model.preprocess.size, protocol.crop, protocol.resize, protocol.interpolation, protocol.rule(dataset).native)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    about = (attacked, dataset, resolved.sets[dataset].prompts_hash, learned_on.facts, shown, PRECISION, library_versions(), device)
+    return Surrogates(learned_on.ids, read, Perturbations(storage.join(out, "universal"), about))
 
 
 def _static(model: Model) -> str:
@@ -64,9 +91,19 @@ def on_device(
     classifier = model.classifier(card.class_names, templates).to(images.device)
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
+    if dataset in resolved.surrogates:
+        getattr(classifier, "base", classifier).surrogates = surrogates_of(model, resolved, dataset, _static(model), out)
     if resolved.protocol.oblivious:
         plain = models.origin(model)
-        classifier.undefended = cache(lambda: undefended(plain, card.class_names, templates).to(images.device))
+
+        @cache
+        def plain_classifier() -> nn.Module:
+            found: Any = undefended(plain, card.class_names, templates).to(images.device)
+            if dataset in resolved.surrogates:
+                found.surrogates = surrogates_of(model, resolved, dataset, _static(plain), out)
+            return found
+
+        classifier.undefended = plain_classifier
         if out is not None:
             classifier.transfers = transfers_of(model, plain, classifier, resolved.sets[dataset].prompts_hash, images.device.type, out)
     if resolved.protocol.shifted:
@@ -107,10 +144,16 @@ def provenance(cell: Cell, resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def shards_of(test_set: TestSet, cell: Cell) -> list[dict[str, Any]]:
-    """Return what the card says of the shards a cell's images come from."""
+def shards_of(test_set: TestSet, part: Cell | TestSet) -> list[dict[str, Any]]:
+    """Return what the card says of the shards a part's images come from."""
     shards = test_set.card.shards[test_set.split]
-    return [shards[int(i)] for i in sorted(set(test_set.index.file[cell.rows].tolist()))]
+    return [shards[int(i)] for i in sorted(set(test_set.index.file[part.rows].tolist()))]
+
+
+def check_shards(test_set: TestSet, part: Cell | TestSet) -> None:
+    """Raise UserError when a shard of a part of a set is not the file that the card names."""
+    for shard in shards_of(test_set, part):
+        check_bytes(storage.join(test_set.card.folder, shard["file"]), shard["sha256"])
 
 
 @cache  # a worker computes many cells of one shard

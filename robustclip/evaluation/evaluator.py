@@ -17,17 +17,23 @@ from robustclip.base.locks import alone
 from robustclip.base.ranges import COUNT, check
 from robustclip.base.values import key
 from robustclip.evaluation.computing import record
-from robustclip.evaluation.progress import Progress, Queue, Running, late
+from robustclip.evaluation.progress import Progress, Queue, Running, by_turns, late
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
 from robustclip.models.model import Model
+from robustclip.records import rows as records
 from robustclip.runtime.cluster import use_threads
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """An actor's body: computes cells one after another and keeps the model it loaded last."""
+    """An actor's body: computes cells one after another and keeps the model it loaded last.
+
+    `folder` of the results is where its records lie, `schema` what they are.
+    """
+
+    folder, schema = records.FOLDER, records.SCHEMA
 
     def __init__(self, resolved: Resolved, out: str, threads: int, commit: str | None):
         use_threads(threads)
@@ -39,8 +45,12 @@ class Worker:
         wanted = (model_name, cell.model_sha256)
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = (wanted, models.load_exactly(*wanted))
-        record(self.loaded[1], cell, self.resolved, self.out, self.threads, self.commit)
+        self.record(self.loaded[1], cell)
         return cell.key
+
+    def record(self, model: Model, cell: Cell) -> None:
+        """Write the records of one cell of a model."""
+        record(model, cell, self.resolved, self.out, self.threads, self.commit)
 
 
 def evaluate(
@@ -52,18 +62,23 @@ def evaluate(
     cpus: float = 1.0,
     gpus: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    kind: type[Worker] | None = None,
 ) -> pa.Table:
     """Return the verified records of the models `names` under a protocol, computing only the cells that have none yet.
+
+    `kind` says who computes a cell (default: Worker), and so which records there are.
 
     Raises UserError for less than one actor, and naming the cells that failed three times, after all the others are done and kept.
     """
     check({"actors": actors}, {"actors": COUNT})
-    wanted = Wanted(names, resolved, out)
+    worker = kind or Worker
+    asked = (names, resolved, out, worker.folder, worker.schema)
+    wanted = Wanted(*asked)
     if wanted.missing:
         with by_one_process(wanted, resolved, out):
-            wanted = Wanted(names, resolved, out)
+            wanted = Wanted(*asked)
             if wanted.missing:
-                compute_missing(wanted, resolved, out, actors, cpus, gpus, on_progress)
+                compute_missing(wanted, resolved, out, actors, cpus, gpus, on_progress, worker)
     return wanted.table()
 
 
@@ -79,14 +94,21 @@ def by_one_process(wanted: Wanted, resolved: Resolved, out: str) -> Iterator[Non
 
 
 def compute_missing(
-    wanted: Wanted, resolved: Resolved, out: str, actors: int, cpus: float, gpus: float, on_progress: Callable[[Progress], None]
+    wanted: Wanted,
+    resolved: Resolved,
+    out: str,
+    actors: int,
+    cpus: float,
+    gpus: float,
+    on_progress: Callable[[Progress], None],
+    worker: type[Worker],
 ) -> None:
     """Compute the cells that have no records on `actors` workers."""
     import ray
 
     started = time.monotonic()
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(Worker)
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(worker)
 
     shared = ray.put(resolved)  # the ids of its images travel to every node once
 
@@ -105,7 +127,7 @@ def _share_out(wanted: Wanted, start: Callable[[], Any], actors: int, say: Calla
 
     say(0)
     idle = [start() for _ in range(min(actors, len(wanted.missing)))]
-    queue, computed, slowest = Queue(list(wanted.missing)), 0, 0.0
+    queue, computed, slowest = Queue(by_turns(wanted.missing) if wanted.shares else list(wanted.missing)), 0, 0.0
     running: dict[Any, Running] = {}
     while queue.todo or running:
         while idle and queue.todo:

@@ -21,8 +21,10 @@ from robustclip.base.threat import Ball
 from robustclip.evaluation.computing import on_device
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
+from robustclip.models.classifier import Surrogates
 
 SHOWN = 8  # images on which a pass is measured
+SIDES = (8, 8)  # of the image on which passes are counted, in pixels
 
 
 class Unbroken(nn.Module):
@@ -34,6 +36,7 @@ class Unbroken(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
         self.classes, self.forwards, self.backwards = classes, 0, 0
+        self.surrogates = Surrogates((), lambda: (torch.empty(0), torch.empty(0)), lambda name, learn: torch.zeros(3, *SIDES))
 
     def forward(self, images: Tensor) -> Tensor:
         self.forwards += len(images)
@@ -59,14 +62,15 @@ class Unbroken(nn.Module):
 def passes(attack: Any, classes: int, ball: Ball) -> tuple[int, int]:
     """Return how often an attack shows an image to a model and how often a gradient comes back, where the image does not break.
 
-    An attack that rewrites prompts counts by the steps it takes in images; it rewrites once for a whole set.
+    An attack that rewrites prompts counts by the steps it takes in images; it rewrites once for a whole set. What a universal perturbation
+    takes to learn is counted apart.
     """
     if isinstance(attack, Multimodal):
         steps = getattr(attack, "steps", 0) or getattr(getattr(attack, "image", None), "steps", 0)
         return steps + 1, steps
     counting = Unbroken(classes)
     labels = torch.zeros(1, dtype=torch.long)
-    attack(counting, torch.full((1, 3, 8, 8), 0.5), labels, ["one"], ball, 0, 1)
+    attack(counting, torch.full((1, 3, *SIDES), 0.5), labels, ["one"], ball, 0, 1)
     return counting.forwards, counting.backwards
 
 
@@ -94,6 +98,14 @@ class Work:
         self.most += n * (forward + sum(each))
         self.least += n * (forward + (sum(each) if protocol.independent else sum(each[:1])))
 
+    def learn(self, dataset: str, resolved: Resolved, cost: tuple[float, float]) -> None:
+        """Add what a set's universal perturbations take to be learned on a model: nothing, where a cascade breaks all images before."""
+        protocol, there = resolved.protocol, len(resolved.surrogates[dataset].rows)
+        shown = len(protocol.eps) * sum(attack.epochs * min(attack.images, there) for attack in protocol.universal_on(dataset))
+        self.shown += shown
+        self.most += shown * cost[1]
+        self.least += shown * cost[1] if protocol.independent else 0.0
+
 
 def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gpus: float) -> Forecast:
     """Return what is missing of an evaluation and what it will take `actors` of this machine, without Ray's start and the checks."""
@@ -101,6 +113,9 @@ def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gp
     costs = {name: measure(name, resolved) for name in sorted({wanted.name_of[cell.key] for cell in wanted.missing})}
     for cell in wanted.missing:
         work.add(cell, resolved, costs[wanted.name_of[cell.key]])
+    learning = [cell for cell in wanted.missing if cell.attacks and cell.dataset in resolved.surrogates]
+    for name, dataset in dict.fromkeys((wanted.name_of[cell.key], cell.dataset) for cell in learning):
+        work.learn(dataset, resolved, costs[name])
     facts = facts_of(wanted, resolved, work, costs, actors, gpus)
     least = None if work.most == work.least else work.least / actors
     return Forecast(f"evaluation: {resolved.protocol.name}", facts, work.most / actors, gpus * actors, least)

@@ -145,8 +145,10 @@ def _recorded(name: str, table: pa.Table) -> tuple[str, str]:
 def on_images(attacks: Sequence[Attack]) -> list[Attack]:
     """Return the attacks that leave the prompts alone, which is what the checks are about; without any, the image's part of the others.
 
-    Of a ladder those that meet the scored model itself: plain attacks, which is BPDA where it adapts.
+    Of a ladder those that meet the scored model itself: plain attacks, which is BPDA where it adapts. No universal perturbation, which
+    looks at no image that it is added to, so that what checks change in an attack on an image means nothing to it.
     """
+    from robustclip.attacks import Universal
     from robustclip.attacks.levels import Aimed
     from robustclip.attacks.multimodal import Multimodal, Separate
     from robustclip.attacks.pgd import PGD
@@ -154,6 +156,7 @@ def on_images(attacks: Sequence[Attack]) -> list[Attack]:
 
     alone = [attack for attack in attacks if not isinstance(attack, Multimodal | Aimed | Shifted)]
     alone += [attack.attack for attack in attacks if isinstance(attack, Aimed) and attack.level == "A3"]
+    alone = [attack for attack in alone if not isinstance(attack, Universal)]
     parts: list[Attack] = [attack.image for attack in attacks if isinstance(attack, Separate)]
     return alone or parts or [PGD(20)]
 

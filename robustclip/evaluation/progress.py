@@ -1,7 +1,7 @@
 """How far an evaluation is, which cells wait, which run, and which of them is late: plain values, without Ray."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,16 @@ class Progress:
         if self.done:
             return f"{said} ({duration(self.seconds)}{left(self.done, self.total, self.seconds)})"
         return f"{said}; {self.found} were found finished" if self.found else said
+
+
+def by_turns(cells: Iterable[Cell]) -> list[Cell]:
+    """Return the first cell of every model and set, then the second of each, and so on: what those of a set share is made side by side."""
+    seen: Counter[tuple[str, str]] = Counter()
+    turns: dict[int, list[Cell]] = {}
+    for cell in cells:
+        turns.setdefault(seen[cell.model_sha256, cell.dataset], []).append(cell)
+        seen[cell.model_sha256, cell.dataset] += 1
+    return [cell for turn in turns.values() for cell in turn]
 
 
 @dataclass

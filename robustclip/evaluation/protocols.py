@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,9 +24,11 @@ from robustclip.data.card import CARD, DatasetCard
 from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.index import Index, scan
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
+from robustclip.data.typographic import base_of, with_words
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
+from robustclip.evaluation.surrogates import other_images
 from robustclip.models.class_texts import Descriptions, as_json
 from robustclip.runtime.logged import Input
 
@@ -62,6 +64,11 @@ class TestSet:
         """The hash of the class names and templates, in order, or of every class's descriptions."""
         return _sha256([self.card.class_names, as_json(self.card.class_names, self.templates)])
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what names its images: how many of which split, the hash of their ids, and of the split's shards."""
+        return {"n": len(self.rows), "split": self.split, "ids_sha256": _sha256(self.ids), "shards": split_identity(self.card, self.split)}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -78,10 +85,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A protocol with its data found; only now is there a hash."""
+    """A protocol with its data found; only now is there a hash.
+
+    `surrogates` are other images of the sets on which universal perturbations are learned.
+    """
 
     protocol: Protocol
     sets: dict[str, TestSet]
+    surrogates: dict[str, TestSet] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
@@ -130,6 +141,7 @@ class Resolved:
             "split": test_set.split,
             "real": name in self.protocol.real or test_set.card.render_seed is None,
             "skips": self.skips[name],
+            **({"surrogates": self.surrogates[name].facts} if name in self.surrogates else {}),
         }
 
     def cells(self, model: str, model_sha256: str) -> list[Cell]:
@@ -166,9 +178,12 @@ class Resolved:
         """Return ids, pixels uint8 [n,H,W,3] as they are attacked, and labels of some rows of a set, for a model of that input size."""
         protocol, test_set = self.protocol, self.sets[name]
         size = protocol.crop or decoded_size(test_set.card, model_size)
-        if protocol.rule(name).native:
-            return read_images(test_set.index, rows, None, None)
-        return read_images(test_set.index, rows, size, protocol.resize, protocol.interpolation)
+        native = protocol.rule(name).native
+        scaled = (None, None) if native else (size, protocol.resize)
+        ids, pixels, labels = read_images(test_set.index, rows, *scaled, protocol.interpolation)
+        if base_of(name) != name:
+            pixels = with_words(pixels, ids, labels, test_set.card.class_names, protocol.seed)
+        return ids, pixels, labels
 
 
 def resolve(protocol: Protocol, out: str) -> Resolved:
@@ -180,6 +195,10 @@ def resolve(protocol: Protocol, out: str) -> Resolved:
         ball.tell_doubt(f"protocol {protocol.name}")
     _refuse_missing(protocol, out)
     resolved = Resolved(protocol, {name: _test_set(protocol, protocol.rule(name), out) for name in protocol.sets})
+    learn = {name: each for name, each in resolved.sets.items() if protocol.universal_on(name)}
+    found = {name: other_images(protocol, name, each.card, each.split, each.ids, out) for name, each in learn.items()}
+    others = {name: TestSet(card, index, np.arange(len(index)), split) for name, (card, split, index) in found.items()}
+    resolved = replace(resolved, surrogates=others)
     storage.write_json(storage.join(out, "protocols", f"{resolved.hash}.json"), resolved.describe())
     return resolved
 
@@ -188,7 +207,7 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
     there = [*SETS, *storage.list_folders(storage.join(out, "data"))]
     missing = [
         f"{name!r} ({TITLES[name]})" if name in TITLES else f"{name!r}{did_you_mean(name, there)}"
-        for name in protocol.sets
+        for name in dict.fromkeys(map(base_of, protocol.sets))
         if name not in SETS and not storage.exists(storage.join(set_folder(out, name, {}, 0), CARD))
     ]
     if missing:
@@ -200,7 +219,7 @@ def _refuse_missing(protocol: Protocol, out: str) -> None:
 
 
 def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
-    card = ensure_set(out, rule.name, {"test": protocol.n or 1000}, protocol.render_seed)
+    card = ensure_set(out, base_of(rule.name), {"test": protocol.n or 1000}, protocol.render_seed)
     if rule.split not in card.splits:
         raise UserError(f"data set {rule.name!r} has no split {rule.split!r} (it has {', '.join(card.splits)}): prepare one")
     index = scan(card.folder, card, rule.split)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robustclip.attacks import Attack
+from robustclip.attacks import Attack, Universal
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
 from robustclip.attacks.shift import Shifted
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, PIXELS, SEED, check_fields
 from robustclip.base.threat import Ball
+from robustclip.data.typographic import base_of
 from robustclip.models.class_texts import Descriptions
 
 LEVELS = ("white-box", "grey-box A0", "grey-box A1")  # what was attacked: the scored model, plain CLIP, the model before it adapts
@@ -131,9 +132,15 @@ class Protocol:
         return replace(self, **wanted, name=f"{self.name} (changed)") if wanted else self
 
     def rule(self, name: str) -> SetRule:
-        """Return what it says of a set."""
-        return next((rule for rule in self.rules if rule.name == name), SetRule(name))
+        """Return what it says of a set; of one with words on its images, if nothing else, what it says of the set without."""
+        said = {rule.name: rule for rule in self.rules}
+        return said.get(name) or replace(said.get(base_of(name), SetRule(name)), name=name)
 
     def attacks_on(self, name: str) -> tuple[Attack, ...]:
         """Return the attacks that are run on a set."""
         return tuple(attack for attack in self.attacks if attack.name not in self.rule(name).skips)
+
+    def universal_on(self, name: str) -> tuple[Universal, ...]:
+        """Return the perturbations among them that are learned on other images of the set than the scored ones."""
+        inner = (attack.attack if isinstance(attack, Aimed) else attack for attack in self.attacks_on(name))
+        return tuple(attack for attack in inner if isinstance(attack, Universal))

@@ -16,13 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class Wanted:
-    """The cells of the models `names` under a protocol, `missing` those without records.
+    """The cells of the models `names` under a protocol, `missing` those without records, which lie in `folder` of `out`.
 
-    `name_of` gives the model of a cell's key, by the name that is found from anywhere.
+    `name_of` gives the model of a cell's key, by the name that is found from anywhere; `shares` says whether cells of a set share what
+    one of them learns.
     """
 
-    def __init__(self, names: Sequence[str], resolved: Resolved, out: str):
-        self.folder = storage.join(out, "records")
+    def __init__(
+        self, names: Sequence[str], resolved: Resolved, out: str, folder: str = records.FOLDER, schema: pa.Schema = records.SCHEMA
+    ):
+        self.folder, self.schema, self.shares = storage.join(out, folder), schema, bool(resolved.surrogates)
         called = models.called([models.absolute(name) for name in names])
         self.cells = {name: resolved.cells(called[name], models.identity(name)) for name in called}
         self.name_of = {cell.key: name for name, cells in self.cells.items() for cell in cells}
@@ -36,7 +39,7 @@ class Wanted:
 
     def _read(self, cell: Cell) -> pa.Table:
         """Return a cell's records under the name its model is asked for by (the same weights may have had another one)."""
-        table = records.read(self.folder, cell.key)
+        table = records.read(self.folder, cell.key, self.schema)
         other = set(table["versions"].unique().to_pylist()) - {library_versions()}
         if other:
             log.warning("records of %s under %s were made with other versions: %s", cell.dataset, cell.model, other.pop())

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robustclip.base.draws import Key
 from robustclip.models.class_texts import Templates
-from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.views.crops import Key
+from robustclip.models.classifier import Surrogates, ZeroShotClassifier
 
 
 class Adaptive(nn.Module):
@@ -28,6 +28,7 @@ class Adaptive(nn.Module):
         self.base, self.seed = base, seed
         self.start = base if start is None else start
         self.through = False
+        self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
         self.under: Callable[[Templates], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None

@@ -44,6 +44,19 @@ class Guides(NamedTuple):
     ids: list[str]
 
 
+@dataclass(frozen=True, eq=False)
+class Surrogates:
+    """Other images than those that are scored, of the same classes, by their `ids`: what universal perturbations are learned on.
+
+    `read` gives the images [N,3,H,W] in [0,1] and their labels [N], in the order of `ids`. `kept` gives what was learned under a name
+    before, or has it learned (default: every time).
+    """
+
+    ids: Sequence[str]
+    read: Callable[[], tuple[Tensor, Tensor]]
+    kept: Callable[[str, Callable[[], Tensor]], Tensor] = lambda name, learn: learn()
+
+
 class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
@@ -52,8 +65,8 @@ class ZeroShotClassifier(nn.Module):
     (and SigLIP's bias) are the model's own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there
     is one (a linear probe is not zero-shot). `wording` is what the class names stand in, or the descriptions; `texts` are the prompts it
     classifies by, class by class (default: those that the wording makes). `rewritten` keeps what text attacks made of them, by attack,
-    `guides` are images of the classes for those that look at images, `undefended` gives the plain CLIP that an attacker may know instead,
-    and `under` this model under another wording.
+    `guides` are images of the classes for those that look at images, `surrogates` others on which universal perturbations are learned,
+    `undefended` gives the plain CLIP that an attacker may know instead, and `under` this model under another wording.
     Raises UserError for class names or templates that are empty, and for a class without a description.
     """
 
@@ -85,6 +98,7 @@ class ZeroShotClassifier(nn.Module):
         self.texts = tuple(chain(*written)) if texts is None else tuple(texts)
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
+        self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
         self.under: Callable[[Templates], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None

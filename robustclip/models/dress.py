@@ -1,4 +1,4 @@
-"""What a frozen CLIP may wear, as settings: pixels, visual tokens, tokens of both towers, a linear readout.
+"""What a frozen CLIP may wear, as settings: pixels, a filter, visual tokens, tokens of both towers, a linear readout.
 
 Training makes it, a checkpoint's card names it, and it is built again before the checkpoint's files fill it.
 """
@@ -14,7 +14,7 @@ from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
 from robustclip.models.joint import Design, JointPrompt, Start, check_choices
 from robustclip.models.model import LinearReadout, Model
-from robustclip.models.prompts import PixelPad, PixelPatch, Prompt, Together, Tokens
+from robustclip.models.prompts import PixelFilter, PixelPad, PixelPatch, Prompt, Together, Tokens
 
 Shape = Literal["pad", "fixed patch", "random patch", "whole"]
 
@@ -113,7 +113,28 @@ class LinearHead(Dress):
         return LinearReadout(model.open_clip_config["model_cfg"]["embed_dim"], class_names)
 
 
-DRESSES: tuple[type[Dress], ...] = (LinearHead, PixelPrompt, TokenPrompt, FramedTokens, JointTokens)
+@dataclass(frozen=True)
+class InputFilter(Dress):
+    """A convolution of the normalised image, `size` pixels wide, is added to it and trains, zero at first; CLIP is frozen.
+
+    After the input filter of R-Adapt (Nie et al. 2026, arXiv:2603.12799), a Gaussian low-pass that is fixed. Ours learns, starts as the
+    plain model, and mixes colours: 225 numbers at 5 px. Attacks see it, as a part of the classifier. It reaches over the borders of
+    patches, so no patch embedding can take it in: a model that wears one is not exported.
+    """
+
+    size: int = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self, "trainable.", size=COUNT)
+        if self.size % 2 == 0:
+            raise UserError(f"trainable.size is {self.size}: a filter has a pixel in its middle, so its side is odd")
+
+    def build(self, model: Model, seed: int, class_names: Sequence[str] = ()) -> Prompt:
+        """Return the filter that changes nothing; raises UserError for one larger than the model's images."""
+        return PixelFilter(model.preprocess.size, self.size)
+
+
+DRESSES: tuple[type[Dress], ...] = (LinearHead, PixelPrompt, TokenPrompt, FramedTokens, JointTokens, InputFilter)
 
 
 def dressed(model: Model) -> Model:

@@ -37,7 +37,7 @@ def check(model: Model) -> None:
         why = "is a linear probe, whose readout has no place in CLIP's weights: its tower is that of its base, export that"
     elif model.prompt is not None:
         kind = (model.card.get("trainable") or {}).get("type", "a prompt")
-        why = f"wears {kind}, a prompt that has no place in CLIP's weights, and is the undefended base without it"
+        why = f"wears {kind}, which has no place in CLIP's weights, and is the undefended base without it"
     if why:
         raise UserError(f"{model.name} {why}")
 

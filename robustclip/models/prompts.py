@@ -1,4 +1,4 @@
-"""Prompts: what is added to images or tokens in front of frozen towers (TeCoA section 3.4 and A.6), without patching open_clip."""
+"""Prompts: what is done to images or added to tokens in front of frozen towers (TeCoA section 3.4 and A.6), without patching open_clip."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from robustclip.models.insertion import Layers, require_vit
 
 
 class Prompt(nn.Module):
-    """What is learned in front of a frozen CLIP: pixels added to the image, tokens of the visual tower, tokens of the texts.
+    """What is learned in front of a frozen CLIP: pixels added to the image, a filter of it, tokens of either tower.
 
     A prompt with a `template` brings its own words: class names stand in it, and in no template of a data set.
     """
@@ -19,7 +19,7 @@ class Prompt(nn.Module):
     template: str | None = None
 
     def on_pixels(self, x: Tensor) -> Tensor:
-        """Return normalised images [B,3,S,S] with what this prompt adds to them."""
+        """Return normalised images [B,3,S,S] as this prompt shows them to the tower."""
         return x
 
     def visual_layers(self) -> Layers:
@@ -82,6 +82,23 @@ class PixelPatch(Prompt):
         """Return the prompted images."""
         (top, left), room = self.place, self.room
         return x + nn.functional.pad(self.patch, (left, room - left, top, room - top))
+
+
+class PixelFilter(Prompt):
+    """A learnable convolution K [3,3,side,side] of normalised images [B,3,S,S], x + K * x with K zero at first (see dress.InputFilter).
+
+    What lies beyond the image counts as 0, the mean colour, as in the convolutions of towers.
+    """
+
+    def __init__(self, size: int, side: int):
+        super().__init__()
+        if side > size:
+            raise UserError(f"trainable.size is {side}: a filter of {size} px images is at most {size} pixels wide")
+        self.kernel = nn.Parameter(torch.zeros(3, 3, side, side))
+
+    def on_pixels(self, x: Tensor) -> Tensor:
+        """Return the filtered images."""
+        return x + nn.functional.conv2d(x, self.kernel, padding=self.kernel.shape[-1] // 2)
 
 
 class Tokens(Prompt):

@@ -17,11 +17,25 @@ Column = str | float | tuple[float, str]
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The answers that decided, of n images at every stage (clean, then every attack of the first eps, ...): arrays [n, stages].
+
+    To an image that broke it is the answer of the row that broke it, to any other that of its last row up to there. `classes` are what
+    was answered, `confidence` the probability of that (NaN: not recorded); `written` [n] is the class whose name is written on the image
+    (NaN: none).
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    written: np.ndarray
+
+
+@dataclass(frozen=True)
 class Survival:
     """What became of the images of one set under one model: ids [n] sorted, clean [n] bool, stages [n, eps, attacks] bool.
 
     stages[:, e, a] is True for images that are correct when clean, under all of every smaller eps, and under attacks up to a at eps e; it
-    means something for the images `attacked` selects (default: all).
+    means something for the images `attacked` selects (default: all). `kept` are the answers behind it.
     """
 
     attacks: tuple[str, ...]
@@ -30,6 +44,7 @@ class Survival:
     clean: np.ndarray
     stages: np.ndarray
     attacked: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    kept: Kept | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -40,10 +55,30 @@ class Survival:
         """Return [n] bool: correct when clean, in the worst case over all attacks up to an eps, or up to one attack at an eps."""
         if column in (CLEAN, CLEAN_ATTACKED):
             return self.clean if column == CLEAN else self.clean[self.attacked]
+        return self.stages[(self.attacked, *self._stage(column))]
+
+    def _stage(self, column: Column) -> tuple[int, int]:
+        """Return the places of a column's eps and attack."""
         eps, attack = column if isinstance(column, tuple) else (column, self.attacks[-1])
         if eps not in self.eps or attack not in self.attacks:
             raise UserError(f"these records have no column {column!r}: eps {self.eps}, attacks {self.attacks}")
-        return self.stages[self.attacked, self.eps.index(eps), self.attacks.index(attack)]
+        return self.eps.index(eps), self.attacks.index(attack)
+
+    def confidence(self, column: Column) -> np.ndarray:
+        """Return [n] probabilities of the answers that `flags` calls right or wrong; NaN where records hold none."""
+        return np.full(len(self.flags(column)), np.nan) if self.kept is None else self._kept(self.kept.confidence, column)
+
+    def lured(self, column: Column) -> np.ndarray | None:
+        """Return [n] bool: whether the answer is the word on the image; None for a set without words."""
+        if self.kept is None or np.isnan(self.kept.written).any():
+            return None
+        return self._kept(self.kept.classes == self.kept.written[:, None], column)
+
+    def _kept(self, values: np.ndarray, column: Column) -> np.ndarray:
+        if column in (CLEAN, CLEAN_ATTACKED):
+            return values[:, 0] if column == CLEAN else values[self.attacked, 0]
+        eps, attack = self._stage(column)
+        return values[self.attacked, 1 + eps * len(self.attacks) + attack]
 
 
 Outcomes = Mapping[str, Survival]  # data set -> what became of its images, for one model
@@ -155,9 +190,22 @@ def _survival(rows: pa.Table, attacks: tuple[str, ...], eps: tuple[float, ...], 
     _refuse(np.ones(len(extra), dtype=bool), "has a row that its protocol leaves out", where, ids[extra], [names[c] for c in at])
     alive = np.logical_and.accumulate((first == labels[:, None]) | ~present, axis=1)
     before = np.hstack([np.ones((len(ids), 1), dtype=bool), alive[:, :-1]])
+    kept = _kept(rows, first, before & present, image, cell)
     gone, at = np.nonzero(before & ~present & wanted)
     _refuse(np.ones(len(gone), dtype=bool), "has no row and no earlier break", where, ids[gone], [names[c] for c in at])
-    return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)), attacked)
+    return Survival(attacks, eps, ids, alive[:, 0], alive[:, 1:].reshape(len(ids), len(eps), len(attacks)), attacked, kept)
+
+
+def _kept(rows: pa.Table, first: np.ndarray, met: np.ndarray, image: np.ndarray, cell: np.ndarray) -> Kept:
+    """Return the Kept of rows that belong to an `image` and a `cell` each.
+
+    `first` [n, cells] are their predictions, `met` [n, cells] where an image that nothing had broken has a row.
+    """
+    confidence, written = np.full(first.shape, np.nan), np.full(len(first), np.nan)
+    confidence[image, cell] = rows["confidence"].to_numpy()
+    written[image] = rows["written"].to_numpy()
+    last = np.maximum.accumulate(np.where(met, np.arange(first.shape[1]), 0), axis=1)
+    return Kept(np.take_along_axis(first, last, 1), np.take_along_axis(confidence, last, 1), written)
 
 
 def _refuse(bad: np.ndarray, what: str, where: str, images: np.ndarray, cells: Sequence[tuple[str, float]]) -> None:

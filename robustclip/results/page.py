@@ -14,7 +14,7 @@ from robustclip.base.errors import UserError
 from robustclip.records import findings, metrics
 from robustclip.records.prompts import as_csv
 from robustclip.records.rows import CLEAN
-from robustclip.results import figures, sheets
+from robustclip.results import answers, figures, sheets
 from robustclip.results.report import Report
 from robustclip.results.sheet import Sheet
 
@@ -53,8 +53,9 @@ class Page:
         levels = [sheets.levels(self.report), sheets.cost_of_levels(self.report)] if self.report.levels else []
         shifted = [sheets.shifted(self.report)] if self.report.shifts else []
         held = [sheets.published(self.report)] if self.report.expected else []
+        said = [*filter(None, [answers.words(self.report)]), answers.calibrated(self.report)]
         first, last = [sheets.main(self.report), *held, *levels, *against], [sheets.checks(self.report), sheets.per_set(self.report)]
-        return [*first, *stages, *shifted, *rewritten, *last]
+        return [*first, *stages, *shifted, *rewritten, *said, *last]
 
     def comparison(self) -> str:
         """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column.

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.records import findings, ladder, metrics, shift, survival
+from robustclip.records.calibration import Calibration, calibration
 from robustclip.records.expected import Expected
 from robustclip.records.prompts import Found
 from robustclip.records.rows import CLEAN, NO_CLASS
@@ -127,6 +128,20 @@ class Report:
     def at_chance(self) -> list[str]:
         """Return the sets on which some model's clean accuracy cannot be told from guessing."""
         return metrics.at_chance(self.outcomes, self.classes)
+
+    @cached_property
+    def calibrations(self) -> dict[str, dict[str, Calibration | None]]:
+        """Return model -> title -> its calibration, clean and under every attack: on its own where it was run so, else after all before."""
+        stages = [(e, attack) for e in self.eps for attack in self.counted]
+        found: dict[str, dict[str, Calibration | None]] = {
+            model: {CLEAN: calibration(seen, CLEAN)} for model, seen in self.outcomes.items()
+        }
+        for model, under in found.items():
+            under |= {f"ε={e:g}, {attack}": calibration(each[model], (e, attack)) for (e, attack), each in self.alone.items()}
+            under |= (
+                {} if self.alone else {f"ε={e:g} after {attack}": calibration(self.outcomes[model], (e, attack)) for e, attack in stages}
+            )
+        return found
 
     def verdict(self, column: survival.Column) -> str:
         """Return one plain sentence on whether the chosen model is better than the baseline."""

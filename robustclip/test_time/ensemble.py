@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustclip.base.draws import Key
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time.tuning import Tuning, most_confident
-from robustclip.views.crops import Key
 
 
 @dataclass(frozen=True)

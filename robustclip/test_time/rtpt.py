@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustclip.base.draws import Key
 from robustclip.base.ranges import AMOUNT, COUNT, check_fields
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time.tpt import context_of
 from robustclip.test_time.tuning import Adapted, PromptTuner, Tuning, entropy
-from robustclip.views.crops import Key
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustclip.base.draws import Key, uniform
 from robustclip.base.ranges import AMOUNT, NATURAL, check_fields
-from robustclip.base.seeds import generator
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.test_time.tuning import smoothed_sign
-from robustclip.views.crops import Key
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Counterattack(Adaptive):
     def adapt(self, images: Tensor, keys: Sequence[Key], through: bool) -> Tensor:
         """Return by how much each image is moved [B,3,H,W]."""
         settings, radius = self.settings, Ball("Linf", self.settings.eps).radius
-        noise = torch.stack([2 * torch.rand(images.shape[1:], generator=generator(*key)) - 1 for key in keys]).to(images)
+        noise = (2 * uniform(keys, *images.shape[1:], device=images.device) - 1).to(images)
         clean = self.base.features(images)
         deltas = [(images + radius * noise).clamp(0, 1) - images]
         judged = clean if self.judge is self.base else self.judge.features(images)

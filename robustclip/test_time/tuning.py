@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustclip.base.draws import Key
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, SHARE, check_fields
 from robustclip.models.adaptive import Adaptive
@@ -16,7 +17,7 @@ from robustclip.models.classifier import TEXT_BATCH, ZeroShotClassifier
 from robustclip.models.insertion import Layers, cut, in_texts
 from robustclip.models.joint import JointPrompt
 from robustclip.views.augmix import augmix
-from robustclip.views.crops import Key, crops
+from robustclip.views.crops import crops
 
 State = dict[str, Tensor]  # a prompt's parameters by name; of a batch of images each [S,...]
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8

@@ -1,5 +1,6 @@
 """The Ray Dataset of a job's units: every rank gets its units of every step in order, wherever a run starts or goes on."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,14 @@ from robustclip.training.job import Job
 
 BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
 BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
+PAUSE = 0.03  # seconds between two looks of the stream's executor at its tasks
 
 
 def stream(job: Job, share: Share) -> Any:
     """Return the Ray Dataset of the job's units from its oldest kept checkpoint on; block j holds some steps' units of rank j mod workers.
 
     streaming_split deals equal blocks in turn, so every rank gets its units in order. A block holds several steps because each costs a
-    task, often a new process, and its executor polls while any is waiting. Train resumes from a checkpoint it kept, so the oldest is
-    never too late; the loop drops what is done.
+    task, often a new process. Train resumes from a checkpoint it kept, so the oldest is never too late; the loop drops what is done.
     """
     import ray
     from ray.data import Datasource
@@ -54,7 +55,20 @@ def stream(job: Job, share: Share) -> Any:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ReadTask(partial(read, block), unknown) for block in range(blocks)]
 
-    return ray.data.read_datasource(Blocks(), override_num_blocks=blocks, num_cpus=share.cpus)
+    found = ray.data.read_datasource(Blocks(), override_num_blocks=blocks, num_cpus=share.cpus)
+    found.context.custom_execution_callback_classes = [paced()]
+    return found
+
+
+def paced() -> type:
+    """Return what makes a stream's executor pause: while a block waits to be taken it looks again at once, for all of a CPU's time."""
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Paced(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            time.sleep(PAUSE)
+
+    return Paced
 
 
 def first_kept_step(folder: str) -> int:

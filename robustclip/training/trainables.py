@@ -1,4 +1,4 @@
-"""What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, or prompt tokens."""
+"""What learns, apart from what it learns by: the visual tower or parts of it, a linear head, pixels, a filter of them, or prompt tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import Literal, get_args, get_type_hints
 from torch import nn
 
 from robustclip.base.errors import UserError
-from robustclip.base.ranges import COUNT, check_fields
+from robustclip.base.ranges import COUNT, NATURAL, check_fields
 from robustclip.base.seeds import generator
-from robustclip.models.dress import DRESSES, FramedTokens, JointTokens, LinearHead, PixelPrompt, TokenPrompt
+from robustclip.models.dress import DRESSES, FramedTokens, InputFilter, JointTokens, LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.insertion import require_vit
 from robustclip.models.lowrank import LowRank, Tail, put_inside
 from robustclip.models.model import Model
+from robustclip.training.blocks import first_of, last_of
 from robustclip.training.installing import Installed, frozen_tower, learning
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -77,12 +78,26 @@ class LastBlocks:
 
     def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
         """Return the model and those parameters; raises UserError for more blocks than there are, or none."""
-        visual = frozen_tower(model)
-        prefixes = block_names(visual)
-        if not 1 <= self.blocks <= len(prefixes):
-            raise UserError(f"trainable.blocks is {self.blocks}: this visual tower has {len(prefixes)} blocks")
-        last = tuple(f"{name}." for name in prefixes[-self.blocks :]) + AFTER_BLOCKS
-        return model, learning(p for name, p in visual.named_parameters() if name.startswith(last))
+        return model, learning(last_of(frozen_tower(model), self.blocks, "LastBlocks"))
+
+
+@dataclass(frozen=True)
+class FirstBlocks:
+    """The patch embedding, class token, positions and pre-norm of the visual tower train, or its stem, and its first `blocks` blocks.
+
+    After R-Adapt (Nie et al. 2026, arXiv:2603.12799), which finds the robustness of adversarially fine-tuned CLIP in the embedding and the
+    attention of the first block. That these weights train is ours: the paper freezes all of them and blends a fixed anchor into what the
+    first attention says. 0 blocks train the embedding alone. A stage of ConvNeXt, FastViT or Swin counts as a block.
+    """
+
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "trainable.", blocks=NATURAL)
+
+    def install(self, model: Model, seed: int, class_names: Sequence[str]) -> Installed:
+        """Return the model and those parameters; raises UserError for more blocks than there are, or a tower without any we know."""
+        return model, learning(first_of(frozen_tower(model), self.blocks, "FirstBlocks"))
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ Trainable = (
     VisualTower
     | Towers
     | LastBlocks
+    | FirstBlocks
     | NormsAndBiases
     | SameSize
     | LoRA
@@ -159,18 +175,6 @@ Trainable = (
     | TokenPrompt
     | FramedTokens
     | JointTokens
+    | InputFilter
 )
-TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, NormsAndBiases, SameSize, LoRA, *DRESSES)
-
-# What follows the blocks in open_clip's ViT, its ResNet and timm's towers.
-AFTER_BLOCKS = ("ln_post", "proj", "attn_pool", "attnpool", "trunk.norm.", "trunk.fc_norm", "trunk.attn_pool", "trunk.head", "head.")
-
-
-def block_names(visual: nn.Module) -> list[str]:
-    """Return the names of a tower's blocks in the order an image meets them; raises UserError for a tower that has none we know."""
-    for lists in (["transformer.resblocks"], ["trunk.blocks"], [f"layer{i}" for i in (1, 2, 3, 4)]):
-        try:
-            return [f"{name}.{i}" for name in lists for i in range(len(visual.get_submodule(name)))]  # type: ignore[arg-type]
-        except AttributeError:
-            continue
-    raise UserError(f"LastBlocks does not know the blocks of a {type(visual).__name__}: choose VisualTower or NormsAndBiases")
+TRAINABLES: tuple[type, ...] = (VisualTower, Towers, LastBlocks, FirstBlocks, NormsAndBiases, SameSize, LoRA, *DRESSES)

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustclip.base.seeds import generator
-from robustclip.views.crops import Key
+from robustclip.base.draws import Key, uniform
 
 CHAINS, LONGEST = 3, 3  # chains that a view is mixed with, changes of the longest one
 WEAKEST = 0.1  # of the levels, which reach 1: the published severity 1 of 10
@@ -96,17 +95,17 @@ class Draws(NamedTuple):
     level: Tensor
 
 
-def draws(key: Key, count: int) -> Draws:
-    """Return what a key draws for `count` views: weights by Dirichlet(1, 1, 1), shares by Beta(1, 1), chains of one to three changes."""
-    g = generator(*key, "augmix")
-    weights = -torch.rand(count, CHAINS, generator=g).clamp(min=1e-6).log()
-    share = torch.rand(count, generator=g)
-    length = torch.randint(1, LONGEST + 1, (count, CHAINS, 1), generator=g)
-    change = torch.randint(0, NONE, (count, CHAINS, LONGEST), generator=g)
-    change = torch.where(torch.arange(LONGEST) < length, change, NONE)
-    level = WEAKEST + (1 - WEAKEST) * torch.rand(change.shape, generator=g)
-    sign = 2 * torch.randint(0, 2, change.shape, generator=g) - 1
-    return Draws(weights / weights.sum(1, keepdim=True), share, change, sign * level)
+def draws(keys: Sequence[Key], count: int, device: torch.device | str = "cpu") -> Draws:
+    """Return what keys draw for `count` views each: weights by Dirichlet(1, 1, 1), shares by Beta(1, 1), chains of one to three changes."""
+    steps = CHAINS * LONGEST
+    u = uniform([(*key, "augmix") for key in keys], count, 1 + 2 * CHAINS + 3 * steps, device=device).flatten(0, 1)
+    share, weights, length, change, level, sign = u.split([1, CHAINS, CHAINS, steps, steps, steps], dim=1)
+    weights = -weights.clamp(min=1e-6).log()
+    longest = 1 + (LONGEST * length).long()[:, :, None]
+    change, level, sign = (each.unflatten(1, (CHAINS, LONGEST)) for each in (change, level, sign))
+    chosen = torch.where(torch.arange(LONGEST, device=device) < longest, (NONE * change).long(), NONE)
+    signed = torch.where(sign < 0.5, -1, 1) * (WEAKEST + (1 - WEAKEST) * level)
+    return Draws(weights / weights.sum(1, keepdim=True), share[:, 0], chosen, signed)
 
 
 def augmix(views: Tensor, keys: Sequence[Key]) -> Tensor:
@@ -116,7 +115,7 @@ def augmix(views: Tensor, keys: Sequence[Key]) -> Tensor:
     come from keys[i] alone.
     """
     x = views.flatten(0, 1)
-    drawn = Draws(*(torch.cat(parts).to(x.device) for parts in zip(*(draws(key, views.shape[1]) for key in keys), strict=True)))
+    drawn = draws(keys, views.shape[1], x.device)
     mixed = torch.zeros_like(x)
     for chain in range(CHAINS):
         made = x

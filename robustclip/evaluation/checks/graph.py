@@ -24,18 +24,21 @@ SEEN = 0.5  # share of the images whose margin must have a gradient for an attac
 def defence_in_the_graph(subject: Subject) -> Verdict:
     """Check 11: the attacked forward is the scored one, with a gradient; optimisation inside it is grey-box to a static attack.
 
-    Of an Adaptive it is known where the optimisation ends: any attack on it is BPDA.
+    It is also shown the attacked pixels: scoring does not round them to the 8 bits of stored images, where a comparison of stored images
+    would see nothing. Of an Adaptive it is known where the optimisation ends: any attack on it is BPDA.
     """
-    scored, attacked = subject.classifier, subject.attacked
-    difference = apart(logits_of(scored, subject.images), logits_of(attacked, subject.images))
+    scored, attacked, off_grid = subject.classifier, subject.attacked, subject.off_grid
+    difference = apart(*(torch.cat([logits_of(each, images) for images in (subject.images, off_grid)]) for each in (scored, attacked)))
+    moved = 255 * float((shown_when_scored(subject, off_grid) - off_grid).abs().max())
     g = input_gradient(attacked, subject.images, subject.labels, loss="margin")
     sees = 0.0 if g is None else share(torch.isfinite(g).flatten(1).all(1) & (g != 0).flatten(1).any(1))
     with torch.no_grad():
         calls = backward_calls(scored, subject.images[:1])
     figures = {"same object": attacked is scored, "logits differ by": difference, "images with a gradient": sees, "gradient calls": calls}
+    figures["scored pixels moved by 1/255 x"] = moved
+    faults = [f"scoring moves attacked pixels by up to {moved:.2g}/255, as an 8-bit file in between does"] if moved else []
     if subject.protocol.level != WHITE_BOX:
-        return Verdict(True, f"{GREY_BOX} (level {subject.protocol.level!r})", figures)
-    faults = []
+        return verdict(faults, f"{GREY_BOX} (level {subject.protocol.level!r})", figures)
     if not difference <= SMALL:
         faults.append(f"the attacks were given another model than is scored: logits differ by {difference:.1%} of the largest")
     if sees < SEEN:
@@ -43,6 +46,17 @@ def defence_in_the_graph(subject: Subject) -> Verdict:
     if calls and not isinstance(attacked, Adaptive):
         faults.append(f"the forward optimises ({calls} gradient calls): it needs an adaptive attack, else the level is grey-box")
     return verdict(faults, "the scored forward is the attacked one", figures)
+
+
+def shown_when_scored(subject: Subject, images: Tensor) -> Tensor:
+    """Return the pixels [N,3,H,W] that the scored classifier is shown when these images are scored, without those that fill up a batch."""
+    shown: list[Tensor] = []
+    handle = subject.classifier.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
+    try:
+        subject.predictions(images)
+    finally:
+        handle.remove()
+    return torch.cat(shown)[: len(images)]
 
 
 def preprocessing_inside(subject: Subject) -> Verdict:
