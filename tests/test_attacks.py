@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import LISTED, short
+from toys import LISTED, others, short
 
 from robustclip.attacks import APGD, APGDT, ATTACKS, FABT, MIFGSM, PGD, Library, Noise
 from robustclip.attacks.pgd import random_start
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
-from robustclip.models.classifier import Surrogates, ZeroShotClassifier
+from robustclip.models.classifier import ZeroShotClassifier
 
 NAMES, TEMPLATES = ["red", "green", "blue", "grey"], ["a photo of a {}."]
 TOLERANCE = 1e-6
@@ -39,10 +39,7 @@ def attack(request):
 def task(tiny_model, pictures) -> tuple[ZeroShotClassifier, torch.Tensor, torch.Tensor, list[str]]:
     """Return a classifier that knows 12 other images, 8 images, labels of which it gets 6 right, and ids."""
     classifier = tiny_model.classifier(NAMES, TEMPLATES)
-    others, _, other_ids = pictures(12, seed=5)
-    with torch.no_grad():
-        known = classifier(others).argmax(1)
-    classifier.surrogates = Surrogates(other_ids, lambda: (others, known))
+    classifier.surrogates = others(classifier, pictures)
     x, _, ids = pictures(8)
     with torch.no_grad():
         y = classifier(x).argmax(1)

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from torch import Tensor, nn
-from toys import LISTED, short
+from toys import LISTED, others, short
 
 from robustclip import names as models
 from robustclip.attacks import PGD
@@ -45,6 +45,7 @@ class Poisoned(nn.Module):
     def __init__(self, classifier: nn.Module, image: Tensor, clean: bool, value: float = float("nan")):
         super().__init__()
         self.classifier, self.image, self.clean, self.value = classifier, image, clean, value
+        self.surrogates = getattr(classifier, "surrogates", None)
 
     def forward(self, images: Tensor) -> Tensor:
         logits, away = self.classifier(images), (images.detach() - self.image).abs().flatten(1).amax(1)
@@ -65,6 +66,7 @@ def task(tiny_model: Model, pictures: Callable) -> Task:
 
     def make(label: int, clean: bool, value: float = float("nan")) -> tuple[nn.Module, Tensor, Tensor, list[str]]:
         classifier.class_embeddings = classifier.class_embeddings.roll(label - int(y[BAD]), 0)
+        classifier.surrogates = others(classifier, pictures)
         return Poisoned(classifier, x[BAD], clean, value), x, (y + label - y[BAD]) % len(NAMES), ids
 
     return make

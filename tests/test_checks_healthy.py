@@ -160,7 +160,7 @@ def test_without_the_fault_the_check_passes(number, name, plant, kept, make_mode
     assert found.passed is True, found.reason
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", [each for each in LISTED if not each.id.startswith("uap")])  # no check runs one: see probing.on_images
 def test_every_attack_of_the_list_keeps_its_word(name, kept, make_model, pictures):
     """Nothing at eps 0, inside its ball, as many passes as declared, no gradient left behind."""
     subject = kept.setdefault("subject", healthy(make_model(), pictures)) if not kept else kept["subject"]

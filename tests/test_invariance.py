@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from toys import LISTED, short
+from toys import LISTED, others, short
 
 from robustclip import names as models
 from robustclip.attacks import PGD
@@ -21,6 +21,7 @@ CELL = {"cell_key", *records.VOLATILE}  # which cell a row came from, and what t
 @pytest.mark.parametrize("name", LISTED)
 def test_order_and_neighbours_change_no_bit_in_micro_batches(name, tiny_model, pictures):
     classifier, (x, _, ids) = tiny_model.classifier(NAMES, TEMPLATES), pictures(N)
+    classifier.surrogates = others(classifier, pictures)
     with torch.no_grad():
         y = classifier(x).argmax(1)
     attack = short(name, len(NAMES))

@@ -1,5 +1,6 @@
 """Small models and images that attack tests share."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -10,6 +11,7 @@ from torch import nn
 from robustclip.attacks import ATTACKS, MIFGSM, Attack, Library, Scored, Universal
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.pgd import resisting
+from robustclip.models.classifier import Surrogates
 
 NEEDS_LIBRARY = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattacks, which need not be there, is not")
 # Every attack of the list by name, for contract tests; those of 100 steps, whose class is there with fewer, are slow.
@@ -36,6 +38,14 @@ def short(name: str, classes: int) -> Attack:
         if getattr(attack, field, 0) > most:
             attack = replace(attack, **{field: most})
     return for_classes((attack,), classes)[attack.name]
+
+
+def others(classifier: nn.Module, pictures: Callable[..., tuple[torch.Tensor, torch.Tensor, list[str]]]) -> Surrogates:
+    """Return 12 other pictures as a classifier sees them: what universal perturbations are learned on."""
+    images, _, ids = pictures(12, seed=5)
+    with torch.no_grad():
+        labels = classifier(images).argmax(1)
+    return Surrogates(ids, lambda: (images, labels))
 
 
 class Linear(nn.Module):
