@@ -15,6 +15,7 @@ from robustclip.api import evaluate as evaluate_in_python
 from robustclip.attacks import APGD, PGD
 from robustclip.attacks.modes import TEXTS
 from robustclip.attacks.multimodal import Text
+from robustclip.base import values
 from robustclip.base.errors import UserError
 from robustclip.base.values import flatten, key, to_json
 from robustclip.commands import evaluate, train
@@ -165,7 +166,8 @@ def test_what_brings_its_own_words_refuses_them(trainable):
     Config(trainable=JointTokens("visual"), templates=OURS)
 
 
-def test_a_run_is_named_by_what_the_descriptions_say_and_old_runs_as_before(tmp_path):
+def test_a_run_is_named_by_what_the_descriptions_say_and_old_runs_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "RESULT_VERSION", 2)
     a, b = (Descriptions.read(written(tmp_path / name, SAID)) for name in ("a.json", "b.json"))
     assert key(Config(templates=a)) == key(Config(templates=b)) != key(Config(templates=SAME))
     assert to_json(Config(templates=a))["templates"] == {"type": "Descriptions", "sha256": OURS.sha256}
@@ -226,7 +228,9 @@ def test_checks_know_descriptions(tiny_model, pictures):
     assert [run_check(scored, number).passed for number in ("18", "G8")] == [False, False]
 
 
-def test_a_protocol_is_named_by_the_texts_of_its_classes_and_old_ones_as_before():
+def test_a_protocol_is_named_by_the_texts_of_its_classes_and_old_ones_as_before(monkeypatch):
+    for module in (values, protocols):
+        monkeypatch.setattr(module, "RESULT_VERSION", 2)
     test_set = make_set("pictures", [0, 1, 2, 3] * 4, [f"p/{i}" for i in range(16)])
     protocol = Protocol("probe", ("pictures",), (PGD(10), APGD(10)), (2.0, 6.0), n=16, micro_batch=8)
     plain = Resolved(protocol, {"pictures": test_set})

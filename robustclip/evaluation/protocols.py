@@ -244,13 +244,12 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     if len(index) < wanted:
         raise UserError(f"data set {rule.name!r} has {len(index)} {rule.split} images, the protocol {protocol.name!r} asks for {wanted}")
     card = replace(card, class_names=rule.class_names or card.class_names)
-    described = [rule.templates, *(attack.texts for attack in protocol.attacks if isinstance(attack, Shifted))]
-    for texts in described:
+    for texts in (rule.templates, *(attack.texts for attack in protocol.attacks if isinstance(attack, Shifted))):
         if isinstance(texts, Descriptions):
             texts.of(card.class_names, f"data set {rule.name!r}")
-    if isinstance(rule.templates, Descriptions):
-        return TestSet(card, index, stratified(index, protocol.n), rule.split, rule.templates)
-    return TestSet(replace(card, templates=rule.templates or card.templates), index, stratified(index, protocol.n), rule.split)
+    described = rule.templates if isinstance(rule.templates, Descriptions) else None
+    templates = card.templates if isinstance(rule.templates, Descriptions) else rule.templates or card.templates
+    return TestSet(replace(card, templates=templates), index, stratified(index, protocol.n), rule.split, described)
 
 
 def _sha256(value: Any) -> str:
