@@ -98,6 +98,10 @@ def test_a_prepared_set_gives_a_split_of_its_own_or_what_is_left(tmp_path, caplo
     assert (f"uap-2 is learned on {n} images, not 12" in caplog.text) == (n < 12)
     told = resolved.describe()["sets"]["mine"]["surrogates"]
     assert (told["split"], told["n"]) == (split, n)
+    assert [(each.name, each.split, each.images) for each in resolved.inputs()] == [
+        ("mine", scored.split, len(scored.ids)),
+        ("mine", split, n),
+    ]
 
 
 def test_where_all_images_are_scored_nothing_can_be_learned(tmp_path: Path) -> None:
@@ -240,6 +244,16 @@ def test_what_it_takes_to_learn_is_forecast_once_for_a_set(tmp_path: Path) -> No
         resolved, work = resolve(replace(SMOKE, eps=(1.0, 2.0), independent=independent), str(tmp_path)), Work()
         work.learn("shapes", resolved, (0.25, 0.5))
         assert (work.shown, work.most, work.least) == (2 * 2 * 12, 24.0, 24.0 * least)
+
+
+def test_what_is_asked_of_a_classifier_outside_of_a_cell_is_learned_too(tmp_path: Path) -> None:
+    resolved = resolve(SMOKE, str(tmp_path))
+    rows, drawn = resolved.sets["shapes"].rows[:2], []
+    for name in (NAME, f"ttc:{NAME}"):
+        classifier, images, labels, ids = computing.on_device(models.load(name), resolved, "shapes", rows)
+        drawn.append(UAP.delta(classifier, ids, SMOKE.balls()[0], 0, 4))
+        assert UAP(classifier, images, labels, ids, SMOKE.balls()[0], 0, 4).images.shape == images.shape
+    assert not torch.equal(*drawn), "a defence has its own"
 
 
 def test_checks_are_of_attacks_that_look_at_their_image() -> None:

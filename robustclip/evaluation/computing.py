@@ -92,6 +92,7 @@ def on_device(
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
     if dataset in resolved.surrogates:
+        classifier.surrogates = surrogates_of(model, resolved, dataset, "", None)  # of what adapts nothing is kept without its cell's name
         getattr(classifier, "base", classifier).surrogates = surrogates_of(model, resolved, dataset, _static(model), out)
     if resolved.protocol.oblivious:
         plain = models.origin(model)

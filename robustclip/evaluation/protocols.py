@@ -108,10 +108,10 @@ class Resolved:
         return settings | {"set_order": list(self.sets), "sets": sets}
 
     def inputs(self) -> list[Input]:
-        """Return the sets as MLflow keeps them."""
+        """Return the sets, and what is learned on, as MLflow keeps them."""
         return [
             Input(name, each.split, split_identity(each.card, each.split), len(each.rows), len(each.card.class_names), each.card.folder)
-            for name, each in self.sets.items()
+            for name, each in (*self.sets.items(), *self.surrogates.items())
         ]
 
     @property
