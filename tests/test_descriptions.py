@@ -229,8 +229,7 @@ def test_checks_know_descriptions(tiny_model, pictures):
 
 
 def test_a_protocol_is_named_by_the_texts_of_its_classes_and_old_ones_as_before(monkeypatch):
-    for module in (values, protocols):
-        monkeypatch.setattr(module, "RESULT_VERSION", 2)
+    monkeypatch.setattr(values, "RESULT_VERSION", 2)
     test_set = make_set("pictures", [0, 1, 2, 3] * 4, [f"p/{i}" for i in range(16)])
     protocol = Protocol("probe", ("pictures",), (PGD(10), APGD(10)), (2.0, 6.0), n=16, micro_batch=8)
     plain = Resolved(protocol, {"pictures": test_set})
