@@ -21,6 +21,7 @@ from robustclip.evaluation import protocols
 from robustclip.evaluation.alone import evaluate_images, evaluate_model, evaluate_named
 from robustclip.evaluation.rules import Protocol
 from robustclip.models import checkpoints
+from robustclip.models.class_texts import Templates
 from robustclip.models.model import Model
 from robustclip.records import metrics
 from robustclip.records.metrics import Macro
@@ -128,7 +129,7 @@ def evaluate(
     eps: float | Sequence[float] = (),
     n: int | None = None,
     class_names: Sequence[str] = (),
-    templates: Sequence[str] = TEMPLATES,
+    templates: Templates = TEMPLATES,
     out: str = "outputs",
 ) -> Evaluation:
     """Return what a model withstands under a protocol, or with what replaces its parts: sets, attacks, eps (1/255), `n` images a set.

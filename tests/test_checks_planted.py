@@ -3,6 +3,7 @@
 import faults_attacks
 import faults_models
 import faults_records
+import faults_shift
 import faults_text
 import pytest
 from probes import NAMES, TEMPLATES, changed, healthy
@@ -10,7 +11,7 @@ from probes import NAMES, TEMPLATES, changed, healthy
 from robustclip.evaluation.checks import CHECKS, run_check, run_checks
 
 FAULTS = sorted(
-    [*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS, *faults_text.FAULTS],
+    [*faults_attacks.FAULTS, *faults_models.FAULTS, *faults_records.FAULTS, *faults_shift.FAULTS, *faults_text.FAULTS],
     key=lambda fault: list(CHECKS).index(fault[0]),
 )
 

@@ -11,7 +11,8 @@ from robustclip import api
 from robustclip.base.errors import UserError
 from robustclip.evaluation.checks import run_check
 from robustclip.evaluation.protocols import Resolved
-from robustclip.models.class_names import SHOWN, reading
+from robustclip.models.class_names import reading
+from robustclip.models.class_texts import SHOWN
 from robustclip.models.tokenizers import clip_tokenizer
 from robustclip.records.findings import rankable
 

@@ -1,6 +1,5 @@
 """Sets of few classes: what an attack aims at there, what is left out, and what an ensemble may then be called."""
 
-import argparse
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +8,7 @@ from robustclip.attacks import APGD, APGDT, PGD
 from robustclip.attacks.classes import for_classes, reductions
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.base.errors import UserError
-from robustclip.commands.evaluate import adapted
+from robustclip.commands.evaluate import adapted, parser
 from robustclip.evaluation.protocols import named
 
 
@@ -73,7 +72,7 @@ def test_the_published_ensembles():
 
 
 def test_the_command_line_expands_ensembles():
-    args = argparse.Namespace(sets=None, attacks=["pgd-10", "fare", "pgd-10"], eps=None, n=None, independent=False, table=None)
+    args = parser().parse_args(["model", "--attacks", "pgd-10", "fare", "pgd-10"])
     assert adapted(named("smoke"), args).attacks == (PGD(10), APGD(100, restarts=5), APGDT(100, targets=9))
     with pytest.raises(UserError, match="did you mean autoattack"):
-        adapted(named("smoke"), argparse.Namespace(sets=None, attacks=["autoatack"], eps=None, n=None, independent=False, table=None))
+        adapted(named("smoke"), parser().parse_args(["model", "--attacks", "autoatack"]))

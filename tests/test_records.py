@@ -57,9 +57,8 @@ def tampered(folder, change):
 
 
 def as_version_one_wrote(folder):
-    """Write a record file as it was before rows had `confidence` and `written`, with the hash that it was given then."""
-    new = ("confidence", "written")
-    table = records.table([row | {"schema_version": 1} for row in rows()]).drop_columns(list(new))
+    """Write a record file as it was before rows had all columns, with the hash that it was given then."""
+    table = records.table([row | {"schema_version": 1} for row in rows()]).drop_columns(["confidence", "written", "seen_prediction"])
     hashed = [name for name in table.column_names if name not in ("seconds", "versions", "commit")]
     sha256 = hashlib.sha256(json.dumps(table.select(hashed).to_pylist(), sort_keys=True).encode()).hexdigest()
     pq.write_table(table.replace_schema_metadata({b"content_sha256": sha256.encode()}), records.path(folder, "old"))
@@ -72,6 +71,7 @@ def test_a_file_of_an_earlier_version_is_read_and_what_it_lacks_is_unknown(tmp_p
     assert both.schema.equals(records.SCHEMA)
     assert both["confidence"].to_pylist() == [None] * 3 + [0.5] * 3
     assert both["written"].to_pylist() == [None] * 3 + [2] * 3
+    assert both["seen_prediction"].to_pylist() == [None] * 6
     assert both["schema_version"].to_pylist() == [1] * 3 + [records.SCHEMA_VERSION] * 3
 
 

@@ -37,7 +37,7 @@ class Example:
     """What an attack returns: images [B,3,H,W] in [0,1], the class texts if it rewrote them, and its trace if it kept one.
 
     `label_known`: each image is scored with only the text of its own class rewritten, which tells the attacker its label. `spent` are the
-    seconds that it took before, where it was only read again.
+    seconds that it took before, where it was only read again. `seen` is what was attacked, where that is the model under other prompts.
     """
 
     images: Tensor
@@ -45,6 +45,7 @@ class Example:
     trace: Trace | None = None
     label_known: bool = False
     spent: float = 0.0
+    seen: nn.Module | None = None
 
 
 class Attack(Protocol):

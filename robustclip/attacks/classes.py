@@ -6,6 +6,7 @@ from typing import Any
 
 from robustclip.attacks.base import Attack
 from robustclip.attacks.levels import Aimed
+from robustclip.attacks.shift import Shifted
 from robustclip.base.errors import UserError
 
 
@@ -27,12 +28,12 @@ def for_classes(attacks: Iterable[Attack], classes: int) -> dict[str, Attack]:
 
 def _least(attack: Attack) -> int:
     # On 2 classes a targeted attack has one class to go to: it would repeat an untargeted one.
-    inner = attack.attack if isinstance(attack, Aimed) else attack
+    inner = attack.attack if isinstance(attack, Aimed | Shifted) else attack
     return getattr(inner, "min_classes", 3 if hasattr(inner, "targets") else 2)
 
 
 def _fewer_targets(attack: Any, classes: int) -> Attack:
-    if isinstance(attack, Aimed):
+    if isinstance(attack, Aimed | Shifted):
         return dataclasses.replace(attack, attack=_fewer_targets(attack.attack, classes))  # type: ignore[arg-type]
     targets = getattr(attack, "targets", 0)
     return dataclasses.replace(attack, targets=classes - 1) if targets >= classes else attack

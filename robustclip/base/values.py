@@ -45,6 +45,11 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest(value: Any) -> str:
+    """Return 16 hex digits that name a value of plain JSON, and RESULT_VERSION."""
+    return hashlib.sha256(json.dumps([RESULT_VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return every leaf of a dataclass tree by its dotted path, a union member also by its type name."""
     leaves: dict[str, Any] = {}

@@ -6,7 +6,8 @@ A curve between CLIP and such a folder RUN: robustclip evaluate interpolate:0:RU
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,17 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip import names as models
+from robustclip.attacks import Attack
 from robustclip.attacks.catalogue import KNOWN, named
 from robustclip.attacks.modes import by_table
+from robustclip.attacks.shift import Shiftable, Shifted
 from robustclip.attacks.text.sources import Table
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, SHARE
 from robustclip.base.values import key
+from robustclip.data.naming import templates_file
 from robustclip.evaluation import expected, protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.forecast import forecast
 from robustclip.evaluation.probing import check
+from robustclip.evaluation.rules import SetRule
 from robustclip.evaluation.wanted import same_but_seed
+from robustclip.models.class_texts import Descriptions
 from robustclip.models.model import Model
 from robustclip.records.findings import Finding, summary
 from robustclip.records.prompts import read_all
@@ -60,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--eps", nargs="+", type=cli.taking(AMOUNT), help="these radii instead, in 1/255, ascending")
     parser.add_argument("--n", type=cli.taking(COUNT), help="images of each set instead")
     parser.add_argument("--table", metavar="FILE", help="JSON {prompt: [[place, [words]], ...]}: the words of every text attack")
+    parser.add_argument("--descriptions", metavar="FILE", help="JSON {class name: [texts]}: what classes are called in place of templates")
+    parser.add_argument(
+        "--shift",
+        nargs="+",
+        metavar="TEXTS",
+        help="attack under other texts as well: a template, a file of several, or descriptions (.json); transfer, with --independent",
+    )
     parser.add_argument("--independent", action="store_true", help="show every image to every attack at every eps, broken or not")
     parser.add_argument(
         "--expect",
@@ -99,7 +112,7 @@ def run() -> None:
     held = expected.choose(args.expect, args.protocol, [called[name] for name in given], called[names[0]]) if args.expect else {}
     resolved = protocols.resolve(protocol, out)
     for name, test_set in resolved.sets.items():
-        first.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
+        first.tell_names(test_set.card.class_names, test_set.templates, f"data set {name}")
     cluster.connect()
     actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
     ahead = cluster.measured(forecast, names, resolved, out, actors, gpus)
@@ -148,4 +161,25 @@ def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols
     attacks = named(args.attacks or ())
     if args.table:
         attacks = by_table(attacks or protocol.attacks, Table.read(args.table))
-    return protocol.changed(sets=tuple(args.sets or ()), attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent)
+    if args.shift:
+        attacks = (*(attacks or protocol.attacks), *shifted(attacks or protocol.attacks, map(texts, args.shift)))
+    sets, rules = tuple(args.sets or ()), tuple[SetRule, ...]()
+    if args.descriptions:
+        found = Descriptions.read(args.descriptions)
+        rules = tuple(replace(protocol.rule(name), templates=found) for name in sets or protocol.sets)
+    return protocol.changed(sets=sets, attacks=attacks, eps=tuple(args.eps or ()), n=args.n, independent=args.independent, rules=rules)
+
+
+def texts(word: str) -> tuple[str, ...] | Descriptions:
+    """Return what a word of --shift stands for: a template, or what a file has, descriptions (.json) or templates, one a line."""
+    if "{}" in word:
+        return (word,)
+    return Descriptions.read(word) if word.endswith(".json") else tuple(templates_file(word))
+
+
+def shifted(attacks: Sequence[Attack], texts: Iterable[tuple[str, ...] | Descriptions]) -> tuple[Attack, ...]:
+    """Return the attacks on images as they see each of some texts; raises UserError where there are none."""
+    found = tuple(Shifted(seen, attack) for seen in texts for attack in attacks if isinstance(attack, Shiftable))
+    if not found:
+        raise UserError("--shift is of attacks on images, and none is among them: add one, such as apgd-ce-20")
+    return found

@@ -216,7 +216,7 @@ def run_suite(args: argparse.Namespace, out: str) -> None:
 
     protocol = PRESETS[args.suite]
     options: dict[str, Any] = {"variant": args.variant or VARIANTS[0], "strict": args.strict, "fresh": args.fresh}
-    templates = {name: protocol.rule(name).templates for name in protocol.sets}
+    templates = {name: said for name in protocol.sets if isinstance(said := protocol.rule(name).templates, tuple)}
     scored = {name: protocol.rule(name).split for name in protocol.sets}
     there, left = 0, []
     options |= {"progress": progress(), "starting": _starting, "mapper": mapped}

@@ -14,6 +14,7 @@ from robustclip.base import errors
 from robustclip.base.forecast import left
 from robustclip.base.ranges import COUNT
 from robustclip.base.values import flatten, override
+from robustclip.models.class_texts import Descriptions
 from robustclip.runtime import cli, cluster
 from robustclip.runtime.logged import with_located
 from robustclip.runtime.store import how_to_open
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
+    parser.add_argument("--descriptions", metavar="FILE", help="JSON {class name: [texts]}: what classes are called in place of templates")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_register(parser, "the model")
     cli.add_plan(parser)
@@ -44,6 +46,10 @@ def asked() -> tuple[argparse.Namespace, Config, str]:
     """Return the command line, the config it means and where results go; raises UserError for what cannot be, before anything is done."""
     args, changes = cli.parse(parser(), Config)
     out = cli.out_folder(args)
+    if args.descriptions:
+        if "templates" in changes:
+            raise errors.UserError("--descriptions take the place of --templates: give one of the two")
+        changes |= {"templates": Descriptions.read(args.descriptions)}
     config = override(named(args.recipe).config, with_located(changes, out))
     if args.table:
         config = with_table(config, Table.read(args.table))

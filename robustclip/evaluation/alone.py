@@ -18,6 +18,7 @@ from robustclip.evaluation.computing import compute, library_versions, provenanc
 from robustclip.evaluation.protocols import PRECISION, Resolved
 from robustclip.evaluation.rules import Protocol
 from robustclip.evaluation.wanted import Wanted
+from robustclip.models.class_texts import Templates, as_json
 from robustclip.models.model import Model
 from robustclip.records import rows as records
 
@@ -49,7 +50,7 @@ def evaluate_model(model: Model, resolved: Resolved) -> pa.Table:
 
 def _tell_names(model: Model, resolved: Resolved) -> None:
     for name, test_set in resolved.sets.items():
-        model.tell_names(test_set.card.class_names, test_set.card.templates, f"data set {name}")
+        model.tell_names(test_set.card.class_names, test_set.templates, f"data set {name}")
 
 
 def evaluate_images(
@@ -57,7 +58,7 @@ def evaluate_images(
     images: Tensor,
     labels: Tensor,
     class_names: Sequence[str],
-    templates: Sequence[str],
+    templates: Templates,
     attacks: tuple[Attack, ...],
     eps: tuple[float, ...],
 ) -> tuple[pa.Table, dict[str, Any]]:
@@ -73,7 +74,7 @@ def evaluate_images(
     told |= {"attacked": None, "independent": False, "sets": {"images": known}}
     shared = {
         "protocol": protocol.name,
-        "protocol_hash": key(protocol, list(class_names), list(templates), ids),
+        "protocol_hash": key(protocol, list(class_names), as_json(class_names, templates), ids),
         "model": model.name,
         "model_sha256": model.sha256,
         "dataset": "images",

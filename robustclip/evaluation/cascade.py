@@ -15,6 +15,7 @@ from robustclip.attacks.classes import for_classes
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of
+from robustclip.attacks.shift import Shifted
 from robustclip.base.errors import UserError
 from robustclip.base.threat import Ball
 from robustclip.base.values import to_json
@@ -63,9 +64,11 @@ def run_cascade(
             example = attack(classifier, images[survivors], labels[survivors], names, ball, protocol.seed, protocol.micro_batch)
             attacked, sure = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
             seconds = (time.perf_counter() - started + example.spent) / len(survivors)
+            seen = None if example.seen is None else predict(example.seen, example.images, names, protocol.micro_batch).tolist()
             for place, i in enumerate(survivors.tolist()):
                 facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
                 facts |= {"confidence": float(sure[place]), "seconds": seconds}
+                facts |= {} if seen is None else {"seen_prediction": seen[place]}
                 rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
@@ -89,7 +92,7 @@ def outcome(classifier: ZeroShotClassifier, example: Example, labels: Tensor, id
     return _answers(logits)
 
 
-def predict(classifier: ZeroShotClassifier, images: Tensor, ids: list[str], micro_batch: int) -> Tensor:
+def predict(classifier: nn.Module, images: Tensor, ids: list[str], micro_batch: int) -> Tensor:
     """Return the predicted classes [N], computed in micro-batches of one size; NO_CLASS where a logit is not finite."""
     return _answers(logits_of(classifier, images, ids, micro_batch)).classes
 
@@ -135,7 +138,7 @@ def _facts(
         "eps": float(ball.eps),
         "seed": seed,
         "restarts": getattr(attack, "restarts", None),
-        **({"level": attack.says(classifier)} if isinstance(attack, Aimed) else {}),
+        **({"level": attack.says(classifier)} if isinstance(attack, Aimed | Shifted) else {}),
         "text_budget": str(attack.text.budget) if isinstance(attack, Multimodal) else None,
         "linf": float(delta.abs().max()),
         "l2": float(delta.norm()),

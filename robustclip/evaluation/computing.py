@@ -21,6 +21,7 @@ from robustclip.evaluation.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.evaluation.rewritings import Kept
 from robustclip.evaluation.surrogates import Perturbations
 from robustclip.evaluation.transfers import Transfers
+from robustclip.models.class_texts import Templates
 from robustclip.models.classifier import Guides, Surrogates, ZeroShotClassifier
 from robustclip.models.model import Model
 from robustclip.records import rows as records
@@ -85,9 +86,9 @@ def on_device(
     model: Model, resolved: Resolved, dataset: str, rows: np.ndarray, out: str | None = None
 ) -> tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]:
     """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
-    card = resolved.sets[dataset].card
+    card, templates = resolved.sets[dataset].card, resolved.sets[dataset].templates
     images, labels, ids = images_of(model, resolved, dataset, rows)
-    classifier = model.classifier(card.class_names, card.templates).to(images.device)
+    classifier = model.classifier(card.class_names, templates).to(images.device)
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
     if dataset in resolved.surrogates:
@@ -98,7 +99,7 @@ def on_device(
 
         @cache
         def plain_classifier() -> nn.Module:
-            found: Any = undefended(plain, card.class_names, card.templates).to(images.device)
+            found: Any = undefended(plain, card.class_names, templates).to(images.device)
             if dataset in resolved.surrogates:
                 found.surrogates = surrogates_of(model, resolved, dataset, _static(plain), out)
             return found
@@ -106,10 +107,12 @@ def on_device(
         classifier.undefended = plain_classifier
         if out is not None:
             classifier.transfers = transfers_of(model, plain, classifier, resolved.sets[dataset].prompts_hash, images.device.type, out)
+    if resolved.protocol.shifted:
+        classifier.under = cache(lambda texts: model.classifier(card.class_names, texts).to(images.device))
     return classifier, images, labels, ids
 
 
-def undefended(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> nn.Module:
+def undefended(model: Model, class_names: Sequence[str], templates: Templates) -> nn.Module:
     """Return the classifier of the model that all fine-tuning of this one began with, adapting to nothing."""
     classifier: Any = models.origin(model).classifier(class_names, templates)
     return getattr(classifier, "base", classifier)

@@ -13,6 +13,7 @@ from robustclip import names as models
 from robustclip.attacks.classes import for_classes
 from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of, meeting
+from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
 from robustclip.base.forecast import Forecast, amount, number, timed
 from robustclip.base.threads import one_thread
@@ -52,6 +53,10 @@ class Unbroken(nn.Module):
         """Return what grey-box attacks are made on."""
         return self
 
+    def under(self, texts: Any) -> "Unbroken":
+        """Return what attacks under other texts are made on."""
+        return self
+
 
 @cache
 def passes(attack: Any, classes: int, ball: Ball) -> tuple[int, int]:
@@ -86,7 +91,7 @@ class Work:
         for ball in protocol.balls():
             for attack in attacks:
                 forwards, backwards = passes(attack, classes, ball)  # type: ignore[arg-type]
-                forwards += 1  # a look at what came of it
+                forwards += 1 + isinstance(attack, Shifted)  # a look at what came of it, and one under the texts that it saw
                 self.shown += n * forwards
                 each.append((forwards - backwards) * forward + backwards * both)
         self.images, self.shown = self.images + n, self.shown + n

@@ -152,8 +152,9 @@ def on_images(attacks: Sequence[Attack]) -> list[Attack]:
     from robustclip.attacks.levels import Aimed
     from robustclip.attacks.multimodal import Multimodal, Separate
     from robustclip.attacks.pgd import PGD
+    from robustclip.attacks.shift import Shifted
 
-    alone = [attack for attack in attacks if not isinstance(attack, Multimodal | Aimed)]
+    alone = [attack for attack in attacks if not isinstance(attack, Multimodal | Aimed | Shifted)]
     alone += [attack.attack for attack in attacks if isinstance(attack, Aimed) and attack.level == "A3"]
     alone = [attack for attack in alone if not isinstance(attack, Universal)]
     parts: list[Attack] = [attack.image for attack in attacks if isinstance(attack, Separate)]

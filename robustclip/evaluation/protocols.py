@@ -1,7 +1,5 @@
 """Protocols: everything a robust accuracy depends on but the model, as frozen values with a hash."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,9 +14,10 @@ from robustclip.attacks.ensembles import AUTOATTACK
 from robustclip.attacks.levels import Aimed, Level
 from robustclip.attacks.modes import TEXTS, joint, modes_of
 from robustclip.attacks.multimodal import CoAttack, Text
+from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
-from robustclip.base.values import RESULT_VERSION, key, to_json
+from robustclip.base.values import digest, key, to_json
 from robustclip.data.card import CARD, DatasetCard
 from robustclip.data.datasets import ensure_set, set_folder
 from robustclip.data.index import Index, scan
@@ -28,6 +27,7 @@ from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
 from robustclip.evaluation.surrogates import other_images
+from robustclip.models.class_texts import Descriptions, as_json
 from robustclip.runtime.logged import Input
 
 PRECISION = "fp32"  # of every forward and gradient, whatever a paper used; inside the hash
@@ -37,12 +37,21 @@ CELL_IMAGES = 200  # images of one cell: the unit of work, of resuming and of re
 
 @dataclass(frozen=True)
 class TestSet:
-    """The images of one set that a protocol names: positions `rows` in the index of a split, under the prompts the protocol gives it."""
+    """The images of one set that a protocol names: positions `rows` in the index of a split, under the prompts the protocol gives it.
+
+    Those are the card's, unless its classes have `descriptions`.
+    """
 
     card: DatasetCard
     index: Index
     rows: np.ndarray
     split: str = "test"
+    descriptions: Descriptions | None = None
+
+    @property
+    def templates(self) -> tuple[str, ...] | Descriptions:
+        """What its class names stand in, or their descriptions."""
+        return self.descriptions or self.card.templates
 
     @property
     def ids(self) -> list[str]:
@@ -50,13 +59,13 @@ class TestSet:
 
     @property
     def prompts_hash(self) -> str:
-        """The hash of the class names and templates, in order."""
-        return _sha256([self.card.class_names, self.card.templates])
+        """The hash of the class names and templates, in order, or of every class's descriptions."""
+        return digest([self.card.class_names, as_json(self.card.class_names, self.templates)])
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return what names its images: how many of which split, the hash of their ids, and of the split's shards."""
-        return {"n": len(self.rows), "split": self.split, "ids_sha256": _sha256(self.ids), "shards": split_identity(self.card, self.split)}
+        return {"n": len(self.rows), "split": self.split, "ids_sha256": digest(self.ids), "shards": split_identity(self.card, self.split)}
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,12 @@ class Resolved:
     @cached_property
     def hash(self) -> str:
         """The hash of everything but the model and the pixels (those are in the cells' keys)."""
-        return _sha256(self.describe())
+        return digest(self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Return what `protocols/<hash>.json` says: settings, and per set its class names, templates and ids."""
-        settings = to_json(self.protocol) | {"attacks": [attack.name for attack in self.protocol.attacks], "precision": PRECISION}
-        settings["attack_settings"] = {attack.name: to_json(attack) for attack in self.protocol.attacks}
+        attacks = {attack.name: to_json(attack) for attack in self.protocol.attacks}
+        settings = to_json(self.protocol) | {"attacks": [*attacks], "attack_settings": attacks, "precision": PRECISION}
         settings |= {"apart": list(self.protocol.apart)} if self.protocol.apart else {}
         sets = {name: self._describe_set(name, test_set) for name, test_set in self.sets.items()}
         return settings | {"set_order": list(self.sets), "sets": sets}
@@ -123,8 +132,8 @@ class Resolved:
         return {
             "reduced": self.reduced[name],
             "class_names": list(test_set.card.class_names),
-            "templates": list(test_set.card.templates),
-            "ids_sha256": _sha256(test_set.ids),
+            "templates": as_json(test_set.card.class_names, test_set.templates),
+            "ids_sha256": digest(test_set.ids),
             "n": len(test_set.rows),
             "attacked": len(test_set.rows[: self.protocol.attacked]),
             "split": test_set.split,
@@ -232,12 +241,13 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     wanted = protocol.n or protocol.attacked or 0
     if len(index) < wanted:
         raise UserError(f"data set {rule.name!r} has {len(index)} {rule.split} images, the protocol {protocol.name!r} asks for {wanted}")
-    card = replace(card, templates=rule.templates or card.templates, class_names=rule.class_names or card.class_names)
-    return TestSet(card, index, stratified(index, protocol.n), rule.split)
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps([RESULT_VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
+    card = replace(card, class_names=rule.class_names or card.class_names)
+    for texts in (rule.templates, *(attack.texts for attack in protocol.attacks if isinstance(attack, Shifted))):
+        if isinstance(texts, Descriptions):
+            texts.of(card.class_names, f"data set {rule.name!r}")
+    described = rule.templates if isinstance(rule.templates, Descriptions) else None
+    templates = card.templates if isinstance(rule.templates, Descriptions) else rule.templates or card.templates
+    return TestSet(replace(card, templates=templates), index, stratified(index, protocol.n), rule.split, described)
 
 
 # One attack: PGD-10 before it changed no number of the table (docs/measured.md) and costs more.

@@ -1,7 +1,5 @@
 """A protocol of retrieval: everything a recall depends on but the model, with its pairs found, and the units of work it comes to."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +13,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, SEED, check, check_fields
 from robustclip.base.threat import Ball
-from robustclip.base.values import RESULT_VERSION, key, to_json
+from robustclip.base.values import digest, key, to_json
 from robustclip.data.captions import WORLD, Pairs, of_set, of_world
 from robustclip.evaluation.protocols import PRECISION
 from robustclip.records.retrieval import DIRECTIONS, T2I, check_depths
@@ -108,7 +106,7 @@ class Paired:
     @cached_property
     def hash(self) -> str:
         """The hash of everything but the model."""
-        return hashlib.sha256(json.dumps([RESULT_VERSION, self.describe()], sort_keys=True).encode()).hexdigest()[:16]
+        return digest(self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Return what `protocols/<hash>.json` says: settings, and the hash of images and texts in the place of the file of captions."""

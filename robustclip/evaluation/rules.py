@@ -6,10 +6,12 @@ from typing import Any
 from robustclip.attacks import Attack, Universal
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.multimodal import GuidedCoAttack, Multimodal
+from robustclip.attacks.shift import Shifted
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, PIXELS, SEED, check_fields
 from robustclip.base.threat import Ball
 from robustclip.data.typographic import base_of
+from robustclip.models.class_texts import Descriptions
 
 LEVELS = ("white-box", "grey-box A0", "grey-box A1")  # what was attacked: the scored model, plain CLIP, the model before it adapts
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -19,15 +21,16 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 class SetRule:
     """What a protocol says of the set `name`; what is None or empty is left to the set's card and to the protocol.
 
-    `split` is scored. `classes` and `images` are what it must have (images: the whole split). `class_names` are in label order. `native`:
-    attacked as stored, squares of that side in pixels, and enlarged inside the model. `skips` names attacks that are not run on it.
+    `split` is scored. `classes` and `images` are what it must have (images: the whole split). `templates` are its prompts, or descriptions
+    of its classes. `class_names` are in label order. `native`: attacked as stored, squares of that side in pixels, and enlarged inside the
+    model. `skips` names attacks that are not run on it.
     """
 
     name: str
     split: str = "test"
     classes: int | None = None
     images: int | None = None
-    templates: tuple[str, ...] = ()
+    templates: tuple[str, ...] | Descriptions = ()
     class_names: tuple[str, ...] = ()
     native: int | None = None
     skips: tuple[str, ...] = ()
@@ -88,6 +91,9 @@ class Protocol:
         if self.crop and self.resize and self.resize < self.crop:
             raise self._wrong(f"a crop of {self.crop} px does not fit into images resized to {self.resize} px")
         for name in self.sets:
+            rewriting = [attack.name for attack in self.attacks_on(name) if isinstance(attack, Multimodal)]
+            if rewriting and isinstance(self.rule(name).templates, Descriptions):
+                raise self._wrong(f"{rewriting[0]} rewrites names in templates, and the classes of {name!r} are described: leave one out")
             if not self.attacks_on(name):
                 raise self._wrong(f"no attack is left for the set {name!r}, which skips {', '.join(self.rule(name).skips)}")
 
@@ -109,9 +115,14 @@ class Protocol:
         return any(isinstance(attack, Aimed) and attack.level == "A0" for attack in self.attacks)
 
     @property
+    def shifted(self) -> bool:
+        """Whether some attack sees the classes under other texts than are scored."""
+        return any(isinstance(attack, Shifted) for attack in self.attacks)
+
+    @property
     def apart(self) -> tuple[str, ...]:
         """The names of the attacks whose numbers are shown but never part of a worst case."""
-        return tuple(attack.name for attack in self.attacks if isinstance(attack, Multimodal) and attack.apart)
+        return tuple(attack.name for attack in self.attacks if isinstance(attack, Multimodal | Shifted) and attack.apart)
 
     def changed(self, **changes: Any) -> "Protocol":
         """Return this protocol with other fields and a name that says so; what is empty changes nothing, 0 does."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustclip.base.draws import Key
+from robustclip.models.class_texts import Templates
 from robustclip.models.classifier import Surrogates, ZeroShotClassifier
 
 
@@ -29,6 +30,7 @@ class Adaptive(nn.Module):
         self.through = False
         self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
+        self.under: Callable[[Templates], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None
 
     @property

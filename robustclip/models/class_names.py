@@ -1,16 +1,15 @@
 """What a text tower reads of class names: those it reads as one, those of which nothing is left, those that do not fit into its context."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from robustclip.models.class_texts import Descriptions, some, texts_of
 from robustclip.models.classifier import token_ids
 from robustclip.models.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5  # names or pairs that a sentence names; it counts the others
 MORE = " x"  # a text that fills the context is read as before with this behind it
 
 
@@ -48,38 +47,34 @@ class Reading:
         return found
 
 
-def some(words: Sequence[str]) -> str:
-    """Return the first words, and how many there are besides."""
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return f"{', '.join(words[:SHOWN])}{more}"
-
-
 @cache
-def reading(tokenizer: Tokenizer, names: tuple[str, ...], templates: tuple[str, ...]) -> Reading:
-    """Return what a tokenizer makes of class names in templates; names are one where they are so in every template."""
+def reading(tokenizer: Tokenizer, names: tuple[str, ...], templates: tuple[str, ...] | Descriptions) -> Reading:
+    """Return what a tokenizer makes of class names in templates, or of descriptions; classes are one where they are so in every text."""
+    texts = texts_of(names, templates)
 
-    def read(place: int, template: str) -> tuple[int, ...]:
-        return tuple(token_ids(tokenizer, template.format(names[place])).tolist())
+    def read(place: int, number: int) -> tuple[int, ...]:
+        return tuple(token_ids(tokenizer, texts[place][number]).tolist()) if number < len(texts[place]) else ()
 
-    # By the first template, and only those that are one there by the others: a thousand names have eighty.
+    # By the first text, and only those that are one there by the others: a thousand names have eighty.
     groups = [tuple(range(len(names)))]
-    for template in templates:
+    for number in range(max(map(len, texts))):
         parted: dict[tuple[int, ...], list[int]] = {}
-        for number, group in enumerate(groups):
+        for first, group in enumerate(groups):
             for place in group:
-                parted.setdefault((number, *read(place, template)), []).append(place)
+                parted.setdefault((first, *read(place, number)), []).append(place)
         groups = [tuple(group) for group in parted.values() if len(group) > 1]
         if not groups:
             break
-    longest = max(templates, key=len)
-    nothing = token_ids(tokenizer, longest.format("")).tolist()
-    empty = tuple(i for i in range(len(names)) if list(read(i, longest)) == nothing)
-    full = tuple(i for i in range(len(names)) if list(read(i, longest)) == token_ids(tokenizer, longest.format(names[i]) + MORE).tolist())
+    longest = [max(each, key=len) for each in texts]
+    nothing = token_ids(tokenizer, "" if isinstance(templates, Descriptions) else max(templates, key=len).format("")).tolist()
+    found = [token_ids(tokenizer, text).tolist() for text in longest]
+    empty = tuple(i for i, ids in enumerate(found) if ids == nothing)
+    full = tuple(i for i, ids in enumerate(found) if ids == token_ids(tokenizer, longest[i] + MORE).tolist())
     return Reading(names, tuple(groups), empty, full, len(nothing))
 
 
 @cache
-def tell(tokenizer: Tokenizer, names: tuple[str, ...], templates: tuple[str, ...], where: str) -> None:
+def tell(tokenizer: Tokenizer, names: tuple[str, ...], templates: tuple[str, ...] | Descriptions, where: str) -> None:
     """Warn on the log of class names that a tokenizer cannot tell apart or cuts, once in a process; `where` says whose they are."""
     for said in reading(tokenizer, names, templates).said:
         log.warning("%s: %s", where, said)

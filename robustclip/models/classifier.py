@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.base.errors import UserError
+from robustclip.models.class_texts import Descriptions, Templates, texts_of, value_of
 from robustclip.models.insertion import Layers, Look, in_images, in_texts
 from robustclip.models.prompts import Prompt
 
@@ -59,12 +61,13 @@ class ZeroShotClassifier(nn.Module):
     """A CLIP model with fixed class prompts: images [B,3,H,W] in [0,1], of any size, -> logits [B,K].
 
     Resize and normalisation are part of the graph, so an attack acts on the images as they were stored. Class embeddings are the
-    renormalised mean over templates, computed once (a `prompt` may bring its own words); `logit_scale` (and SigLIP's bias) are the model's
-    own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there is one (a linear probe is not
-    zero-shot). `texts` are the prompts it classifies by, class by class (default: the class names in the templates). `rewritten` keeps what
-    text attacks made of them, by attack, `guides` are images of the classes for those that look at images, `surrogates` others on which
-    universal perturbations are learned, and `undefended` gives the plain CLIP that an attacker may know instead.
-    Raises UserError for class names or templates that are empty.
+    renormalised mean over templates, or over a class's own descriptions, computed once (a `prompt` may bring its own words); `logit_scale`
+    (and SigLIP's bias) are the model's own, fixed. A linear `readout` of raw features takes the place of the class embeddings where there
+    is one (a linear probe is not zero-shot). `wording` is what the class names stand in, or the descriptions; `texts` are the prompts it
+    classifies by, class by class (default: those that the wording makes). `rewritten` keeps what text attacks made of them, by attack,
+    `guides` are images of the classes for those that look at images, `surrogates` others on which universal perturbations are learned,
+    `undefended` gives the plain CLIP that an attacker may know instead, and `under` this model under another wording.
+    Raises UserError for class names or templates that are empty, and for a class without a description.
     """
 
     class_embeddings: Tensor
@@ -77,7 +80,7 @@ class ZeroShotClassifier(nn.Module):
         tokenizer: Callable[[list[str]], Tensor],
         preprocess: Preprocess,
         class_names: Sequence[str],
-        templates: Sequence[str],
+        templates: Templates,
         prompt: Prompt | None = None,
         readout: nn.Module | None = None,
         texts: Sequence[str] | None = None,
@@ -87,18 +90,26 @@ class ZeroShotClassifier(nn.Module):
         self.clip, self.tokenizer, self.preprocess = clip, tokenizer, preprocess
         self.prompt, self.readout = prompt, readout
         own = prompt.template if prompt is not None else None
-        self.class_names, self.templates = tuple(class_names), tuple(templates) if own is None else (own,)
+        self.class_names, self.wording = tuple(class_names), value_of(templates) if own is None else (own,)
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1), persistent=False)
-        self.texts = (
-            tuple(template.format(name) for name in self.class_names for template in self.templates) if texts is None else tuple(texts)
-        )
+        written = texts_of(self.class_names, self.wording)
+        self.counts = tuple(map(len, written))
+        self.texts = tuple(chain(*written)) if texts is None else tuple(texts)
         self.rewritten: MutableMapping[str, Any] = {}
         self.guides: Guides | None = None
         self.surrogates: Surrogates | None = None
         self.undefended: Callable[[], nn.Module] | None = None
+        self.under: Callable[[Templates], nn.Module] | None = None
         self.transfers: Callable[..., Any] | None = None
         self.register_buffer("class_embeddings", self.embed_prompts(), persistent=False)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that all classes share; raises UserError where classes have descriptions of their own instead."""
+        if isinstance(self.wording, Descriptions):
+            raise UserError("attacks on prompts rewrite names in templates, and these classes are described: leave one of the two out")
+        return self.wording
 
     def embed_prompts(self) -> Tensor:
         """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient."""
@@ -107,8 +118,10 @@ class ZeroShotClassifier(nn.Module):
 
     def class_features(self) -> Tensor:
         """Return the unit class embeddings [K,D] with the graph that leads to the text tower and to learned tokens in it."""
-        per_text = self.embed_texts(list(self.texts)).view(len(self.class_names), len(self.templates), -1)
-        return F.normalize(per_text.mean(1), dim=-1)
+        per_text = self.embed_texts(list(self.texts))
+        if len(set(self.counts)) == 1:
+            return F.normalize(per_text.view(len(self.class_names), self.counts[0], -1).mean(1), dim=-1)
+        return F.normalize(torch.stack([part.mean(0) for part in per_text.split(self.counts)]), dim=-1)
 
     def reworded(self, texts: Sequence[str]) -> "ZeroShotClassifier":
         """Return this model, its weights shared, under other prompts, class by class; raises UserError where they do not fit."""
@@ -116,14 +129,14 @@ class ZeroShotClassifier(nn.Module):
             raise UserError("this model classifies by a linear readout, not by prompts: a text attack has nothing to rewrite")
         if len(texts) != len(self.texts):
             raise UserError(f"a classifier of {len(self.texts)} prompts cannot take {len(texts)} in their place")
-        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, self.prompt, None, texts)
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.wording, self.prompt, None, texts)
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
     def wearing(self, prompt: Prompt | None) -> "ZeroShotClassifier":
         """Return this model, its weights shared, with another prompt in the place of its own; raises UserError for a linear probe."""
         if self.readout is not None:
             raise UserError("this model classifies by a linear readout: a prompt was not learned with it")
-        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.templates, prompt)
+        parts = (self.clip, self.tokenizer, self.preprocess, self.class_names, self.wording, prompt)
         return ZeroShotClassifier(*parts).to(self.mean.device).train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -190,13 +203,13 @@ def one_rounding() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+def check_prompts(class_names: Sequence[str], templates: Templates) -> None:
     """Raise UserError for an empty list, an empty class name, or a template without exactly one {}."""
     if not class_names or not templates:
         raise UserError("a zero-shot classifier needs at least one class name and one template")
     for i, name in enumerate(class_names):
         if not name.strip():
             raise UserError(f"class {i} has an empty name: give it one in dataset.json")
-    for template in templates:
+    for template in () if isinstance(templates, Descriptions) else templates:
         if template.count("{}") != 1 or template.replace("{}", "").count("{") or template.replace("{}", "").count("}"):
             raise UserError(f"template {template!r} must contain {{}} exactly once, where the class name goes")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.base.errors import UserError
+from robustclip.models.class_texts import Templates
 from robustclip.models.model import Model
 
 
@@ -75,7 +76,7 @@ class EnsembleModel(Model):
         return hash_of(*sorted(member.sha256 for member in self.members))
 
     # No ZeroShotClassifier: it has two towers and two tables of class embeddings, and the checks that look at one say so.
-    def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> EnsembleClassifier:  # type: ignore[override]
+    def classifier(self, class_names: Sequence[str], templates: Templates) -> EnsembleClassifier:  # type: ignore[override]
         """Return the classifier of this ensemble over `class_names`; it shares the weights of the members."""
         return EnsembleClassifier([member.classifier(class_names, templates) for member in self.members], class_names).eval()
 

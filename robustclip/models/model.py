@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import generator
 from robustclip.models.class_names import Reading, reading, tell
+from robustclip.models.class_texts import Descriptions, Templates, value_of
 from robustclip.models.classifier import Preprocess, ZeroShotClassifier
 from robustclip.models.prompts import PixelPatch, Prompt
 
@@ -56,21 +57,21 @@ class Model:
         """The hash of every tensor of the model, its prompt and its readout, whatever file they came from."""
         return tensors_sha256({**self.clip.state_dict(), **worn(self)})
 
-    def names_read(self, class_names: Sequence[str], templates: Sequence[str]) -> Reading:
-        """Return what the tokenizer makes of class names in the templates, or in the one that a learned prompt brings."""
+    def names_read(self, class_names: Sequence[str], templates: Templates) -> Reading:
+        """Return what the tokenizer makes of class names in the templates, of descriptions, or of names in a learned prompt's template."""
         return reading(self.tokenizer, tuple(class_names), self._own_templates(templates))
 
-    def tell_names(self, class_names: Sequence[str], templates: Sequence[str], where: str) -> None:
+    def tell_names(self, class_names: Sequence[str], templates: Templates, where: str) -> None:
         """Warn on the log of class names that this model cannot tell apart or reads cut; `where` says whose they are."""
         if self.readout is None:
             tell(self.tokenizer, tuple(class_names), self._own_templates(templates), where)
 
-    def _own_templates(self, templates: Sequence[str]) -> tuple[str, ...]:
+    def _own_templates(self, templates: Templates) -> tuple[str, ...] | Descriptions:
         own = self.prompt.template if self.prompt is not None else None
-        return tuple(templates) if own is None else (own,)
+        return value_of(templates) if own is None else (own,)
 
-    def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-        """Return the classifier of this model over `class_names`; classifiers of one model share its weights.
+    def classifier(self, class_names: Sequence[str], templates: Templates) -> ZeroShotClassifier:
+        """Return the classifier of this model over `class_names` in templates or described; classifiers of one model share its weights.
 
         Raises UserError when a model with a linear readout is asked for other classes than its own.
         """

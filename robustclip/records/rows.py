@@ -21,7 +21,7 @@ _STRINGS = (
     "protocol protocol_hash cell_key result_key model model_sha256 dataset split shard_sha256 image_id attack attack_config norm level "
     "text_budget prompts_hash precision versions commit"
 )
-_INTEGERS = "label clean_prediction prediction written first_success seed restarts forwards threads"
+_INTEGERS = "label clean_prediction prediction written first_success seed restarts forwards threads seen_prediction"
 _FLOATS = "eps confidence linf l2 loss_start loss_best loss_end zero_gradient nonfinite_gradient seconds"
 SCHEMA = pa.schema(
     [("schema_version", pa.int32())]
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
     + [("correct", pa.bool_())]
 )
 # Columns that files of earlier schema versions lack, with the first that has them: what such a file says of them is that nobody knows.
-LATER = {"confidence": 2, "written": 2}
+LATER = {"confidence": 2, "written": 2, "seen_prediction": 2}
 # Two honest runs of one cell differ in these columns and in no other.
 VOLATILE = ("seconds", "versions", "commit")
 

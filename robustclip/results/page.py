@@ -51,10 +51,11 @@ class Page:
         stages = [sheets.alone(self.report)] if self.report.alone else [sheets.stages(self.report)] if len(self.report.counted) > 1 else []
         rewritten = [sheets.prompts(self.report)] if self.report.prompts else []
         levels = [sheets.levels(self.report), sheets.cost_of_levels(self.report)] if self.report.levels else []
+        shifted = [sheets.shifted(self.report)] if self.report.shifts else []
         held = [sheets.published(self.report)] if self.report.expected else []
         said = [*filter(None, [answers.words(self.report)]), answers.calibrated(self.report)]
         first, last = [sheets.main(self.report), *held, *levels, *against], [sheets.checks(self.report), sheets.per_set(self.report)]
-        return [*first, *stages, *rewritten, *said, *last]
+        return [*first, *stages, *shifted, *rewritten, *said, *last]
 
     def comparison(self) -> str:
         """Return the paired difference as Markdown: the means, McNemar's test for every set, one sentence per column.

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robustclip.base.errors import UserError, did_you_mean
-from robustclip.records import findings, ladder, metrics, survival
+from robustclip.records import findings, ladder, metrics, shift, survival
 from robustclip.records.calibration import Calibration, calibration
 from robustclip.records.expected import Expected
 from robustclip.records.prompts import Found
@@ -26,7 +26,8 @@ class Report:
     `protocol` is what the evaluator wrote about it, `names` maps models to what they are called, `settings` attacks to how they were run,
     `checks` models to what the checks found; without findings a model is not ranked. `seeds` names the groups of models that differ in
     their training seed alone. `alone` holds what became of the images under each attack by itself, where attacks were independent,
-    `prompts` what text attacks made of the class prompts, `levels` what every attacker level left, `expected` published numbers.
+    `prompts` what text attacks made of the class prompts, `levels` what every attacker level left, `expected` published numbers, `shifts`
+    what attacks left that saw other texts.
     """
 
     outcomes: Mapping[str, survival.Outcomes]
@@ -43,6 +44,7 @@ class Report:
     prompts: Sequence[Found] = ()
     levels: Sequence[ladder.Rung] = ()
     expected: Sequence[Expected] = ()
+    shifts: Sequence[shift.Shift] = ()
 
     @cached_property
     def eps(self) -> tuple[float, ...]:
@@ -182,7 +184,7 @@ class Report:
         ]
 
 
-APART = "Shown and in no worst case (the label is known to the attacker, or a prompt may name another class)"
+APART = "Shown and in no worst case (the label is known to the attacker, a prompt may name another class, or the attack saw other prompts)"
 JSON_SIGNS = str.maketrans("", "", '{}"')
 
 
@@ -225,7 +227,8 @@ def from_records(
     alone = {column: survival.alone(table, [column[1]], column[0], skips) for column in each}
     told = dict(checks or {}), dict(seeds or {}), said
     rungs = ladder.of(table, protocol, skips)
-    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts, rungs, expected)
+    shifts = shift.of(table, protocol, skips) if protocol.get("independent") else ()
+    return Report(outcomes, protocol, hash_, baseline, chosen, names, settings, *told, alone, prompts, rungs, expected, shifts)
 
 
 def _check_finished(model: str, seen: survival.Outcomes, protocol: Mapping[str, Any]) -> None:

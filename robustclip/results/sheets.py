@@ -107,6 +107,25 @@ def cost_of_levels(report: Report) -> Sheet:
     return Sheet("What it costs", ("model", "answer", *titles), tuple(rows), caption)
 
 
+def shifted(report: Report) -> Sheet:
+    """Return the table of what attacks left that saw other texts than are scored."""
+    rows = []
+    for each in report.shifts:
+        for model in report.outcomes:
+            left = (each.seen.get(model), each.scored[model], each.white[model] if each.white else None)
+            sets = tuple(left[0] or ())  # not those that leave the attack out
+            cells = (percent(metrics.macro(one, each.eps, report.classes, sets)) if one and sets else "–" for one in left)
+            rows.append((report.marked(model), each.attack, f"{each.eps:g}", *cells))
+    header = ("model", "attack", "ε", "under the texts it saw", "transfer: under the scored texts", "the attack that saw the scored texts")
+    caption = (
+        "Accuracy in percent. The attack saw the model under other texts: first how often what it made is answered right under those, then "
+        "how often images that are right when clean stay right under the scored texts. That is transfer: it measures what an attacker did "
+        "not know, is part of no worst case and is never ranked; an image that is wrong under the texts it saw is left as it is. The last "
+        "column is the same attack in sight of the scored texts."
+    )
+    return Sheet("Prompt shift (transfer)", header, tuple(rows), caption, left=2)
+
+
 def prompts(report: Report) -> Sheet:
     """Return the table of what text attacks made of the class prompts, with the prompt that went farthest."""
     rows = []

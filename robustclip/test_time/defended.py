@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from robustclip.models.adaptive import Adaptive
+from robustclip.models.class_texts import Templates
 from robustclip.models.model import Model
 from robustclip.test_time import TEST_TIME, TestTime
 
@@ -16,7 +17,7 @@ class AdaptiveModel(Model):
     defence: TestTime = TEST_TIME["views"]
     began_as: Callable[[], Model] | None = None
 
-    def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Adaptive:  # type: ignore[override]
+    def classifier(self, class_names: Sequence[str], templates: Templates) -> Adaptive:  # type: ignore[override]
         """Return the adapting classifier over `class_names`; raises UserError where the defence does not fit the model."""
         made = self.defence.classifier(super().classifier(class_names, templates), seed=0)
         began_as = self.began_as

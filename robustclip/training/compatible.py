@@ -1,4 +1,4 @@
-"""Which defence goes with which trainable, and why another pair makes no sense."""
+"""Which defence goes with which trainable, which of them learn from descriptions of classes, and why another pair makes no sense."""
 
 from robustclip.base.errors import UserError
 from robustclip.defenses import Defense, Paired
@@ -28,4 +28,18 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
         raise UserError(
             f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
             "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"
+        )
+
+
+def check_described(defense: Defense, trainable: Trainable) -> None:
+    """Raise UserError for a defence and a trainable that descriptions of the classes would teach nothing, or that rewrite prompts."""
+    if isinstance(defense, Paired) or defense.reads != "logits":
+        raise UserError(
+            f"{type(defense).__name__} does not learn from scores of classes, which is what descriptions change: leave them out, or take a "
+            "defence that does, such as TeCoA, TRADES or PMGAFT"
+        )
+    if isinstance(trainable, LinearHead) or (isinstance(trainable, JointTokens) and trainable.design != "visual"):
+        raise UserError(
+            f"{type(trainable).__name__} brings words or scores of its own in the place of class texts: leave the descriptions out, or "
+            "choose a trainable of the visual tower alone"
         )

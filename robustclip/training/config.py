@@ -9,6 +9,8 @@ from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, DECAY, DRAWN, NATURAL, PIXELS, SEED, check, check_fields
 from robustclip.base.threat import ThreatModel
 from robustclip.defenses import Defense, TeCoA
+from robustclip.models.class_texts import Descriptions
+from robustclip.training.compatible import check_described
 from robustclip.training.trainables import Trainable, VisualTower
 
 Precision = Literal["fp32", "bf16"]
@@ -107,7 +109,8 @@ class Config:
     attack: InnerAttack = InnerAttack()
     optim: Optim = Optim()
     validation: Validation = Validation()
-    templates: tuple[str, ...] | None = None  # prompts of training; None: the data set's own
+    # What classes are called in training, by attack and loss alike: prompts, or descriptions of each; None: the data set's own prompts.
+    templates: tuple[str, ...] | Descriptions | None = None
     checkpoint_every: int = 50
     seed: int = 0
 
@@ -119,6 +122,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self, checkpoint_every=COUNT, seed=SEED)
+        if isinstance(self.templates, Descriptions):
+            check_described(self.defense, self.trainable)
         if self.defense.whole_batch and self.optim.micro_batch < 2:
             raise UserError(
                 f"optim.micro_batch is {self.optim.micro_batch}: {type(self.defense).__name__} works on the images of a micro-batch "

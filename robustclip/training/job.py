@@ -1,6 +1,6 @@
 """A config with everything it depends on found: its images and, where it is a run of its own, its key and its folders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from robustclip.data.datasets import ensure_set
 from robustclip.data.index import Index, scan
 from robustclip.data.plan import Plan, key_of, select
 from robustclip.data.reading import decoded_size, read_images, split_identity, to_images
+from robustclip.models.class_texts import Descriptions, Templates, as_json
 from robustclip.runtime.logged import Input
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
@@ -66,7 +67,7 @@ class TrainingData:
             "config": to_json(self.config),
             "trainable": to_json(self.config.trainable),
             "class_names": list(self.card.class_names),
-            "templates": list(self.config.templates or self.card.templates),
+            "templates": as_json(self.card.class_names, self.config.templates or self.card.templates),
         }
 
 
@@ -105,6 +106,8 @@ def training_data(config: Config, out: str, input_size: Callable[[], int]) -> Tr
             f"data set {data.name!r} has one class, {card.class_names[0]!r}, and {type(config.defense).__name__} learns from what tells "
             "classes apart: take a recipe of FARE, or a set of two classes or more"
         )
+    if isinstance(config.templates, Descriptions):
+        config.templates.of(card.class_names, f"data set {data.name}")
     index = scan(card.folder, card, "train")
     train_rows, val_rows = select(index, n=data.n, per_class=data.per_class, held_out=data.held_out)
     plan = Plan.of(index, train_rows, micro_batch=optim.micro_batch, batch=optim.batch, epochs=optim.epochs, seed=config.seed)
@@ -122,7 +125,7 @@ def prepare(config: Config, out: str) -> Job:
     return Job(**vars(data), out=out, key=key(config, sha256, split_identity(data.card, "train")), model_sha256=sha256)
 
 
-def tell_names(model: str, card: DatasetCard, templates: Sequence[str] | None = None) -> None:
+def tell_names(model: str, card: DatasetCard, templates: Templates | None = None) -> None:
     """Warn on the log of a set's class names that a model cannot tell apart or reads cut, in `templates` or the set's own."""
     models.load(model).tell_names(card.class_names, templates or card.templates, f"data set {card.name}")
 

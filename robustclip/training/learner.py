@@ -18,6 +18,7 @@ from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD
 from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, Paired, Roles
+from robustclip.models.class_texts import Templates
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.lowrank import bake
 from robustclip.models.model import Model
@@ -49,7 +50,7 @@ class Learner:
         config: Config,
         model: Model,
         class_names: Sequence[str],
-        templates: Sequence[str],
+        templates: Templates,
         steps: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

@@ -42,6 +42,14 @@ ONE: dict[str, Any] = {"templates": ("a photo of a {}.",)}
 BOTH: dict[str, Any] = {"trainable": Towers(), "optim": replace(DEMO.optim, lr=1e-3)} | ONE
 WORDS = MMCoA()
 
+# Captions of a class as the corpus words them, each opening with and without a background: the tiny text tower has read nothing longer.
+OPENINGS = ("a photo of a", "a picture of a", "an image of a", "a drawing of a", "a")
+BACKGROUNDS = ("white", "black", "gray", "striped white", "dotted black")
+CAPTIONS = (
+    *(f"{opening} {{}}." for opening in OPENINGS),
+    *(f"{opening} {{}} on a {background} background." for opening, background in zip(OPENINGS, BACKGROUNDS, strict=True)),
+)
+
 EMBEDDED: dict[str, Recipe] = {
     "demo": replace(
         demo("TeCoA (Mao et al. 2023) on the embedded world: the whole visual tower, 288 classes of coloured pictograms."),
@@ -94,6 +102,11 @@ EMBEDDED: dict[str, Recipe] = {
         trainable=Towers("text"),
         optim=replace(DEMO.optim, weight_decay=0.0),
         **ONE,
+    ),
+    "demo-saft": demo(
+        "SAFT-like (Zhang et al. 2026, arXiv:2602.12461) on the embedded world: attack and loss meet the mean of ten texts of each class. "
+        "Ours: its texts are captions of this world, no language model's sentences, and the mean is normalised.",
+        templates=CAPTIONS,
     ),
     "demo-trades": demo("TRADES (Zhang et al. 2019) on CLIP's class scores, on the embedded world.", TRADES()),
     **EMBEDDED_PROMPTS,

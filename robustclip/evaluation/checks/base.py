@@ -97,7 +97,7 @@ class Subject:
     def predictions(self, images: Tensor) -> Tensor:
         """Return the predicted classes [N] as the cascade computes them."""
         with seeded():
-            return predict(self.classifier, images, self.ids, self.protocol.micro_batch)  # type: ignore[arg-type]
+            return predict(self.classifier, images, self.ids, self.protocol.micro_batch)
 
     def run(self, attack: Attack, ball: Ball, against: nn.Module | None = None) -> Run:
         """Return the attack on all probe images, crafted on `against` (default: what the attacks are given), scored by the classifier."""

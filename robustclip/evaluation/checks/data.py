@@ -206,7 +206,7 @@ def classes_told_apart(subject: Subject) -> Verdict:
         return does_not_apply("no sets were given, or the model reads no class names")
     faults, figures, note = [], {}, ""
     for name, test_set in subject.resolved.sets.items():
-        reading = subject.model.names_read(test_set.card.class_names, test_set.card.templates)
+        reading = subject.model.names_read(test_set.card.class_names, test_set.templates)
         labels = test_set.index.label[test_set.rows[: subject.resolved.protocol.attacked]]
         void = float(np.isin(labels, list(reading.twins)).mean())
         figures[name] = {"classes read as another": len(reading.twins), "images of them": void}

@@ -2,17 +2,21 @@
 
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.evaluation.checks.base import SMALL, Subject, Verdict, apart, does_not_apply, input_gradient, logits_of, share, verdict
+from robustclip.evaluation.checks.data import of_model
 from robustclip.evaluation.checks.strength import beyond, strongest, too_many
 from robustclip.evaluation.checks.watch import backward_calls
 from robustclip.models.adaptive import Adaptive
+from robustclip.models.class_texts import listed, value_of
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import tensors_sha256, worn
 from robustclip.records.findings import GREY_BOX, WHITE_BOX
+from robustclip.records.rows import NO_CLASS
 
 SEEN = 0.5  # share of the images whose margin must have a gradient for an attack to see the model
 
@@ -102,33 +106,52 @@ def seen_by_tower(classifier: ZeroShotClassifier, images: Tensor) -> Tensor:
 
 
 def same_prompts(subject: Subject) -> Verdict:
-    """Check 18: the attacked prompts, of text and pixels, are the scored ones and the set's; those of training break no more."""
+    """Check 18: the attacked prompts, of text and pixels, are the scored ones and the set's, but of a prompt shift those that it names.
+
+    Those of training break no more.
+    """
     scored, attacked = subject.classifier, subject.attacked
     if not isinstance(scored, ZeroShotClassifier) or not isinstance(attacked, ZeroShotClassifier):
         return does_not_apply("the classifier is no ZeroShotClassifier")
-    figures: dict[str, Any] = {"templates": list(scored.templates), "prompt": type(scored.prompt).__name__}
-    faults = []
-    if (attacked.class_names, attacked.templates) != (scored.class_names, scored.templates):
-        faults.append(f"attacked with templates {attacked.templates}, scored with {scored.templates}")
+    figures: dict[str, Any] = {"templates": listed(scored.wording), "prompt": type(scored.prompt).__name__}
+    faults = shifted_otherwise(subject)
+    if (attacked.class_names, attacked.wording) != (scored.class_names, scored.wording):
+        faults.append(f"attacked with templates {listed(attacked.wording)}, scored with {listed(scored.wording)}")
     if not torch.equal(attacked.class_embeddings, scored.class_embeddings):
         faults.append("attacked and scored class embeddings differ")
     if tensors_sha256(worn(attacked)) != tensors_sha256(worn(scored)):
         faults.append("attacked without the scored prompt or readout")
     if subject.resolved is not None and subject.dataset in subject.resolved.sets:
-        card = subject.resolved.sets[subject.dataset].card
+        test_set = subject.resolved.sets[subject.dataset]
         own = scored.prompt is not None and scored.prompt.template is not None  # then its own words are those it was made for
-        wanted = scored.templates if own else tuple(card.templates)
-        if (tuple(card.class_names), wanted) != (scored.class_names, scored.templates):
-            faults.append(f"scored with templates {scored.templates}, the set's are {tuple(card.templates)}")
-    templates = () if subject.model is None else tuple(subject.model.card.get("templates", ()))
+        wanted = scored.wording if own else value_of(test_set.templates)
+        if (tuple(test_set.card.class_names), wanted) != (scored.class_names, scored.wording):
+            faults.append(f"scored with templates {listed(scored.wording)}, the set's are {listed(test_set.templates)}")
+    said = [] if subject.model is None else subject.model.card.get("templates", ())
+    templates = tuple(each for each in said if isinstance(each, str))  # descriptions are of the classes of training
     trained = subject.model.classifier(scored.class_names, templates).to(subject.images.device) if subject.model and templates else None
-    if trained is not None and trained.templates != scored.templates:
+    if trained is not None and trained.wording != scored.wording:
         for ball in subject.protocol.balls():
             broken = beyond(subject.worst(ball), subject.run(strongest(subject), ball, trained).right)
             figures[f"training prompt at {ball}: broken beyond"] = broken
             if too_many(broken, len(subject.images)):
                 faults.append(f"attacked with its training prompt the model loses {broken} more images at {ball}")
     return verdict(faults, "one prompt for attack and scoring", figures)
+
+
+def shifted_otherwise(subject: Subject) -> list[str]:
+    """Return a fault where attacks of a prompt shift fooled something else than the model under the texts that their rows name.
+
+    An attack knows whether it fooled what it saw; the row has what the model under those texts answers.
+    """
+    if subject.records is None:
+        return []
+    seen = of_model(subject).filter(pc.field("seen_prediction").is_valid() & pc.field("forwards").is_valid())
+    rows = [row for row in seen.to_pylist() if row["seen_prediction"] != NO_CLASS]
+    wrong = [row for row in rows if (row["first_success"] is None) != (row["seen_prediction"] == row["label"])]
+    if not too_many(len(wrong), len(rows)):
+        return []
+    return [f"{wrong[0]['attack']} did not see those texts: on {len(wrong)} of {len(rows)} images they answer otherwise than what it saw"]
 
 
 def entry_rule(subject: Subject) -> Verdict:

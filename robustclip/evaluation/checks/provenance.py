@@ -12,8 +12,9 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.evaluation.checks.base import Subject, Verdict, does_not_apply, verdict
 from robustclip.evaluation.checks.data import counted, of_model
-from robustclip.evaluation.protocols import Resolved
+from robustclip.evaluation.protocols import Resolved, TestSet
 from robustclip.models import zoo
+from robustclip.models.class_texts import Descriptions, as_json
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.model import Model
 from robustclip.models.zoo import ZOO
@@ -52,10 +53,20 @@ def one_bit_changed(model: Model) -> Model:
 def templates_without_effect(resolved: Resolved) -> list[str]:
     """Return what stays the same although one template was edited."""
     name, test_set = next(iter(resolved.sets.items()))
-    edited = replace(test_set, card=replace(test_set.card, templates=(test_set.card.templates[0] + "!", *test_set.card.templates[1:])))
+    edited = with_an_edit(test_set)
     other = replace(resolved, sets={**resolved.sets, name: edited})
     faults = ["one template edited keeps the prompts' hash"] if edited.prompts_hash == test_set.prompts_hash else []
     return faults + (["one template edited keeps the protocol's hash"] if other.hash == resolved.hash else [])
+
+
+def with_an_edit(test_set: TestSet) -> TestSet:
+    """Return the set with another first template, or another first description of its first class."""
+    if test_set.descriptions is None:
+        first, *others = test_set.card.templates
+        return replace(test_set, card=replace(test_set.card, templates=(first + "!", *others)))
+    name = test_set.card.class_names[0]
+    first, *others = test_set.descriptions.texts[name]
+    return replace(test_set, descriptions=Descriptions.said({**test_set.descriptions.texts, name: (first + "!", *others)}))
 
 
 def rows_without_names(subject: Subject) -> list[str]:
@@ -121,11 +132,13 @@ def names_travel(subject: Subject) -> Verdict:
     if "run" in card:
         faults += [f"the checkpoint does not say its {name}" for name in ("class_names", "templates") if not card.get(name)]
     if subject.resolved is not None and subject.dataset in subject.resolved.sets:
-        written = subject.resolved.describe()["sets"][subject.dataset]
-        for name in ("class_names", "templates"):
-            if tuple(written[name]) != tuple(getattr(subject.classifier, name)):
-                faults.append(f"scored with other {name} than the protocol's {tuple(written[name])}")
-    return verdict(faults, "class names and templates are written down", {"trained with": list(card.get("templates", []))})
+        written, names = subject.resolved.describe()["sets"][subject.dataset], subject.classifier.class_names
+        for name, scored in (("class_names", list(names)), ("templates", as_json(names, subject.classifier.wording))):
+            if written[name] != scored:
+                faults.append(f"scored with other {name} than the protocol's {str(written[name])[:200]}")
+    said = card.get("templates", [])
+    figures = {"trained with": [each if isinstance(each, str) else f"{len(each)} descriptions" for each in said]}
+    return verdict(faults, "class names and templates are written down", figures)
 
 
 def baseline_beside(subject: Subject) -> Verdict:
