@@ -192,9 +192,10 @@ def test_holm_looks_at_all_sets() -> None:
     assert x.p_holm == pytest.approx(3 * x.p)
 
 
-@pytest.mark.parametrize("p", [[], [0.2], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 1.0], [0.01, 0.01, 0.9, 1e-12, 0.3]], ids=str)
+@pytest.mark.parametrize("p", [[0.2], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 1.0], [0.01, 0.01, 0.9, 1e-12, 0.3]], ids=str)
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
     assert metrics.holm(p) == multipletests(p, method="holm")[1].tolist()
+    assert metrics.holm([]) == []
 
 
 @pytest.mark.parametrize(

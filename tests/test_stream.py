@@ -1,5 +1,6 @@
 """The stream of a job: every rank gets its units of every step in order, whatever the number of workers and where it starts."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from robustclip.runtime import cluster
 from robustclip.training import stream as streaming
 from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_its_executor_pauses(ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pause it looks at its tasks again and again while a block waits to be taken: a training had half of its CPU."""
+    pauses, sleep = [], time.sleep
+    monkeypatch.setattr(streaming, "PAUSE", 0.0123)
+    monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), sleep(seconds)))
+    config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
+    assert streaming.stream(prepare(config, str(tmp_path)), cluster.Share(1, 0.5, 0.0)).count() > 0
+    assert pauses.count(0.0123) > 1
 
 
 @pytest.mark.slow

@@ -110,10 +110,15 @@ class Universal:
 
 
 def of_perturbations(objective: Objective, images: Tensor, clip: float) -> Objective:
-    """Return the objective at images [B,3,H,W] plus perturbations of that shape, kept in [0,1], each loss counted up to `clip`."""
+    """Return the objective at images [B,3,H,W] plus perturbations of that shape, kept in [0,1], each loss counted up to `clip`.
+
+    A pixel at 0 or 1 has its derivative, one beyond has none: releases of torch differ in what clamp says of the ends of its range.
+    """
 
     def of(perturbations: Tensor) -> Scored:
-        return Scored(objective((images + perturbations).clamp(0, 1)).loss.clamp(max=clip))
+        moved = images + perturbations
+        inside = (moved >= 0) & (moved <= 1)
+        return Scored(objective(torch.where(inside, moved, moved.detach().clamp(0, 1))).loss.clamp(max=clip))
 
     return of
 
