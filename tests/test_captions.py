@@ -77,9 +77,9 @@ def test_what_is_said_of_an_image_makes_it_a_group_of_its_own(out: str, tmp_path
         ),
         ({"cat": ["a cat"]}, None, r"pets: all images are of one group, 'cat'"),
         (CLASSES, 9, r"says something of 8 test images of pets; 9 were asked for"),
-        ({"cat": "a cat"}, None, r"what stands at 'cat' is no list of texts"),
-        ({"cat": [" "]}, None, r"what stands at 'cat' is no list of texts"),
-        (["a cat"], None, r"holds no captions: it must be JSON \{class or image: \[texts\]\}"),
+        ({"cat": "a cat"}, None, r"what it says of 'cat' is no list of texts"),
+        ({"cat": [" "]}, None, r"what it says of 'cat' is no list of texts"),
+        (["a cat"], None, r"holds no captions: write JSON \{class or image: \[texts\]\}"),
         ({}, None, r"holds no captions"),
     ],
 )

@@ -5,12 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.texts import read_texts
 from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import DatasetCard
@@ -148,15 +148,4 @@ def _pairs(
 
 def read_captions(file: str) -> dict[str, list[str]]:
     """Return what a JSON file says of classes or images, {key: [texts]}; raises UserError for one that is no such thing."""
-    try:
-        found: Any = json.loads(storage.read_bytes(storage.resolve(file)))
-    except OSError as error:
-        raise UserError(f"the captions {file} cannot be read: {' '.join(str(error).split())}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{file} holds no captions: it must be JSON {{class or image: [texts]}}")
-    for key, texts in found.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{file}: what stands at {key!r} is no list of texts: it must be JSON {{class or image: [texts]}}")
-    return found
+    return read_texts(file, "captions", "class or image")

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.texts import read_texts
 
 SHOWN = 5  # names or pairs that a sentence names; it counts the others
 
@@ -32,18 +33,7 @@ class Descriptions:
     @classmethod
     def read(cls, path: str) -> "Descriptions":
         """Return the descriptions of a file; raises UserError for one that cannot be read or says something else."""
-        try:
-            content = json.loads(storage.read_bytes(storage.resolve(path)))
-        except OSError as error:
-            raise UserError(f"the descriptions {path} cannot be read: {' '.join(str(error).split())}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} holds no descriptions, it is no JSON: {error}") from error
-        if not isinstance(content, dict) or not content:
-            raise UserError(f"{path} holds no descriptions: write JSON {{class name: [texts]}}")
-        for name, texts in content.items():
-            if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UserError(f"{path}: what it says of {name!r} is no list of texts: write JSON {{class name: [texts]}}")
-        return cls.said(content, storage.name_of(path))
+        return cls.said(read_texts(path, "descriptions", "class name"), storage.name_of(path))
 
     def of(self, class_names: Sequence[str], where: str = "") -> tuple[tuple[str, ...], ...]:
         """Return the texts of every class, in order; raises UserError that names those without any, and `where` they are asked for."""
