@@ -61,15 +61,22 @@ NAMES, TEMPLATES = tuple(COLOURS), ("a photo of a {}.", "a {} thing.")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that need Ray in one process where the tests are shared out: they share one Ray, and the first of them starts it.
+    """Keep all tests that need Ray in one process where the tests are shared out, and begin with those that may take longest.
 
-    Where four processes share two CPUs a sweep that takes a minute takes five.
+    Tests in one process share one Ray, and the first of them starts it. Where four processes share two CPUs a sweep that takes a minute
+    takes five. A long test that comes last runs alone, with a CPU idle beside it.
     """
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(1800))
+
+    def limit(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return mark.args[0] if mark else 0
+
+    items.sort(key=limit, reverse=True)
 
 
 @pytest.fixture(autouse=True)
