@@ -91,6 +91,11 @@ def in_bf16(classifier):
     return run
 
 
+def allow_tf32(x):  # as many training scripts do, for the whole process
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    return x
+
+
 def both(make):
     """Attack and score a wrapped classifier."""
 
@@ -263,6 +268,7 @@ FAULTS = [
     ("6", "logits times 1e4", back(lambda z: 1e4 * z)),
     ("6", "one gradient that is not a number", front(nan_for_one)),
     ("7", "a forward in bf16", both(lambda classifier: Do(in_bf16(classifier)))),
+    ("7", "a forward in TF32", front(allow_tf32)),
     ("10", "dropout left on", front(lambda x: nn.functional.dropout(x, 0.1, training=True))),
     ("10", "a layer of Gaussian noise", front(lambda x: x + 0.01 * torch.randn_like(x))),
     ("11", "the attacks get the undefended model", undefended),

@@ -29,7 +29,7 @@ def changed(path, value):
     """Return another valid value of a leaf."""
     others = {"optim.name": "sgd", "optim.betas": [0.9, 0.95], "threat.image.norm": "L2", "threat.text": None, "templates": ["a {}"]}
     others |= {"optim.precision": "bf16", "attack.precision": "bf16", "optim.schedule": "constant"}
-    others |= {"data.augment": "crop and flip", "optim.recompute": True}
+    others |= {"data.augment": "crop and flip", "optim.recompute": True, "optim.fused": True, "attack.compile": "default"}
     if path in others:
         return others[path]
     return {str: lambda: value + "x", int: lambda: value + 1, float: lambda: value + 0.5, type(None): lambda: 3}[type(value)]()

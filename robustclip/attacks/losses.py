@@ -22,12 +22,15 @@ def fools(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
 
 
-def cross_entropy(classifier: nn.Module, labels: Tensor) -> Objective:
-    """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already."""
+def cross_entropy(classifier: nn.Module, labels: Tensor, verdict: bool = True) -> Objective:
+    """Return the objective of untargeted attacks: the cross-entropy of each image [B], and whether it is misclassified already.
+
+    Training attacks, which take all their steps whatever they have found, ask for no `verdict`.
+    """
 
     def objective(images: Tensor) -> Scored:
         logits = classifier(images)
-        return Scored(F.cross_entropy(wide(logits), labels, reduction="none"), fools(logits, labels))
+        return Scored(F.cross_entropy(wide(logits), labels, reduction="none"), fools(logits, labels) if verdict else None)
 
     return objective
 

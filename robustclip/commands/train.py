@@ -1,6 +1,7 @@
 """Fine-tune one recipe: Ray Train on shards streamed by Ray Data; the same command again goes on where it stopped.
 
 Example: robustclip train demo --threat.image.eps 2 --trainable TokenPrompt --trainable.tokens 8
+On a GPU: --attack.precision bf16 --optim.precision bf16 --attack.compile default --optim.fused true, and --optim.recompute true for memory
 """
 
 import argparse

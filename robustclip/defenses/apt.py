@@ -43,7 +43,7 @@ class APT(Defense):
     def objective(self, roles: Roles, batch: Batch) -> Objective:
         """Return CE(p(x + delta; t'), y); raises UserError for another prompt than the student's where it has no context."""
         if self.attack_prompt == "onfly":
-            return cross_entropy(roles.student, batch.labels)
+            return cross_entropy(roles.student, batch.labels, verdict=False)
         prompt = roles.student.prompt
         if not isinstance(prompt, JointPrompt) or "context" not in prompt.state():
             raise UserError(
@@ -55,7 +55,7 @@ class APT(Defense):
         if self.attack_prompt == "perturbed":
             return self._climbing(met, moved, batch)
         met.class_embeddings = roles.teacher.class_embeddings
-        return cross_entropy(met, batch.labels)
+        return cross_entropy(met, batch.labels, verdict=False)
 
     def loss(self, roles: Roles, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
         """Return CE(p(x + delta*; c), y)."""
@@ -67,7 +67,7 @@ class APT(Defense):
 
         def objective(images: Tensor) -> Scored:
             met.class_embeddings = met.class_features()
-            scored = cross_entropy(met, batch.labels)(images)
+            scored = cross_entropy(met, batch.labels, verdict=False)(images)
             (g,) = torch.autograd.grad(scored.loss.mean(), moved.context, retain_graph=True)
             moved.context = nn.Parameter(moved.context.detach() + self.context_lr * g)
             return scored

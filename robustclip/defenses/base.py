@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective
+from robustclip.base.precision import reduced
 from robustclip.models.classifier import ZeroShotClassifier
 
 
@@ -28,7 +29,7 @@ class Batch:
 
     def once(self, model: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Return what `make` gets from a model that does not learn, without gradient and once per precision, for objective and loss."""
-        key = model, name, torch.is_autocast_enabled(self.images.device.type)
+        key = model, name, torch.is_autocast_enabled(self.images.device.type), reduced()
         if key not in self._made:
             with torch.no_grad():
                 self._made[key] = make()

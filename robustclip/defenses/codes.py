@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.base import Example, Objective, Scored
-from robustclip.attacks.losses import fools
 from robustclip.base.dtypes import wide
 from robustclip.base.seeds import generator
 from robustclip.defenses.base import Batch, Defense, Roles
@@ -61,6 +60,6 @@ def score_by_head(roles: Roles, labels: Tensor) -> Objective:
 
     def objective(images: Tensor) -> Scored:
         scores = head(roles.student.features(images))
-        return Scored(F.cross_entropy(wide(scores), labels, reduction="none"), fools(scores, labels))
+        return Scored(F.cross_entropy(wide(scores), labels, reduction="none"))
 
     return objective

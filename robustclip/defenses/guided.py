@@ -30,7 +30,7 @@ class PMGAFT(Defense):
 
     def objective(self, roles: Roles, batch: Batch) -> Objective:
         """Return CE(p(x + delta), y)."""
-        return cross_entropy(roles.student, batch.labels)
+        return cross_entropy(roles.student, batch.labels, verdict=False)
 
     def loss(self, roles: Roles, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
         """Return the three terms."""

@@ -25,7 +25,7 @@ class HalfTeCoA(Defense):
     def objective(self, roles: Roles, batch: Batch) -> Objective:
         """Return CE(p(x + delta), y) for the second half and 0 for the first, which the attack leaves where it starts."""
         half = len(batch.labels) // 2
-        attacked = cross_entropy(roles.student, batch.labels[half:])
+        attacked = cross_entropy(roles.student, batch.labels[half:], verdict=False)
 
         def objective(images: Tensor) -> Scored:
             loss = attacked(images[half:]).loss

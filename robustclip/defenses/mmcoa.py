@@ -100,7 +100,7 @@ class MMCoA(Paired):
 
     def objective(self, roles: Roles, batch: Batch) -> Objective | None:
         """Return CE(x + delta, y) over the clean class prompts; nothing where attacked images do not train."""
-        return cross_entropy(roles.student, batch.labels) if self.lambda_img else None
+        return cross_entropy(roles.student, batch.labels, verdict=False) if self.lambda_img else None
 
     def pair_loss(self, pairs: Pairs) -> dict[str, Tensor]:
         """Return the two weighted terms."""

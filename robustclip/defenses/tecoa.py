@@ -21,7 +21,7 @@ class TeCoA(Defense):
 
     def objective(self, roles: Roles, batch: Batch) -> Objective:
         """Return L(x + delta, y): the attack raises what the optimiser lowers (Eq. 4)."""
-        return cross_entropy(roles.student, batch.labels)
+        return cross_entropy(roles.student, batch.labels, verdict=False)
 
     def loss(self, roles: Roles, batch: Batch, adversarial: Example) -> dict[str, Tensor]:
         """Return L(x + delta*, y) (Eq. 5)."""

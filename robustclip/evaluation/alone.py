@@ -11,6 +11,7 @@ from robustclip import names as models
 from robustclip.attacks import Attack
 from robustclip.attacks.classes import reductions
 from robustclip.base.commit import git_commit
+from robustclip.base.precision import full_precision
 from robustclip.base.threads import one_thread
 from robustclip.base.values import key
 from robustclip.evaluation.cascade import run_cascade
@@ -82,6 +83,6 @@ def evaluate_images(
         "precision": PRECISION,
         "versions": library_versions(),
     }
-    with one_thread():
+    with one_thread(), full_precision():
         rows = run_cascade(classifier, images, labels, ids, protocol)
     return records.table([shared | row for row in rows]), told

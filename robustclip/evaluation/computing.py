@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.precision import full_precision
 from robustclip.base.values import key
 from robustclip.data.reading import to_images
 from robustclip.data.typographic import base_of, written
@@ -34,6 +35,7 @@ def record(model: Model, cell: Cell, resolved: Resolved, out: str, threads: int,
     records.write(storage.join(out, "records"), cell.key, records.table([shared | row for row in rows]))
 
 
+@full_precision()
 def compute(model: Model, cell: Cell, resolved: Resolved, out: str | None = None) -> list[dict[str, Any]]:
     """Return the attack rows of a cell; what is made of prompts, and of images by grey-box attacks, is kept under `out` for other cells."""
     check_shards(resolved.sets[cell.dataset], cell)

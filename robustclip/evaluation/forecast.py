@@ -16,6 +16,7 @@ from robustclip.attacks.pgd import logits_of, meeting
 from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
 from robustclip.base.forecast import Forecast, amount, number, timed
+from robustclip.base.precision import full_precision
 from robustclip.base.threads import one_thread
 from robustclip.base.threat import Ball
 from robustclip.evaluation.computing import on_device
@@ -142,6 +143,7 @@ def facts_of(
 
 
 @one_thread()
+@full_precision()
 def measure(name: str, resolved: Resolved) -> tuple[float, float]:
     """Return the seconds of an image's forward pass, and of one with its gradient, on the first images of the protocol's first set."""
     dataset, test_set = next(iter(resolved.sets.items()))

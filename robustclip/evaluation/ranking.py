@@ -19,6 +19,7 @@ from robustclip.attacks.multimodal import Text, features_of
 from robustclip.attacks.retrieval import crowd_of, image_to_text, text_to_image
 from robustclip.base import storage
 from robustclip.base.errors import UserError
+from robustclip.base.precision import full_precision
 from robustclip.base.threat import Ball
 from robustclip.base.values import to_json
 from robustclip.data.reading import to_images
@@ -124,6 +125,7 @@ class Galleries:
         return Met(self.images, self.classifier.reworded(texts).class_embeddings, rewritten=texts)
 
 
+@full_precision()
 def compute(galleries: Galleries, cell: Ranking) -> list[dict[str, Any]]:
     """Return the rows of a unit of work, one per query."""
     started, pairs = time.perf_counter(), galleries.pairs

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.base.errors import UserError
+from robustclip.base.precision import full_precision
 from robustclip.models.class_texts import Descriptions, Templates, texts_of, value_of
 from robustclip.models.insertion import Layers, Look, in_images, in_texts
 from robustclip.models.prompts import Prompt
@@ -111,8 +112,9 @@ class ZeroShotClassifier(nn.Module):
             raise UserError("attacks on prompts rewrite names in templates, and these classes are described: leave one of the two out")
         return self.wording
 
+    @full_precision()
     def embed_prompts(self) -> Tensor:
-        """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient."""
+        """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient and in true fp32."""
         with torch.no_grad():
             return self.class_features()
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from robustclip.base.errors import UserError
+from robustclip.base.precision import Precision
 from robustclip.base.ranges import AMOUNT, COUNT, DECAY, DRAWN, NATURAL, PIXELS, SEED, check, check_fields
 from robustclip.base.threat import ThreatModel
 from robustclip.defenses import Defense, TeCoA
 from robustclip.models.class_texts import Descriptions
 from robustclip.training.compatible import check_described
 from robustclip.training.trainables import Trainable, VisualTower
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,16 @@ class Data:
 class InnerAttack:
     """PGD during training: `steps` of `alpha` times eps from a uniform start in the ball; its last iterate trains.
 
-    `precision` is that of its forwards, whatever the update's is: bf16 rounds away the gradients of confident images.
+    `precision` is that of its forwards and gradients, whatever the update's is: "fp32", "tf32" (an NVIDIA GPU's tensor cores), or "bf16",
+    which is autocast and rounds away the gradients of confident images. Class embeddings, validation and scoring are true fp32 with any.
+    `compile` runs the attacked tower as torch.compile makes it, by its mode "default" or "reduce-overhead" (CUDA graphs, on a GPU alone):
+    faster once it is compiled, equal but for rounding, and so part of a run's key.
     """
 
     steps: int = 2
     alpha: float = 1.0
     precision: Precision = "fp32"
+    compile: Literal["off", "default", "reduce-overhead"] = field(default="off", metadata={"later": True})
 
     def __post_init__(self) -> None:
         check_fields(self, "attack.", steps=NATURAL, alpha=AMOUNT)
@@ -59,9 +62,10 @@ class Optim:
 
     The micro-batch, not the number of workers, fixes what is computed together: results do not depend on how many workers share a step.
     `ema` is the decay of a running average of the weights, which is then what is validated and saved; 0 is none. `precision` bf16 runs the
-    update's forwards under autocast, its weights stay fp32. "adam" adds its weight decay to the gradient, "adamw" to the step; `eps`
-    is what both add to the root of the second moment. With `recompute` blocks are computed again in the backward pass, which takes more
-    time, less memory, and changes nothing.
+    update's forwards under autocast, tf32 both its passes on tensor cores; weights and sums stay fp32. "adam" adds its weight decay to the
+    gradient, "adamw" to the step; `eps` is what both add to the root of the second moment. With `recompute` blocks are computed again in
+    the backward pass, which takes more time, less memory, and changes nothing. A `fused` step is one kernel for all weights: less time and
+    memory on a GPU, and other last bits.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -78,6 +82,7 @@ class Optim:
     precision: Precision = "fp32"
     schedule: Literal["cosine", "constant"] = "cosine"
     recompute: bool = field(default=False, metadata={"later": True})
+    fused: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.", lr=AMOUNT, weight_decay=AMOUNT, momentum=AMOUNT, eps=AMOUNT, ema=DECAY)

@@ -1,6 +1,6 @@
 """The gradients of a step, added up over all workers, and the guard against what is not finite in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from robustclip.base.errors import UserError
 from robustclip.training.pairing import World
 
 SHOWN_IDS = 8  # of a batch that stopped a run
+BUCKET = 1 << 23  # numbers that are sent together: 32 MiB of fp32 are copied at a time, not all gradients of a tower
 
 
 class NotFinite(UserError):
@@ -35,13 +36,34 @@ def add_up(
 ) -> dict[str, float]:
     """Sum the parameters' gradients over all workers, in place, and the parts of the loss, which are returned by name.
 
-    Raises NotFinite, the gradients as they were, with the number of the step and the images of this worker in it (`ids`).
+    Raises NotFinite, with the number of the step and the images of this worker in it (`ids`), before anything steps.
     """
     names, gradients = sorted(parts), [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients] + [parts[name].to(gradients[0]).view(1) for name in names])
-    world.add(flat)
-    if not bool(torch.isfinite(flat).all()):
+    losses = torch.stack([parts[name].to(gradients[0]).view(()) for name in names])
+    finite = torch.stack([add_bucket(bucket, world) for bucket in buckets([*gradients, losses])])
+    if not bool(finite.all()):  # the only number that a step waits for, with the losses
         raise NotFinite(step + 1, list(ids))
-    for g, summed in zip(gradients, flat.split([g.numel() for g in gradients] + [len(names)])[:-1], strict=True):
-        g.copy_(summed.view_as(g))
-    return dict(zip(names, flat[len(flat) - len(names) :].tolist(), strict=True))
+    return dict(zip(names, losses.tolist(), strict=True))
+
+
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors in their order, together up to BUCKET numbers; one that is larger comes alone."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    yield bucket
+
+
+def add_bucket(bucket: Sequence[Tensor], world: World) -> Tensor:
+    """Sum the tensors of a bucket over all workers, in place, and return whether all of them are finite."""
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        world.add(bucket[0])
+        return torch.isfinite(bucket[0]).all()
+    flat = torch.cat([tensor.flatten() for tensor in bucket])
+    world.add(flat)
+    for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+    return torch.isfinite(flat).all()

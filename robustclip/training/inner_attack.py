@@ -6,10 +6,10 @@ from torch import Tensor
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import frozen, pgd, random_start
+from robustclip.base.precision import computing
 from robustclip.base.threat import Ball
 from robustclip.defenses import Batch, Roles
 from robustclip.training.config import Config
-from robustclip.training.precision import autocast
 
 
 def attacked(config: Config, roles: Roles, batch: Batch, step: int, seen: Callable[[Tensor], None] = lambda images: None) -> Example:
@@ -18,7 +18,7 @@ def attacked(config: Config, roles: Roles, batch: Batch, step: int, seen: Callab
     Parameters get no gradient of it.
     """
     ball, settings = config.threat.image or Ball(eps=0), config.attack
-    with frozen(roles.student), autocast(batch.images.device, settings.precision):
+    with frozen(roles.student), computing(settings.precision, batch.images.device):
         objective = config.defense.objective(roles, batch)
         if objective is None:
             return Example(batch.images)

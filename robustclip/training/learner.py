@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustclip.attacks.base import Example
 from robustclip.attacks.pgd import PGD
+from robustclip.base.precision import computing, tensor_cores
 from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, Paired, Roles
 from robustclip.models.class_texts import Templates
@@ -25,12 +26,13 @@ from robustclip.models.model import Model
 from robustclip.training import inner_attack
 from robustclip.training.averaging import Average, copies, set_all
 from robustclip.training.compatible import check_pair
+from robustclip.training.compiling import Compiled
 from robustclip.training.config import Config
 from robustclip.training.gradients import add_up
 from robustclip.training.installing import install
 from robustclip.training.optimiser import Optimiser
 from robustclip.training.pairing import WholeStep, World
-from robustclip.training.precision import autocast
+from robustclip.training.precision import check_precision
 from robustclip.training.proxy import share_right
 from robustclip.training.recomputing import recompute
 from robustclip.training.rewriting import Rewriting
@@ -57,6 +59,7 @@ class Learner:
         world: World = World(),  # noqa: B008 (a frozen value)
     ):
         check_pair(config.defense, config.trainable)
+        check_precision(config, device)
         self.config, self.steps, self.device, self.dtype = config, steps, device, dtype
         self.world = world
         model.clip.to(device, dtype)
@@ -66,6 +69,7 @@ class Learner:
         student = self.model.classifier(class_names, templates).to(device, dtype)
         if config.optim.recompute:
             recompute(student.clip, model.name)
+        self.compiled = Compiled(student, config.attack.compile, device)
         head = config.defense.head(student, config.seed)
         self.roles = Roles(student, teacher, head if head is None else head.to(device, dtype))
         self.optimiser = Optimiser(config, self.parameters, head, steps)
@@ -117,9 +121,10 @@ class Learner:
         if self.pairs is not None:
             self.pairs.add(batch, self.attacked)
             return
-        parts = self._head_loss(batch) if self.in_head_stage else self._loss(batch)
         share = len(images) / self.config.optim.batch
-        (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
+        with tensor_cores(self.config.optim.precision == "tf32"):
+            parts = self._head_loss(batch) if self.in_head_stage else self._loss(batch)
+            (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
 
@@ -131,11 +136,12 @@ class Learner:
 
     def attacked(self, batch: Batch, seen: Callable[[Tensor], None] = lambda images: None) -> Example:
         """Return the batch after the training attack of this step: PGD on the defence's objective; `seen` is shown its iterates."""
-        return inner_attack.attacked(self.config, self.roles, batch, self.step, seen)
+        with self.compiled.in_place():
+            return inner_attack.attacked(self.config, self.roles, batch, self.step, seen)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         adversarial = self.attacked(batch)
-        with autocast(batch.images.device, self.config.optim.precision):
+        with computing(self.config.optim.precision, batch.images.device):
             if self.trains_tokens:  # the loss reaches the tokens in the texts; attacks meet what the texts say as a constant
                 self.student.class_embeddings = self.student.class_features()
             parts = self.config.defense.loss(self.roles, batch, adversarial)

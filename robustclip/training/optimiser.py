@@ -23,10 +23,11 @@ def lr_at(step: int, optim: Optim, steps: int) -> float:
 
 def make_optimizer(optim: Optim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimiser of the recipe."""
+    fused = optim.fused or None  # None: torch chooses among the others, as it does where nobody speaks of it
     if optim.name == "sgd":
-        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused)
     adam = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return adam(parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+    return adam(parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=fused)
 
 
 class Optimiser:

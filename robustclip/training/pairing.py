@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip.attacks.base import Example
+from robustclip.base.precision import computing
 from robustclip.defenses import Batch, Paired
 from robustclip.defenses.mmcoa import Pairs
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.training.config import Optim
-from robustclip.training.precision import autocast
 
 
 class Waiting(NamedTuple):
@@ -67,7 +67,7 @@ class WholeStep:
 
     def backward(self, rewritten: Sequence[str], world: World) -> dict[str, Tensor]:
         """Add the gradient of this worker's pairs to the student's parameters, let them go, and return its share of the loss by part."""
-        with autocast(self.waiting[0].images.device, self.optim.precision):
+        with computing(self.optim.precision, self.waiting[0].images.device):
             parts = backward(self.defense, self.student, self.waiting, rewritten, world)
             if self.defense.leak_attack_grads:
                 leak(self.student, self.waiting, self.optim.batch)

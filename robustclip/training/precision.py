@@ -1,10 +1,21 @@
-"""The type in which forwards compute; weights and what is summed stay fp32 whatever it is."""
+"""Whether a device can compute as a run asks for it."""
 
 import torch
 
-from robustclip.training.config import Precision
+from robustclip.base.errors import UserError
+from robustclip.training.config import Config
+
+AMPERE = (8, 0)  # the first compute capability whose tensor cores know TF32 and bf16
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which forwards on a device compute in bf16, or as they would anyway."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def check_precision(config: Config, device: torch.device | str) -> None:
+    """Raise UserError for a precision of the attack or of the update that a device does not have."""
+    device = torch.device(device)
+    for name, precision in (("attack.precision", config.attack.precision), ("optim.precision", config.optim.precision)):
+        if precision == "tf32" and device.type != "cuda":
+            raise UserError(f"{name} is tf32, which NVIDIA's tensor cores know, and this run is on a {device.type}: take fp32 or bf16")
+        if precision != "fp32" and device.type == "cuda" and (has := torch.cuda.get_device_capability(device)) < AMPERE:
+            known = torch.cuda.get_device_name(device)
+            raise UserError(
+                f"{name} is {precision}, which takes compute capability 8.0 (Ampere) or newer, and {known} has {has[0]}.{has[1]}: take fp32"
+            )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks import APGD, PGD, Attack
 from robustclip.attacks.pgd import frozen
+from robustclip.base.precision import full_precision
 from robustclip.base.threat import Ball
 from robustclip.models.adaptive import meeting
 from robustclip.training.config import Config
@@ -29,6 +30,7 @@ def measure(config: Config, classifier: nn.Module, images: Tensor, labels: Tenso
     return {"val/clean": clean, PROXY: robust} | strong(config, classifier, images, labels, ids)
 
 
+@full_precision()
 def share_right(
     config: Config, classifier: nn.Module, images: Tensor, labels: Tensor, ids: Sequence[str], attack: Attack
 ) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import torch
 
 from robustclip import names as models
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.precision import full_precision
 from robustclip.base.ranges import COUNT, DRAWN, PIXELS, SEED, check, check_fields
 from robustclip.data.datasets import ensure_set
 from robustclip.data.index import Index, scan
@@ -88,6 +89,7 @@ def classifier_of(job: Job, device: str = "cpu") -> ZeroShotClassifier:
     return models.load_exactly(job.model, job.model_sha256).classifier(("image",), ("{}",)).to(device)
 
 
+@full_precision()
 def moments_of(job: Job, classifier: ZeroShotClassifier, number: int) -> Moments:
     """Return the moments of one chunk of images, on the CPU; raises UserError naming an image that cannot be decoded."""
     rows = job.rows[number * job.chunk : (number + 1) * job.chunk]

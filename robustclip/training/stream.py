@@ -83,5 +83,8 @@ def first_kept_step(folder: str) -> int:
 
 
 def units_of(shard: Any, job: Job) -> Any:
-    """Return the rank's units, one micro-batch each, of which a block is fetched ahead."""
-    return shard.iter_torch_batches(batch_size=job.plan.micro_batch)
+    """Return the rank's units, one micro-batch each, of which a block is fetched ahead.
+
+    They stay on the CPU, where their steps and keys are read: read from a GPU, each would wait for all that it has still to do.
+    """
+    return shard.iter_torch_batches(batch_size=job.plan.micro_batch, device="cpu")

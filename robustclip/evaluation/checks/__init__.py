@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from robustclip.base.precision import full_precision
 from robustclip.evaluation.checks import ball, data, effort, gradients, graph, provenance, state, strength, text
 from robustclip.evaluation.checks.base import Subject, Verdict
 from robustclip.records.findings import Finding
@@ -45,6 +46,7 @@ CHECKS: dict[str, tuple[str, str, Callable[[Subject], Verdict]]] = {
 }
 
 
+@full_precision()
 def run_check(subject: Subject, number: str) -> Finding:
     """Return the finding of one of the CHECKS; one that raises is a hard failure with the exception's line."""
     name, level, check = CHECKS[number]

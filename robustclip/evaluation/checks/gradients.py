@@ -90,15 +90,15 @@ def finite_gradients(subject: Subject) -> Verdict:
 
 
 def full_precision(subject: Subject) -> Verdict:
-    """Check 7: every layer computes in fp32 without autocast while attacked, and its gradient is that of an fp32 copy."""
+    """Check 7: every layer computes in true fp32, without autocast or TF32, while attacked, and its gradient is that of an fp32 copy."""
     ball = subject.protocol.balls()[-1]
     faults: list[str] = []
-    figures: dict[str, Any] = {"tf32 allowed": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]}
+    figures: dict[str, Any] = {}
     for attack in subject.protocol.attacks:
         watch = subject.run(attack, ball).watch
         figures[attack.name] = sorted(watch.dtypes)
-        if watch.autocast or watch.dtypes - FULL_PRECISION:
-            half = ", ".join(sorted(watch.dtypes - FULL_PRECISION)) or "autocast"
+        if watch.autocast or watch.reduced or watch.dtypes - FULL_PRECISION:
+            half = ", ".join(sorted(watch.dtypes - FULL_PRECISION)) or watch.reduced or "autocast"
             faults.append(f"{attack.name} computes in {half}")
     own = input_gradient(subject.attacked, subject.images, subject.labels, loss="ce")
     with torch.autocast(subject.images.device.type, enabled=False):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks.losses import fools
+from robustclip.base.precision import reduced
 
 
 class Watch:
@@ -24,12 +25,14 @@ class Watch:
         self.fooled = torch.zeros_like(labels, dtype=torch.bool)
         self.dtypes: set[str] = set()
         self.autocast = self.training = False
+        self.reduced: str | None = None
 
     def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Note one forward pass; an image that fills up a batch counts once."""
         asked = args[0].detach().flatten(1)
         self.dtypes |= {str(args[0].dtype), str(output.dtype)}
         self.autocast |= torch.is_autocast_enabled(asked.device.type)
+        self.reduced = self.reduced or reduced()
         self.training |= any(m.training for m in module.modules())
         place = torch.cdist(asked.float(), self.originals).argmin(1)
         logits = output.detach().float()
@@ -41,6 +44,7 @@ class Watch:
 
     def see_inside(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note the precision of one layer."""
+        self.reduced = self.reduced or reduced()
         if isinstance(output, Tensor) and output.is_floating_point():
             self.dtypes.add(str(output.dtype))
 
