@@ -24,6 +24,7 @@ STARTS = 3  # of Ray on this machine before it is an error
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
 SOCKET = "/ray/session_YYYY-MM-DD_hh-mm-ss_uuuuuu_4194304/sockets/plasma_store"  # the longest path that Ray makes in its temporary folder
 SOCKET_BYTES = 107  # of a Unix socket's path
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # Ray Train hands it on from the driver to its workers
 
 Result = TypeVar("Result")
 
@@ -54,7 +55,7 @@ def connect() -> None:
             raise UserError(refused(given, error)) from error
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault(WATCHER, "0")  # nobody takes this machine away
     # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     # The dashboard is ten processes that a sweep on two cores would pay for; a cluster that is joined has its own.
@@ -107,6 +108,11 @@ def sigterm_kept() -> Iterator[None]:
 def poll_often() -> None:
     """Let Ray Train look at its workers four times a second: a checkpoint's report waits for it, and the default is every two seconds."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+def watches_nodes() -> bool:
+    """Return whether Ray Train tells its workers which nodes are to be taken away: on clusters, unless the variable says otherwise."""
+    return os.environ.get(WATCHER, "1").lower() in ("1", "true")
 
 
 def beside(work: Callable[[], Result]) -> Result:
