@@ -34,10 +34,12 @@ LEAST = 0.02  # of growth over the trials that count
 Look = dict[str, float]
 
 
-def kind(process: psutil.Process) -> str:
-    """Return what a process of a sweep is."""
-    name, words = process.name(), " ".join(process.cmdline()[:2])
-    return "raylet" if "raylet/raylet" in words else "GCS" if "gcs_server" in words else "worker" if words.startswith("ray::") else name
+def kind(title: str) -> str:
+    """Return what a process of a sweep is, by the beginning of its command line."""
+    for what, mark in {"worker": "ray::", "raylet": "raylet/raylet", "GCS": "gcs_server"}.items():
+        if mark in title:
+            return what
+    return "other"
 
 
 def look(driver: psutil.Process) -> Look:
@@ -45,13 +47,14 @@ def look(driver: psutil.Process) -> Look:
     found: Look = {"driver MB": 0.0, "raylet MB": 0.0, "GCS MB": 0.0, "workers MB": 0.0, "open files": 0.0, "actors": 0.0, "processes": 0.0}
     for process in [driver, *driver.children(recursive=True)]:
         with suppress(psutil.Error):
-            what = "driver" if process == driver else kind(process)
+            title = " ".join(process.cmdline()[:1])
+            what = "driver" if process == driver else kind(title)
             name = f"{what}s MB" if what == "worker" else f"{what} MB"
             if name in found:
                 found[name] += process.memory_info().rss / 1e6
             found["open files"] += process.num_fds()
             found["processes"] += 1
-            found["actors"] += what == "worker" and not process.cmdline()[0].startswith("ray::IDLE")
+            found["actors"] += what == "worker" and "ray::IDLE" not in title
     return found
 
 
