@@ -1,11 +1,15 @@
 """What the benchmarks of long runs call growing, lost or doubled (benchmarks/forty_trials.py, benchmarks/outage.py)."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import forty_trials
 import outage
 import pytest
+from mlflow import MlflowClient
+
+from robustclip.runtime import store
 
 WRITERS, STEPS = 3, 5
 
@@ -55,6 +59,17 @@ def written() -> list[dict[str, Any]]:
 
 def test_a_store_that_has_all_has_no_fault() -> None:
     assert outage.faults(written(), WRITERS, STEPS) == []
+
+
+def test_what_a_writer_logs_is_read_back_without_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's own writing and reading, on a database and without an outage."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    outage.write(0, STEPS, str(tmp_path))
+    client = MlflowClient(store.tracking_uri(str(tmp_path)))
+    found = outage.read(client, client.get_experiment_by_name(store.EXPERIMENT).experiment_id)
+    assert outage.faults(found, 1, STEPS) == []
+    assert "key0: point (6, 0.16666666666666666) is lost" in outage.faults(found, 1, STEPS + 1)
+    assert "0 runs key1, not 1" in outage.faults(found, 2, STEPS)
 
 
 @pytest.mark.parametrize(
