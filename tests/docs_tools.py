@@ -112,7 +112,9 @@ def _by_click(command: Any, path: str, words: Sequence[str]) -> None:
 def kubectl(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="kubectl")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("apply").add_argument("-f", required=True)
+    apply = verbs.add_parser("apply")
+    apply.add_argument("-f", required=True)
+    apply.add_argument("--dry-run", choices=["none", "client", "server"])
     logs = verbs.add_parser("logs")
     logs.add_argument("-f", action="store_true")
     logs.add_argument("resource")

@@ -1,7 +1,10 @@
 """The cluster files are what Ray takes, and what we want of them where Ray takes too much."""
 
 import copy
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
 
 import jsonschema
@@ -50,6 +53,7 @@ def faults(config):
         "token mode": len(starts) == 2 and all("RAY_AUTH_MODE=token ray start" in line for line in starts),
         "token file": config.get("file_mounts", {}).get("~/.ray/auth_token") == "~/.ray/auth_token",
         "usage stats": all("--disable-usage-stats" in line for line in starts),
+        "spot notice": any("ray drain-node" in line for line in config.get("worker_start_ray_commands", [])),
         "pinned install": "uv sync" in setup and config.get("file_mounts", {}).get("~/robustclip/pyproject.toml") == "pyproject.toml",
     }
     return {name for name, passed in checks.items() if not passed}
@@ -119,6 +123,7 @@ def test_ray_rejects_a_planted_fault(cloud, path, value):
         ("token mode", ("worker_start_ray_commands",), ["ray start --address=$RAY_HEAD_IP:6379"]),
         ("token file", ("file_mounts", "~/.ray/auth_token"), None),
         ("usage stats", ("worker_start_ray_commands",), ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"]),
+        ("spot notice", ("worker_start_ray_commands",), ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"]),
         ("pinned install", ("setup_commands",), ["pip install ray"]),
     ],
 )
@@ -128,9 +133,96 @@ def test_we_reject_what_ray_accepts(cloud, fault, path, value):
     assert fault in faults(planted)
 
 
+SAYS = {"aws": '{"action": "terminate"}', "gcp": "TRUE"}  # what the cloud tells a spot node that goes, told by the third answer
+STUBS = {
+    "sleep": "",
+    "ray": 'echo "$RAY_AUTH_MODE" "$@" > told.part; mv told.part told',
+    "curl": """case "$*" in *api/token*) echo secret; exit;; esac
+echo "$@" >> asked; [ $(wc -l < asked) -ge 3 ] && echo '{says}' && exit; {before}""",
+}
+
+
+@pytest.mark.parametrize(("cloud", "before"), [("aws", "exit 22"), ("gcp", "echo FALSE")])
+def test_a_spot_node_that_goes_tells_ray(cloud, before, tmp_path):
+    """The command as the launcher runs it, its three programs replaced: nothing here has asked a cloud."""
+    (command,) = [line for line in load(cloud)["worker_start_ray_commands"] if "drain-node" in line]
+    for name, body in STUBS.items():
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(f"#!/bin/sh\n{body.replace('{says}', SAYS[cloud]).replace('{before}', before)}\n")
+        stub.chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", f"export RAY_HEAD_IP=10.0.0.1; {command}"], cwd=tmp_path, env=env, check=True, timeout=60)
+    end = time.monotonic() + 60
+    while not (tmp_path / "told").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    mode, verb, *options = (tmp_path / "told").read_text().split()
+    assert (mode, verb) == ("token", "drain-node")
+    assert {"--address=10.0.0.1:6379", "--reason=DRAIN_NODE_REASON_PREEMPTION"} <= set(options)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 3
+    assert all("X-aws-ec2-metadata-token: secret" in line if cloud == "aws" else "Metadata-Flavor: Google" in line for line in asked)
+
+
+def test_ray_knows_what_a_spot_node_tells_it():
+    scripts = pytest.importorskip("ray.scripts.scripts")
+    names = {option for param in scripts.drain_node.params for option in param.opts}
+    (reason,) = [param for param in scripts.drain_node.params if param.name == "reason"]
+    for cloud in LAUNCHED:
+        (command,) = [line for line in load(cloud)["worker_start_ray_commands"] if "drain-node" in line]
+        assert set(re.findall(r"--[a-z-]+(?==)", command)) <= names
+        assert re.findall(r"--reason=(\w+)", command)[0] in reason.type.choices
+
+
+def kuberay():
+    """Read the job for the KubeRay operator."""
+    return yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
+
+
+def check_with_kuberay(job):
+    """Raise what the operator's CRD would make Kubernetes say of a job."""
+    schema = yaml.safe_load((ROOT / "tests" / "kuberay.schema.yaml").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(job, schema, jsonschema.Draft202012Validator)
+
+
+def test_kuberay_takes_the_job():
+    check_with_kuberay(kuberay())
+
+
+CLUSTER = ("spec", "rayClusterSpec")
+GROUP = (*CLUSTER, "workerGroupSpecs", 1)
+POD = (*GROUP, "template", "spec")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("apiVersion",), "ray.io/v1alpha2"),
+        (("metadata", "name"), "Robustclip_Sweep"),
+        (("spec", "entryPoint"), "robustclip sweep"),
+        (("spec", "ttlSecondsAfterFinished"), "600"),
+        ((*CLUSTER, "headGroupSpec"), None),
+        ((*CLUSTER, "authOptions", "mode"), "tokens"),
+        ((*CLUSTER, "autoscalerOptions", "idleTimeoutMinutes"), 5),
+        ((*CLUSTER, "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        ((*CLUSTER, "headGroupSpec", "replicas"), 1),
+        ((*GROUP, "maxReplicas"), None),
+        ((*GROUP, "groupname"), "gpu"),
+        ((*POD, "nodeselector"), {}),
+        ((*POD, "tolerations", 0, "effect"), "NoScheduling"),
+        ((*POD, "containers", 0, "resources", "limits", "memory"), "32 GB"),
+        ((*POD, "containers", 0, "env", 0, "value"), 0),
+        ((*POD, "containers", 0, "img"), "robustclip"),
+    ],
+)
+def test_kuberay_rejects_a_planted_fault(path, value):
+    with pytest.raises(jsonschema.ValidationError):
+        check_with_kuberay(plant(kuberay(), path, value))
+
+
 def test_kuberay_job_has_the_shape_of_the_operator():
-    job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    job = kuberay()
     spec = job["spec"]
     assert spec["entrypoint"].startswith("robustclip sweep --out s3://")
     (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]

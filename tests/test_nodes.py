@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,59 @@ def test_a_training_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) ->
     assert re.findall(r"weights sha256 (\w+)", printed) == [local.sha256]
 
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+EVERY = 20  # steps from one checkpoint to the next
+WATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+
+
+def warn(cluster: Cluster, at_work: str) -> Any:
+    """Tell Ray, as a spot node does, that a node on which something is at work goes in ten seconds; return the node."""
+    (node, *_) = (node for node in cluster.worker_nodes if at_work in processes(node))
+    where = ["--address", cluster.address, "--node-id", node.node_id, "--deadline-remaining-seconds", "10"]
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([*RAY, "drain-node", *where, *why], check=True, capture_output=True)
+    return node
+
+
+def steps_of(command: subprocess.Popen[str], said: list[str]) -> Iterator[int]:
+    """Yield the step of every checkpoint that a training reports; keep what it says."""
+    assert command.stderr is not None
+    for line in command.stderr:
+        said.append(line)
+        if found := re.search(r"step (\d+) of", line):
+            yield int(found[1])
+
+
+def test_a_killed_command_goes_on_and_is_told_that_a_node_goes(cluster: Cluster, base: str, tmp_path: Path) -> None:
+    """The first driver, of one worker, is killed; the second's two make a checkpoint out of turn when a node is to go, and lose it."""
+    many = {"data.rendered": 1024, "data.n": 960, "optim.epochs": 10}
+    changes = {"model": base, "data.name": "shapes", "checkpoint_every": EVERY, **many}
+    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    words = ["train", "smoke", *words, "--out", str(tmp_path / "out"), "--workers"]
+    said: list[str] = []
+    with running(cluster, [*words, "1"]) as command:
+        for step in steps_of(command, said):
+            if step == 2 * EVERY:
+                command.kill()
+    assert command.returncode == -signal.SIGKILL, "".join(said)
+    warned, steps, lost = None, [], False
+    with running(cluster, [*words, "2"], **WATCHED) as command:
+        for step in steps_of(command, said):
+            steps.append(step)
+            warned = warned or warn(cluster, "RayTrainWorker")
+            if step % EVERY and not lost:
+                cluster.remove_node(warned, allow_graceful=False)
+                cluster.add_node(num_cpus=2)
+                lost = True
+        assert command.stdout is not None
+        printed = command.stdout.read()
+    assert command.returncode == 0, "".join(said)
+    assert steps[0] > EVERY
+    assert lost, steps
+    local, _ = finetune_alone(models.load(base), override(RECIPES["smoke"].config, changes), str(tmp_path / "alone"))
+    assert re.findall(r"weights sha256 (\w+)", printed) == [local.sha256]
+
+
 SPACE = """'''Is a node missed?'''
 from ray import tune
 
@@ -134,7 +188,7 @@ def test_an_evaluation_asks_for_nodes_and_uses_those_that_come(base: str, tmp_pa
     words = ["evaluate", base, "--protocol", "smoke", "--n", "16", "--out", out]
     try:
         with running(cluster, words, ROBUSTCLIP_NODE_TYPES='{"cpu": {"max_workers": 2, "resources": {"CPU": 1}}}') as command:
-            status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", cluster.address]
+            status = [*RAY, "status", "--address", cluster.address]
             while "'CPU': 1.0}: 2+ pending tasks/actors" not in subprocess.run(status, capture_output=True, text=True).stdout:
                 assert command.poll() is None
                 time.sleep(0.5)

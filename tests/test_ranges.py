@@ -49,7 +49,7 @@ COMMANDS = {
     "retrieve": (retrieve, ["tiny-vit8"], ["--n", "--actors", "--recall"], ["--gpus"]),
     "moments": (moments, ["tiny-vit8"], ["--n", "--workers", "--resize"], ["--gpus"]),
     "train": (train, ["demo"], ["--workers"], []),
-    "sweep": (sweep, [], ["--workers", "--concurrent", "--samples"], []),
+    "sweep": (sweep, [], ["--workers", "--concurrent", "--samples"], ["--gpus"]),
     "prepare": (prepare, ["world:shapes"], ["--images"], []),
     "pretrain": (pretrain, ["tiny-vit8", "--to", "x"], ["--threads"], []),
     "words": (words, ["bert"], ["--k"], []),

@@ -61,32 +61,65 @@ def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, smoke: Co
         fit(prepare(smoke, str(tmp_path)), cluster.Share(workers=3, cpus=0.5, gpus=0.0))
 
 
-def test_a_resumed_run_reports_the_steps_it_was_not_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver that heard of them may have been killed before it told anyone."""
+def reports(monkeypatch: pytest.MonkeyPatch, every: int, steps: int, restored: int = 0) -> tuple[list[list[int]], dict[str, Any]]:
+    """Return the steps that each report of a run of one epoch tells, restored at a step, and the run's result."""
     import ray.train.torch
 
     reported: list[list[int]] = []
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2))
     monkeypatch.setattr(ray.train, "get_dataset_shard", lambda name: iter(()))
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: "step_000006")
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: "a checkpoint" if restored else None)
     monkeypatch.setattr(ray.train, "report", lambda said, **kwargs: reported.append([row["step"] for row in said["curve"]]))
-    learner = SimpleNamespace(step=6)
+    learner = SimpleNamespace(step=restored)
 
-    def steps(*given: Any) -> Iterator[dict[str, float]]:
-        while learner.step < 9:
+    def walk(*given: Any) -> Iterator[dict[str, float]]:
+        while learner.step < steps:
             learner.step += 1
             yield {"step": learner.step, "loss": 0.1}
 
     monkeypatch.setattr(loop, "build_learner", lambda *given: learner)
-    monkeypatch.setattr(loop, "restore", lambda *given: [{"step": step, "loss": 0.1} for step in range(1, 7)])
-    monkeypatch.setattr(loop, "steps", steps)
+    monkeypatch.setattr(loop, "restore", lambda *given: [{"step": step, "loss": 0.1} for step in range(1, restored + 1)])
+    monkeypatch.setattr(loop, "steps", walk)
     monkeypatch.setattr(loop, "units_of", lambda *given: ())
     monkeypatch.setattr(loop, "finish", lambda job, learner, history: {"history": history})
-    job = SimpleNamespace(config=SimpleNamespace(checkpoint_every=2), plan=SimpleNamespace(steps=9, steps_per_epoch=9))
-    result = loop.train_loop({"job": job, "threads": 1})
+    job = SimpleNamespace(config=SimpleNamespace(checkpoint_every=every), plan=SimpleNamespace(steps=steps, steps_per_epoch=steps))
+    return reported, loop.train_loop({"job": job, "threads": 1})
+
+
+def test_a_resumed_run_reports_the_steps_it_was_not_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver that heard of them may have been killed before it told anyone."""
+    reported, result = reports(monkeypatch, every=2, steps=9, restored=6)
     assert reported == [[1, 2, 3, 4, 5, 6, 7, 8], [9]]
     assert [row["step"] for row in result["history"]] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("watched", "told", "reported"),
+    [
+        ("1", {3: ["a"], 6: ["a", "b"]}, [[1, 2, 3], [4, 5], [6], [7, 8, 9]]),
+        ("1", {}, [[1, 2, 3, 4, 5], [6, 7, 8, 9]]),
+        ("0", {3: ["a"]}, None),
+    ],
+)
+def test_a_node_that_is_to_be_taken_away_makes_a_checkpoint_at_once(
+    monkeypatch: pytest.MonkeyPatch, watched: str, told: dict[int, list[str]], reported: list[list[int]] | None
+) -> None:
+    """One for each node, at the first step after its notice; asked after every step that makes none anyway, so on all ranks alike."""
+    import ray.train
+
+    asked: list[int] = []
+    nodes: list[str] = []
+
+    def info() -> SimpleNamespace | None:
+        asked.append(step := [1, 2, 3, 4, 6, 7, 8][len(asked)])
+        nodes[:] = told.get(step, nodes)
+        return SimpleNamespace(preempted_node_ids=list(nodes)) if nodes else None
+
+    monkeypatch.setenv(cluster.WATCHER, watched)
+    monkeypatch.setattr(ray.train, "get_preemption_info", info)
+    assert reports(monkeypatch, every=5, steps=9)[0] == (reported or [[1, 2, 3, 4, 5], [6, 7, 8, 9]])
+    assert asked == ([1, 2, 3, 4, 6, 7, 8] if watched == "1" else [])
 
 
 def test_the_first_unit_is_fetched_before_it_is_asked_for() -> None:

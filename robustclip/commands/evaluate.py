@@ -21,12 +21,12 @@ from robustclip.attacks.modes import by_table
 from robustclip.attacks.shift import Shiftable, Shifted
 from robustclip.attacks.text.sources import Table
 from robustclip.base.errors import UserError
-from robustclip.base.ranges import AMOUNT, COUNT, SHARE
+from robustclip.base.ranges import AMOUNT, COUNT
 from robustclip.base.values import key
 from robustclip.data.naming import templates_file
 from robustclip.evaluation import expected, protocols
 from robustclip.evaluation.evaluator import evaluate
-from robustclip.evaluation.forecast import forecast
+from robustclip.evaluation.forecast import footprint, forecast
 from robustclip.evaluation.probing import check
 from robustclip.evaluation.rules import SetRule
 from robustclip.evaluation.wanted import same_but_seed
@@ -37,7 +37,7 @@ from robustclip.records.prompts import read_all
 from robustclip.records.summary import cost, set_metrics
 from robustclip.results import report
 from robustclip.results.page import Page
-from robustclip.runtime import cli, cluster
+from robustclip.runtime import cli, cluster, gpus
 from robustclip.runtime.logged import located
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_plan(parser)
     parser.add_argument("--actors", type=cli.taking(COUNT), help="evaluators at once (default: as many as fit)")
-    parser.add_argument("--gpus", type=cli.taking(SHARE), default=1.0, help="share of a GPU each evaluator takes (default: %(default)s)")
+    cli.add_gpus(parser, "evaluator")
     cli.add_out(parser)
     return parser
 
@@ -114,14 +114,15 @@ def run() -> None:
     for name, test_set in resolved.sets.items():
         first.tell_names(test_set.card.class_names, test_set.templates, f"data set {name}")
     cluster.connect()
-    actors, gpus = cluster.fitting_actors(args.actors, args.gpus)
-    ahead = cluster.measured(forecast, names, resolved, out, actors, gpus)
+    share_of_gpu = gpus.share(cluster.measured(footprint, names, resolved)) if args.gpus is None else args.gpus
+    actors, each = cluster.fitting_actors(args.actors, share_of_gpu)
+    ahead = cluster.measured(forecast, names, resolved, out, actors, each)
     if tracker is None:
         print(ahead)
         return
     cluster.warn_of_local_results(out)
     cli.tell_if_long(ahead)
-    share: dict[str, Any] = {"actors": actors, "gpus": gpus, "on_progress": partial(log.info, "%s")}
+    share: dict[str, Any] = {"actors": actors, "gpus": each, "on_progress": partial(log.info, "%s")}
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)

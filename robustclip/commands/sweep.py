@@ -11,10 +11,10 @@ from pathlib import Path
 from robustclip.base import errors
 from robustclip.base.ranges import COUNT
 from robustclip.evaluation import protocols
-from robustclip.runtime import cli, cluster
+from robustclip.runtime import cli, cluster, gpus
 from robustclip.runtime.logged import with_located
 from robustclip.runtime.tracking import Tracker
-from robustclip.sweeps.forecast import forecast
+from robustclip.sweeps.forecast import footprint, forecast
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import RECIPE, Space, check_space, first_config, load_space, rooted, starts
 from robustclip.sweeps.tuning import sweep
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
     parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers of each trial (default: %(default)s)")
     parser.add_argument("--concurrent", type=cli.taking(COUNT), help="trials at once (default: as many as fit)")
+    cli.add_gpus(parser, "worker or evaluator")
     cli.add_register(parser, "the chosen trial's model")
     cli.add_plan(parser)
     cli.add_out(parser)
@@ -69,7 +70,8 @@ def run() -> None:
     cluster.check_address()
     tracker = None if args.plan else Tracker(out)
     cluster.connect()
-    ahead = forecast(space, config, protocol, out, args.workers, args.concurrent, args.samples)
+    share = gpus.share(footprint(space, config, protocol, out)) if args.gpus is None else args.gpus
+    ahead = forecast(space, config, protocol, out, args.workers, args.concurrent, args.samples, share)
     if tracker is None:
         print(ahead)
         return
@@ -83,6 +85,7 @@ def run() -> None:
         workers=args.workers,
         concurrent=args.concurrent,
         samples=args.samples,
+        gpus=share,
         asha=args.asha,
         fresh=args.fresh,
     )

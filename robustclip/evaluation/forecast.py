@@ -23,8 +23,10 @@ from robustclip.evaluation.computing import on_device
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
 from robustclip.models.classifier import Surrogates
+from robustclip.runtime.gpus import Footprint, begin, largest, taken
 
 SHOWN = 8  # images on which a pass is measured
+COPIES = 8  # of a cell's images that an attack holds at once, counted in APGD: points, gradients, the best of each, what it compares
 SIDES = (8, 8)  # of the image on which passes are counted, in pixels
 
 
@@ -140,6 +142,21 @@ def facts_of(
         "memory": f"{amount(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} an evaluator",
         "bytes": f"{amount(sum(storage.sizes(files)) if files else 0)} of images",
     }
+
+
+def footprint(names: Sequence[str], resolved: Resolved) -> Footprint:
+    """Return what an evaluator of these models holds on a GPU at most: a cell's images, an attack's copies, a micro-batch's gradient."""
+    return largest([_held(name, resolved) for name in names]) if torch.cuda.is_available() else Footprint()
+
+
+def _held(name: str, resolved: Resolved) -> Footprint:
+    begin()
+    cell = resolved.cells(name, "")[0]
+    classifier, images, _, ids = on_device(models.load(name), resolved, cell.dataset, cell.rows)
+    n = min(resolved.protocol.micro_batch, len(ids))
+    shown = images[:n].clone().requires_grad_()
+    torch.autograd.grad(meeting(classifier, ids, torch.arange(n))(shown).sum(), shown)
+    return taken(COPIES * images.nbytes)
 
 
 @one_thread()

@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.forecast import LONG, Forecast
-from robustclip.base.ranges import Range
+from robustclip.base.ranges import SHARE, Range
 from robustclip.base.values import value_of
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 class Terminal(logging.StreamHandler[Any]):
@@ -90,6 +92,17 @@ def add_register(parser: argparse.ArgumentParser, what: str) -> None:
     """Add --register."""
     about = f"make {what} the next version of this registered model of MLflow"
     parser.add_argument("--register", type=model_name, metavar="NAME", help=about)
+
+
+def gpu_share(text: str) -> float | None:
+    """Return the share of a GPU that an option names, None for `auto`; raises ArgumentTypeError for what is neither."""
+    return None if text == AUTO else taking(SHARE)(text)
+
+
+def add_gpus(parser: argparse.ArgumentParser, who: str) -> None:
+    """Add --gpus."""
+    about = f"share of a GPU each {who} takes; {AUTO}: as many share one as its memory holds, by a measurement (default: %(default)s)"
+    parser.add_argument("--gpus", type=gpu_share, default=1.0, help=about)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.runtime.address import address, check_address, refused
+from robustclip.runtime.gpus import places
 from robustclip.runtime.growth import TYPES, NodeType, node_types
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ STARTS = 3  # of Ray on this machine before it is an error
 SMALLEST_SHARE = 0.25  # of a CPU; below it, workers only get in each other's way
 SOCKET = "/ray/session_YYYY-MM-DD_hh-mm-ss_uuuuuu_4194304/sockets/plasma_store"  # the longest path that Ray makes in its temporary folder
 SOCKET_BYTES = 107  # of a Unix socket's path
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # Ray Train hands it on from the driver to its workers
 
 Result = TypeVar("Result")
 
@@ -54,7 +56,7 @@ def connect() -> None:
             raise UserError(refused(given, error)) from error
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault(WATCHER, "0")  # nobody takes this machine away
     # A trial starts a dozen small processes; with the default, as many as there are CPUs, they queue up and Ray warns of their number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     # The dashboard is ten processes that a sweep on two cores would pay for; a cluster that is joined has its own.
@@ -107,6 +109,11 @@ def sigterm_kept() -> Iterator[None]:
 def poll_often() -> None:
     """Let Ray Train look at its workers four times a second: a checkpoint's report waits for it, and the default is every two seconds."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+def watches_nodes() -> bool:
+    """Return whether Ray Train tells its workers which nodes are to be taken away: on clusters, unless the variable says otherwise."""
+    return os.environ.get(WATCHER, "1").lower() in ("1", "true")
 
 
 def beside(work: Callable[[], Result]) -> Result:
@@ -166,22 +173,25 @@ def check_fits(cpus: float, gpus: float) -> None:
         )
 
 
-def divide(concurrent: int, workers: int) -> Share:
-    """Return the share of each of `concurrent` trials' `workers`, leaving room for the data pipeline.
+def divide(concurrent: int, workers: int, gpu_share: float = 1.0) -> Share:
+    """Return the share of each of `concurrent` trials' `workers`, leaving room for the data pipeline; `gpu_share` is of a GPU, each.
 
     Train workers that hold every CPU would starve Ray Data without a word, so what cannot fit raises UserError instead of hanging.
     """
     cpus, gpus = total()
-    if gpus and concurrent * workers > gpus:
-        needed = f"{concurrent} trials of {workers} workers need {concurrent * workers} GPUs"
+    gpu_share = gpu_share if gpus else 0.0
+    if workers > 1 and 0 < gpu_share < 1:
+        raise UserError(f"{workers} workers of a trial with {gpu_share:g} GPU each: NCCL needs a GPU for each worker, leave --gpus out")
+    if gpu_share and concurrent * workers > places(gpus, gpu_share):
+        needed = f"{concurrent} trials of {workers} workers need {concurrent * workers * gpu_share:g} GPUs"
         raise UserError(f"{needed}, the cluster has {gpus:g}: lower --concurrent or --workers")
     room = (cpus - 1) / (concurrent * workers)
     share = 1.0 if room >= 1 else math.floor(room * 100) / 100
     if share < SMALLEST_SHARE:
         check_fits(SMALLEST_SHARE, 0.0)
         raise UserError(f"{concurrent} trials of {workers} workers do not fit on {cpus:g} CPUs: lower --concurrent or --workers")
-    check_fits(share, 1.0 if gpus else 0.0)
-    return Share(workers, share, 1.0 if gpus else 0.0)
+    check_fits(share, gpu_share)
+    return Share(workers, share, gpu_share)
 
 
 def fitting_actors(wanted: int | None = None, gpu_share: float = 1.0) -> tuple[int, float]:
@@ -189,7 +199,7 @@ def fitting_actors(wanted: int | None = None, gpu_share: float = 1.0) -> tuple[i
     cpus, gpus = total()
     share = gpu_share if gpus else 0.0
     check_fits(1.0, share)
-    return wanted or max(1, int(gpus / share if share else cpus)), share
+    return wanted or max(1, places(gpus, share) if share else int(cpus)), share
 
 
 def measured(work: Callable[..., Result], *given: Any, cpus: float = 1.0, gpus: float = 1.0) -> Result:
@@ -217,11 +227,13 @@ def warn_of_local_results(out: str) -> None:
         )
 
 
-def fitting_trials(trials: int, workers: int) -> int:
-    """Return how many trials fit at once: one per GPU where there are GPUs, else two CPUs' worth of work on each pair of CPUs."""
+def fitting_trials(trials: int, workers: int, gpu_share: float = 1.0) -> int:
+    """Return how many trials fit at once: one per `gpu_share` where there are GPUs, else two CPUs' worth of work on each pair of CPUs."""
     cpus, gpus = total()
-    room = gpus // workers if gpus else cpus // workers
-    return int(max(1, min(trials, room)))
+    room = float(places(gpus, gpu_share)) if gpus and gpu_share else cpus
+    if gpus and gpu_share < 1:
+        room = min(room, cpus - 1)  # those that share a GPU share its node's CPUs too
+    return int(max(1, min(trials, room // workers)))
 
 
 def use_threads(threads: int) -> None:

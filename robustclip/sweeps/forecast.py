@@ -10,7 +10,8 @@ from robustclip.base.values import key
 from robustclip.evaluation import forecast as attacks
 from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.runtime.cluster import measured
-from robustclip.sweeps.spaces import Space, count, trial_config
+from robustclip.runtime.gpus import Footprint, largest
+from robustclip.sweeps.spaces import EVALUATED, Space, count, trial_config
 from robustclip.sweeps.tuning import evaluator_actors, shares
 from robustclip.training import forecast as training
 from robustclip.training.config import Config
@@ -20,9 +21,23 @@ from robustclip.training.job import Job, prepare
 KINDS = 4  # of training that are measured; others take as long as these on average
 
 
-def forecast(space: Space, config: Config, protocol: Protocol, out: str, workers: int, concurrent: int | None, samples: int) -> Forecast:
+def footprint(space: Space, config: Config, protocol: Protocol, out: str) -> Footprint:
+    """Return what a trial holds on a GPU at most, measured in every kind of its trainings and in the evaluation of what they start from.
+
+    Nothing where a space evaluates more than what its trainings make: a test-time defence holds more, and takes a whole GPU.
+    """
+    if set(EVALUATED) & set(space.space):
+        return Footprint()
+    kinds = {kind(job): job for job in jobs_of(space, config, out)}
+    found = [measured(training.footprint, job) for job in kinds.values()]
+    return largest([*found, measured(attacks.footprint, [config.model], resolve(protocol, out))])
+
+
+def forecast(
+    space: Space, config: Config, protocol: Protocol, out: str, workers: int, concurrent: int | None, samples: int, gpus: float = 1.0
+) -> Forecast:
     """Return what a sweep will take on this cluster; a drawn field, whose value nobody knows yet, is taken as the recipe has it."""
-    concurrent, share = shares(space, workers, concurrent, samples)
+    concurrent, share = shares(space, workers, concurrent, samples, gpus)
     jobs = {job.key: job for job in jobs_of(space, config, out) if not finished(job)}
     kinds: dict[str, training.Measured] = {}
     seconds: list[float] = []

@@ -23,6 +23,7 @@ from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.names import INTERPOLATE, written
 from robustclip.records.summary import cost, set_metrics
 from robustclip.runtime.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
+from robustclip.runtime.gpus import places
 from robustclip.runtime.tracking import Run, Tracker
 from robustclip.sweeps.spaces import EVALUATED, INTERPOLATION, TEST_TIME, Space, check_space, count, starts, trial_config
 from robustclip.sweeps.trials import SweepCallback, Trial
@@ -172,11 +173,13 @@ def sweep(
     workers: int = 1,
     concurrent: int | None = None,
     samples: int = 1,
+    gpus: float = 1.0,
     asha: bool = False,
     fresh: bool = False,
 ) -> Outcome:
     """Run every trial of a space, as many at once as fit, and return how they ended; finished work is found, not done again.
 
+    Where there are GPUs each worker, and each evaluator, takes `gpus` of one.
     What is EVALUATED of one training is so one at a time: the first trial trains, the others find what it has trained.
     """
     given = {"workers": workers, "concurrent": concurrent, "samples": samples}
@@ -188,7 +191,7 @@ def sweep(
     find_data(starts(space, config), protocol, out)
     warn_of_local_results(out)
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
-    concurrent, share = shares(space, workers, concurrent, samples)
+    concurrent, share = shares(space, workers, concurrent, samples, gpus)
     settings = Settings(space, to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
     parent = tracker.run(
         key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
@@ -210,10 +213,10 @@ def sweep(
     return Outcome(trials, *choose(space, trials), parent, concurrent, [trial for trial in trials if trial.failure])
 
 
-def shares(space: Space, workers: int, concurrent: int | None, samples: int) -> tuple[int, Share]:
-    """Return how many trials run at once, the `concurrent` ones or as many as fit, and what each of their workers gets."""
-    at_once = 1 if set(EVALUATED) & set(space.space) else concurrent or fitting_trials(count(space, samples), workers)
-    return at_once, divide(at_once, workers)
+def shares(space: Space, workers: int, concurrent: int | None, samples: int, gpus: float = 1.0) -> tuple[int, Share]:
+    """Return how many trials run at once, the `concurrent` ones or as many as fit, and what each of their workers gets, of a GPU `gpus`."""
+    at_once = 1 if set(EVALUATED) & set(space.space) else concurrent or fitting_trials(count(space, samples), workers, gpus)
+    return at_once, divide(at_once, workers, gpus)
 
 
 def choose(space: Space, trials: Sequence[Trial]) -> tuple[Trial | None, str]:
@@ -270,5 +273,5 @@ def evaluator_actors(share: Share, concurrent: int) -> int:
     """Return how many evaluator actors of one share a trial may run beside the other trials."""
     cpus, gpus = total()
     if share.gpus:
-        return max(1, int(gpus / concurrent))
+        return max(1, places(gpus, share.gpus) // concurrent)
     return max(1, int((cpus if concurrent == 1 else cpus - 1) / concurrent / share.cpus))

@@ -16,6 +16,7 @@ from robustclip.base.forecast import Forecast, amount, number, timed
 from robustclip.base.threads import threads
 from robustclip.data.plan import read_unit
 from robustclip.runtime.cluster import Share
+from robustclip.runtime.gpus import Footprint, begin, taken
 from robustclip.training.job import Job
 from robustclip.training.learner import Learner
 
@@ -66,13 +67,20 @@ def measure(job: Job, share: Share) -> Measured:
         return _measure(job, share.workers)
 
 
+def footprint(job: Job) -> Footprint:
+    """Return what a worker of a job holds on a GPU at most: weights, optimiser, a micro-batch's attack and gradient, a validation."""
+    if not torch.cuda.is_available():
+        return Footprint()
+    measure(job, Share(1, 1.0, 1.0))
+    return taken()
+
+
 def _measure(job: Job, workers: int) -> Measured:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner = Learner(job.config, models.load(job.config.model), job.card.class_names, job.card.templates, job.plan.steps, device)
     learner.step = min(learner.head_steps, job.plan.steps - 1)  # where the whole model learns
     found = Measured(weights=sum(tensor.numel() * 4 for tensor in learner.student.clip.state_dict().values()))
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    begin()
     items = islice(job.plan.items(), 1 + min(UNITS, job.plan.units_per_step // workers))
     taken: list[float] = []
     for item in items:

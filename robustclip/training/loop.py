@@ -17,7 +17,7 @@ from robustclip import names as models
 from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.models import checkpoints
-from robustclip.runtime.cluster import use_threads
+from robustclip.runtime.cluster import use_threads, watches_nodes
 from robustclip.training.gradients import NotFinite
 from robustclip.training.job import Job
 from robustclip.training.learner import Learner
@@ -43,9 +43,11 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         if checkpoint := ray.train.get_checkpoint():
             history = restore(learner, checkpoint)
         new: list[dict[str, float]] = []
+        announced: set[str] = set()
         for row in steps(learner, units, job.plan, world):
             new.append(row)
-            if learner.step % job.config.checkpoint_every == 0 or learner.step % job.plan.steps_per_epoch == 0:
+            due = learner.step % job.config.checkpoint_every == 0 or learner.step % job.plan.steps_per_epoch == 0
+            if due or loses_a_node(announced):
                 history, new = report(job, learner, history, new, told), []
                 told = len(history)
         if learner.step < job.plan.steps:
@@ -80,6 +82,20 @@ def begun(units: Iterable[Any]) -> Iterator[Any]:
         yield from iterator
 
     return rest()
+
+
+def loses_a_node(announced: set[str]) -> bool:
+    """Return whether a node of this run is to be taken away that is not among the `announced`, and add it to them.
+
+    All workers must ask after the same steps: they wait for each other and get one answer.
+    """
+    import ray.train
+
+    if not watches_nodes() or (info := ray.train.get_preemption_info()) is None:
+        return False
+    new = set(info.preempted_node_ids) - announced
+    announced |= new
+    return bool(new)
 
 
 def several_workers() -> bool:
