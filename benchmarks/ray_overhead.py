@@ -15,6 +15,7 @@ cell on, the stream from its first block on. Start-up, from the command to the e
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -55,8 +56,15 @@ def run(side: str, folder: str, size: Size) -> dict[str, float]:
         Path(out, "data").symlink_to(Path(folder, "data"))
         script = str(Path(__file__).resolve().parent / "ray_sides.py")
         words = [sys.executable, script, side, out, str(time.monotonic()), json.dumps(asdict(size) | {"model": str(Path(folder, MODEL))})]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, env=alone_on_cpus())
+    if done.returncode:
+        raise SystemExit(f"{side}: {(done.stderr.strip().splitlines() or ['it ended without a word'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def alone_on_cpus() -> dict[str, str]:
+    """Return the environment of a side: a Ray of its own and no GPU, which the bare loop would not use."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def rows(size: Size = Size(), pairs: int = PAIRS) -> list[Row]:  # noqa: B008 (a frozen value)

@@ -52,17 +52,16 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def measure(rows: str) -> None:
-    """Print this machine and the rows of MODULE:FUNCTION as a line of JSON: what the process of a benchmark does."""
+    """Print the rows of MODULE:FUNCTION as a line of JSON: what the process of a benchmark does."""
     module, _, function = rows.partition(":")
-    where = machine()
     found: Sequence[Row] = getattr(importlib.import_module(module), function)()
-    print(json.dumps({"machine": where, "rows": [asdict(row) for row in found]}))
+    print(json.dumps([asdict(row) for row in found]))
 
 
 def measured(name: str, benchmark: Benchmark) -> list[str]:
     """Return the lines of a benchmark, run in a process of its own; one that says why there is no number where it fails."""
     words = [sys.executable, __file__, "--measure", benchmark.rows]
-    date = time.strftime("%Y-%m-%d")
+    where, date = machine(), time.strftime("%Y-%m-%d")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             said, wrong = process.communicate(timeout=60 * benchmark.minutes)
@@ -72,8 +71,7 @@ def measured(name: str, benchmark: Benchmark) -> list[str]:
             return failed(name, benchmark, date, f"it took more than {benchmark.minutes:g} minutes")
     if process.returncode:
         return failed(name, benchmark, date, (wrong.strip().splitlines() or [f"it ended with status {process.returncode}"])[-1])
-    found = json.loads(said.splitlines()[-1])
-    return [line(name, Row(**{**row, "ratios": tuple(row["ratios"])}), found["machine"], date) for row in found["rows"]]
+    return [line(name, Row(**row | {"ratios": tuple(row["ratios"])}), where, date) for row in json.loads(said.splitlines()[-1])]
 
 
 def failed(name: str, benchmark: Benchmark, date: str, why: str) -> list[str]:

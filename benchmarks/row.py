@@ -72,7 +72,8 @@ class Pairs:
 
     def row(self, claim: str, baseline: str, ours: str, aim: float | None = None, unit: str = "s", why: str = "") -> Row:
         """Return the row of a claim, the medians of both sides behind their names."""
-        sides = (f"{name}: {statistics.median(took):.3g} {unit}" for name, took in ((baseline, self.baseline), (ours, self.ours)))
+        medians = ((name, statistics.median(took)) for name, took in ((baseline, self.baseline), (ours, self.ours)))
+        sides = (f"{name}: {f'{took:,.0f}' if took >= 1000 else f'{took:.3g}'} {unit}" for name, took in medians)
         return Row(claim, *sides, self.ratios, aim, why)
 
 
