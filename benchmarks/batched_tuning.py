@@ -1,6 +1,7 @@
 """Prompts tuned at test time for a batch of images at once against one image at a time: milliseconds per image and the ratio, in one run.
 
     python benchmarks/batched_tuning.py [--designs visual independent] [--classes 10 100 1000] [--samples 8] [--views 64]
+    python benchmarks/results.py --only tapt        # a ViT-B/32, fewer views, in pairs
 
 On a ViT-B/16 of open_clip's shape with random weights, 2 tokens in 9 blocks, one step of TAPT. "One at a time" is the reference order of
 the published code: every view goes through the tower with a gradient, texts of the whole context are encoded for every image before and
@@ -28,6 +29,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from row import PAIRS, Row, paired
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -43,6 +45,7 @@ from robustclip.test_time.tuning import PromptTuner, Seen, entropy_of_mean, most
 from robustclip.training.installing import install
 
 UNTRAINED = "open_clip:ViT-B-16-quickgelu/random[seed=0]"
+SMALL = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
 TEMPLATE = "a photo of a {}."
 MANY = 500  # classes
 Result = TypeVar("Result")
@@ -123,6 +126,39 @@ def batched(defence: Adaptive, images: Tensor) -> Tensor:
         return defence(images)
 
 
+def made(untrained: str, design: str, classes: int, samples: int, views: int, device: str) -> tuple[PromptTuner, Tensor]:
+    """Return TAPT over an untrained model with tokens of a design, and images [S,3,H,W]."""
+    torch.manual_seed(0)
+    model, _ = install(JointTokens(design), models.load(untrained), 0, names(classes))
+    model.clip.to(device)
+    for p in model.prompt.parameters():  # type: ignore[union-attr]
+        p.requires_grad_(False)
+    size = model.preprocess.size
+    images = torch.rand(samples, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return defence_of(model, classes, views).to(device), images
+
+
+def rows(samples: int = 4, views: int = 16, classes: int = 10, pairs: int = PAIRS) -> list[Row]:
+    """Return the row of TAPT-V on a ViT-B/32, `samples` images at once against one of them: seconds per image."""
+    defence, images = made(SMALL, "visual", classes, samples, views, "cpu")
+    found: dict[str, Tensor] = {}
+
+    def alone() -> float:
+        (found["alone"], _), took = timed(lambda: one_at_a_time(defence, images[:1], False))
+        return took
+
+    def together() -> float:
+        found["batched"], took = timed(lambda: batched(defence, images))
+        return took / samples
+
+    together()
+    took = paired(alone, together, pairs)
+    if not torch.allclose(found["alone"], found["batched"][:1], atol=1e-4 * float(found["alone"].abs().max())):
+        raise SystemExit("tuned for a batch at once, an image has other logits than alone")
+    claim = f"TAPT-V, {views} views, {classes} classes, ViT-B/32, per image"
+    return [took.row(claim, "one image at a time, in the order of the published code", f"{samples} images at once")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--designs", nargs="+", default=["visual", "independent"])
@@ -136,13 +172,7 @@ def main() -> None:
     print(f"{'design':14s} {'classes':>7s} {'alone ms':>9s} {'batched ms':>11s} {'ratio':>6s}   largest difference of the logits")
     for design in args.designs:
         for classes in args.classes:
-            torch.manual_seed(0)
-            model, _ = install(JointTokens(design), models.load(UNTRAINED), 0, names(classes))
-            model.clip.to(device)
-            for p in model.prompt.parameters():  # type: ignore[union-attr]
-                p.requires_grad_(False)
-            defence = defence_of(model, classes, args.views).to(device)
-            images = torch.rand(args.samples, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+            defence, images = made(UNTRAINED, design, classes, args.samples, args.views, device)
             again = classes >= MANY and design != "visual"  # texts that do not learn have no graph
             (few, texts), slow = timed(lambda: one_at_a_time(defence, images[: args.alone], again))  # noqa: B023
             all_, fast = timed(lambda: batched(defence, images))  # noqa: B023

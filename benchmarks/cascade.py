@@ -1,6 +1,7 @@
 """What the cascade saves against attacking every image with everything, and how it stands beside other loops, as ratios in one run.
 
     python benchmarks/cascade.py [CHECKPOINT] [--images 50] [--others 100]
+    python benchmarks/results.py --only cascade     # fewer images, in pairs
 
 The undefended CLIP, and a fine-tuned one when its folder is given, on `--images` of each of the twelve sets under PGD-10 and APGD-CE-20 at
 the eps of the protocol `demo`. The independent mode runs the same attacks, every one at every eps on every image; both give the same worst
@@ -24,6 +25,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ import torch
 import torchattacks
 from parity import original
 from pyautoattack import AutoAttack
+from row import PAIRS, Row, paired
 from tables import counted
 from torch import Tensor, nn
 
@@ -100,6 +103,29 @@ def against_independent(name: str, protocol: Protocol, n: int) -> None:
     if all(isinstance(attack, PGD | APGD) for attack in protocol.attacks):
         full = images * (1 + len(protocol.eps) * sum(attack.steps + 1 for attack in protocol.attacks))  # type: ignore[attr-defined]
         print(f"  full budget {full:8d} forward passes             x {full / forwards[False]:.2f} passes")
+
+
+def rows(images: int = 24, pairs: int = PAIRS) -> list[Row]:
+    """Return the rows of the undefended model on `images` images of each of four sets, and all of one under AutoAttack."""
+    torch.set_num_threads(1)
+    found, sets = [], PAIR.sets[:4]
+    for protocol, n in ((replace(PAIR, sets=sets), images), (STANDARD, images * len(sets))):
+        cells, passes = cells_of(models.load("tiny-vit8"), protocol.sets, n), {}
+
+        def run(independent: bool, cells: list[Cell] = cells, protocol: Protocol = protocol, passes: dict[bool, int] = passes) -> float:
+            mode = replace(protocol, independent=independent)
+            rows, took = timed(lambda: [row for cell in cells for row in run_cascade(*cell, mode)])
+            passes[independent] = sum(row.get("forwards", 1) for row in rows)
+            return took
+
+        took = paired(partial(run, True), partial(run, False), pairs)
+        attacks = "AutoAttack" if protocol is STANDARD else ", ".join(attack.name for attack in protocol.attacks)
+        claim = f"{attacks} at eps {', '.join(f'{eps:g}' for eps in protocol.eps)} on {n * len(protocol.sets)} images"
+        sides = {True: "every image meets every attack", False: "the cascade"}
+        found.append(took.row(claim, sides[True], sides[False], unit="CPU s"))
+        counts = (f"{sides[mode]}: {passes[mode]:,} passes" for mode in (True, False))
+        found.append(Row("the same, its forward passes", *counts, (passes[True] / passes[False],)))
+    return found
 
 
 def against_others(name: str, n: int) -> None:
