@@ -74,9 +74,9 @@ class Runs:
         results = trained([config for _, config in configs], self.out)
         best: dict[str, tuple[float, float]] = {}
         for (row, config), result in zip(configs, results, strict=True):
-            title, found = ", ".join(row), (score(config, result["metrics"]), config.optim.lr)
-            best[title] = max(best.get(title, found), found)
-        chosen = {title: rate for title, (_, rate) in best.items()}
+            title, found = ", ".join(row), (score(config, result["metrics"]), -config.optim.lr)
+            best[title] = max(best.get(title, found), found)  # of equals the smaller rate
+        chosen = {title: -rate for title, (_, rate) in best.items()}
         storage.write_json(self.rates_file, chosen)
         return chosen
 

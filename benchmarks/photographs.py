@@ -233,13 +233,13 @@ def run(words: Sequence[str] | None = None) -> None:
     if args.plan or set(args.pieces) - COMMANDS:
         cluster.connect()
     if args.plan:
-        return plan(study)
+        plan(study)
+        return
     for name in args.pieces:
         storage.write_bytes(told(study, name), PIECES[name](study).encode())
     for name in args.pieces or PIECES:
         there = storage.exists(told(study, name))
         print(f"\n## {name}\n{storage.read_bytes(told(study, name)).decode() if there else NOT_RUN.format(name)}", flush=True)
-    return None
 
 
 def told(study: Study, piece: str) -> str:

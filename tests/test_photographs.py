@@ -101,7 +101,7 @@ def study(data: str, tmp_path: Path, make_model: Any) -> Study:
     out = str(tmp_path / "out")
     photo_sets.make_sets(data, out, unseen=2, tuned=3)
     save(make_model(), storage.join(out, "photos"))
-    return Study(out, data, (0, 1), 4, SMALL)
+    return Study(out, data, (0, 1), 3, SMALL)
 
 
 def test_the_sets_are_those_of_their_archives_and_made_once(data: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_rate_with_the_best_held_out_score_is_chosen_and_kept(study: Study, 
             place = RATES[TOWER].index(config.optim.lr)
             kind = type(config.defense).__name__
             found.append(
-                {"metrics": {"val/clean": best[kind][place], "val/strong": 0.9 - 0.4 * place if kind == "CleanCE" else 0.1 * place}}
+                {"metrics": {"val/clean": best[kind][place], "val/strong": 0.9 - 0.4 * place if kind == "CleanCE" else 0.05 * place}}
             )
         return found
 
@@ -176,6 +176,8 @@ def test_the_rate_with_the_best_held_out_score_is_chosen_and_kept(study: Study, 
         runs.chosen("TeCoA", TOWER)
     assert runs.choose([("TeCoA", TOWER), ("CE", TOWER)]) == {"TeCoA, tower": RATES[TOWER][1], "CE, tower": RATES[TOWER][2]}
     assert runs.chosen("CE", TOWER) == RATES[TOWER][2]
+    monkeypatch.setattr(photo_runs, "trained", lambda configs, out: [{"metrics": {"val/clean": 0.5, "val/strong": 0.1}}] * len(configs))
+    assert runs.choose([("FARE", PROMPT)]) == {"FARE, prompt": min(RATES[PROMPT])}
     assert [config.seed for config in runs.final("CE", TOWER, (0, 1))] == [0, 1]
     assert {config.optim.lr for config in runs.final("CE", TOWER, (0, 1))} == {RATES[TOWER][2]}
     assert score(runs.config("TeCoA", TOWER, 1.0), {"val/clean": 0.5, "val/strong": 0.25}) == 0.75
