@@ -176,11 +176,11 @@ def test_the_rate_with_the_best_held_out_score_is_chosen_and_kept(study: Study, 
         runs.chosen("TeCoA", TOWER)
     assert runs.choose([("TeCoA", TOWER), ("CE", TOWER)]) == {"TeCoA, tower": RATES[TOWER][1], "CE, tower": RATES[TOWER][2]}
     assert runs.chosen("CE", TOWER) == RATES[TOWER][2]
-    monkeypatch.setattr(photo_runs, "trained", lambda configs, out: [{"metrics": {"val/clean": 0.5, "val/strong": 0.1}}] * len(configs))
-    assert runs.choose([("FARE", PROMPT)]) == {"FARE, prompt": min(RATES[PROMPT])}
     assert [config.seed for config in runs.final("CE", TOWER, (0, 1))] == [0, 1]
     assert {config.optim.lr for config in runs.final("CE", TOWER, (0, 1))} == {RATES[TOWER][2]}
     assert score(runs.config("TeCoA", TOWER, 1.0), {"val/clean": 0.5, "val/strong": 0.25}) == 0.75
+    monkeypatch.setattr(photo_runs, "trained", lambda configs, out: [{"metrics": {"val/clean": 0.5, "val/strong": 0.1}}] * len(configs))
+    assert runs.choose([("FARE", PROMPT)]) == {"FARE, prompt": min(RATES[PROMPT])}
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------------------------
