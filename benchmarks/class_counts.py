@@ -1,8 +1,9 @@
 """How a text attack's damage grows with the number of classes: nested random subsets of one set of 276, ten draws.
 
-    python benchmarks/class_counts.py [CHECKPOINT] [--source clip_knn]
+    python benchmarks/class_counts.py [CHECKPOINT] [--source clip_knn] [--set NAME]
 
-A draw orders the classes at random; its subsets are the first 5, 10, 20, 50, 100 and 200 of them, and all. Each subset is a data set of its
+The set is the embedded `things`, or a prepared one. A draw orders the classes at random; its subsets are the first 5, 10, 20, 50, 100 and
+200 of them, and all. Each subset is a data set of its
 own: its prompts, in the set's first template, are rewritten (once without and once with candidates that name another class of the
 subset), and its images, four of every class, are classified clean and under the rewritten prompts. Damage is clean accuracy minus
 accuracy under attack; relative: its share of clean accuracy; above chance: the share of what clean accuracy has above 1/K. Means over the
@@ -33,10 +34,13 @@ from robustclip.attacks.text.search import TextAttack
 from robustclip.base import storage
 from robustclip.base.seeds import generator
 from robustclip.data import world
+from robustclip.data.datasets import ensure_set
+from robustclip.data.index import scan
+from robustclip.data.reading import decoded_size, read_images, stratified, to_images
 from robustclip.models.model import Model
 from robustclip.results.figures import COLOURS, blank_figure, plain, png
 
-SET, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200, 276), 4, 11
+THINGS, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200), 4, 11
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,40 @@ class Damage:
         return (self.clean - self.attacked) / (self.clean - 1 / self.classes)
 
 
-def features_of(model: Model) -> tuple[Tensor, Tensor]:
-    """Return unit features [N,D] and labels [N] of IMAGES images of every class."""
-    names = world.SETS[SET].class_names
-    pixels, labels = world.images(SET, IMAGES * len(names), RENDER_SEED, "test")
-    classifier = model.classifier(names[:2], world.SETS[SET].templates)
+@dataclass(frozen=True)
+class Pictures:
+    """Unit features [N,D] and labels [N] of IMAGES images of each class, the names of the classes, and what they stand in."""
+
+    features: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    template: str
+
+
+def pictures_of(model: Model, name: str, out: str) -> Pictures:
+    """Return the images of the embedded `things`, or of the test split of a set under `out`, as the model sees them."""
+    if name == THINGS:
+        known = world.SETS[THINGS]
+        names, templates = known.class_names, known.templates
+        pixels, labels = world.images(THINGS, IMAGES * len(names), RENDER_SEED, "test")
+        images = pixels.float() / 255
+    else:
+        card = ensure_set(out, name, {}, 0)
+        names, templates, index = card.class_names, card.templates, scan(card.folder, card, "test")
+        rows = stratified(index, IMAGES * len(names))
+        _, stored, own = read_images(index, rows, decoded_size(card, model.preprocess.size), None)
+        images, labels = to_images(stored, "cpu"), torch.as_tensor(own)
+    classifier = model.classifier(names[:2], templates)
     with torch.no_grad():
-        return torch.cat([classifier.embed_images(part.float() / 255) for part in pixels.split(64)]), labels
+        features = torch.cat([classifier.embed_images(part) for part in images.split(64)])
+    return Pictures(features, labels, tuple(names), templates[0])
 
 
-def damage(model: Model, features: Tensor, labels: Tensor, chosen: list[int], text: TextAttack) -> Damage:
+def damage(model: Model, pictures: Pictures, chosen: list[int], text: TextAttack) -> Damage:
     """Return what a text attack does to the classes `chosen` alone."""
-    names = [world.SETS[SET].class_names[k] for k in chosen]
-    classifier = model.classifier(names, world.SETS[SET].templates[:1])
-    place = torch.full((len(world.SETS[SET].class_names),), -1)
+    names, features, labels = [pictures.names[k] for k in chosen], pictures.features, pictures.labels
+    classifier = model.classifier(names, (pictures.template,))
+    place = torch.full((len(pictures.names),), -1)
     place[torch.tensor(chosen)] = torch.arange(len(chosen))
     rows = place[labels] >= 0
     kept = text(classifier)
@@ -97,7 +121,7 @@ def draw(found: dict[int, list[Damage]], title: str) -> bytes:
             values = np.array([[100 * value(each) for each in found[k]] for k in found])
             axes.errorbar(list(found), values.mean(1), values.std(1, ddof=1), color=COLOURS[i], label=name, marker="o", markersize=3)
         axes.set_xscale("log")
-        axes.set_xticks(list(found), [str(k) if k != 200 else "" for k in found])  # which would lie under 276
+        axes.set_xticks(list(found), [str(k) if k != 200 or k == max(found) else "" for k in found])  # which would lie under 276
         axes.minorticks_off()
         axes.set_xlabel("classes", fontsize=9)
         axes.set_ylim(bottom=0)
@@ -113,17 +137,20 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default="tiny-vit8")
     parser.add_argument("--source", choices=TEXTS, default="clip_knn")
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--set", default=THINGS, help="a prepared one, its test split (default: the embedded %(default)s)")
+    parser.add_argument("--out", default="outputs")
     parser.add_argument("--to", default="outputs/class_counts.png")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, text = models.load(args.checkpoint), TEXTS[args.source]
-    features, labels = features_of(model)
-    found: dict[int, list[Damage]] = {k: [] for k in SIZES}
+    pictures = pictures_of(model, args.set, storage.resolve(args.out))
+    classes = len(pictures.names)
+    found: dict[int, list[Damage]] = {k: [] for k in sorted({k for k in SIZES if k < classes} | {classes})}
     for number in range(args.draws):
-        order = torch.randperm(len(world.SETS[SET].class_names), generator=generator(0, "class counts", number)).tolist()
-        for k in SIZES:
-            found[k].append(damage(model, features, labels, order[:k], text))
-    print(f"{args.checkpoint}, {text.name}, {SET}, {IMAGES} images of a class, {args.draws} draws: percent, mean ± standard deviation")
+        order = torch.randperm(classes, generator=generator(0, "class counts", number)).tolist()
+        for k in found:
+            found[k].append(damage(model, pictures, order[:k], text))
+    print(f"{args.checkpoint}, {text.name}, {args.set}, {IMAGES} images of a class, {args.draws} draws: percent, mean ± standard deviation")
     print("classes        clean     attacked  label changes allowed      absolute      relative  above chance  collisions")
     for k, each in found.items():
         columns = (

@@ -39,6 +39,7 @@ student's own prompt. Its Co-Attack left more (CLIP 7.2 and 1.5, MMCoA 14.4 and 
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 from tables import cell, columns_of, finished, verdict
 
@@ -48,6 +49,7 @@ from robustclip.base.errors import main
 from robustclip.base.values import override
 from robustclip.evaluation import protocols
 from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.protocols import Resolved
 from robustclip.records import survival
 from robustclip.records.survival import Outcomes
 from robustclip.runtime import cluster
@@ -84,14 +86,19 @@ def run() -> None:
     args = parser.parse_args()
     say_on_terminal()
     out, protocol = storage.resolve(args.out), protocols.named("multimodal")
-    resolved, (eps,) = protocols.resolve(protocol, out), protocol.eps
+    resolved = protocols.resolve(protocol, out)
     names = {
         title: [finished(override(named(recipe).config, {"seed": seed}), out, COMMAND) for seed in args.seeds]
         for title, recipe in RECIPES.items()
     }
     names[BOTH] = [f"towers:{fare},{leaf}" for fare, leaf in zip(names[FARE], names[LEAF], strict=True)]
-    names = {BASELINE: [named("demo").config.model], **names}
     cluster.connect()
+    show({BASELINE: [named("demo").config.model], **names}, resolved, out)
+
+
+def show(names: Mapping[str, Sequence[str]], resolved: Resolved, out: str) -> None:
+    """Attack models (title -> those of its seeds), print each under each attack alone, and the claims of which both sides are there."""
+    protocol, (eps,) = resolved.protocol, resolved.protocol.eps
     table = evaluate([name for each in names.values() for name in each], resolved, out, actors=int(cluster.total()[0]))
     alone = {attack.name: survival.alone(table, [attack.name], eps, resolved.skips) for attack in protocol.attacks}
     columns = columns_of(list(alone), eps)
@@ -104,6 +111,8 @@ def run() -> None:
     for title in names:
         print(f"| {title} | {' | '.join(cell(runs(title, of), column, resolved.classes) for of, column in columns.values())} |")
     for claim, (a, b) in CLAIMS.items():
+        if not {a, b} <= names.keys():
+            continue
         print(f"\n{claim}: {a} - {b}, points, paired 95 % interval over images")
         for name, (of, column) in columns.items():
             print(f"  {name}: {verdict({a: (1.0, runs(a, of)), b: (-1.0, runs(b, of))}, column)}")

@@ -1,7 +1,8 @@
-"""What benchmarks that compare methods share: finished runs, the counting of rows, columns, a cell over seeds, a contrast in words."""
+"""What benchmarks that compare methods share: runs, their losses, how rows are counted, a cell over seeds, a contrast in words."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from robustclip.base import storage
@@ -12,8 +13,10 @@ from robustclip.records import rows as records
 from robustclip.records.contrasts import Term, contrast
 from robustclip.records.rows import CLEAN
 from robustclip.records.survival import Column, Outcomes, Survival, worst_case
+from robustclip.runtime import cluster
 from robustclip.training.config import Config
-from robustclip.training.job import prepare
+from robustclip.training.fit import fit
+from robustclip.training.job import Job, prepare
 
 
 def finished(config: Config, out: str, command: str) -> str:
@@ -22,6 +25,32 @@ def finished(config: Config, out: str, command: str) -> str:
     if not storage.exists(storage.join(job.folder, "result.json")):
         raise UserError(f"run {job.key} (seed {config.seed}) is not trained yet: {command} --out {out}")
     return storage.join(job.folder, "model")
+
+
+def trained(configs: Sequence[Config], out: str) -> list[dict[str, Any]]:
+    """Return the results of configs, training those that are missing, as many at once as fit."""
+    jobs = [prepare(config, out) for config in configs]
+    at_once = cluster.fitting_trials(len(jobs), 1)
+    share = cluster.divide(at_once, 1)
+
+    def result(job: Job) -> dict[str, Any]:
+        found = fit(job, share)
+        print(f"checkpoint {found['checkpoint']}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(result, jobs))
+
+
+def losses(folder: str) -> str:
+    """Return the training loss at the first and last tenth of a run's own stage, as "a -> b"."""
+    history = [
+        row["loss"]
+        for row in storage.read_json(storage.join(storage.parent_of(folder), "result.json"))["history"]
+        if "loss/head" not in row
+    ]
+    tenth = max(1, len(history) // 10)
+    return f"{statistics.mean(history[:tenth]):.2f} -> {statistics.mean(history[-tenth:]):.2f}"
 
 
 def counted(rows: Iterable[Mapping[str, Any]], protocol: Protocol) -> Survival:

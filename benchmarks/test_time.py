@@ -16,12 +16,12 @@ ViT, 7 for `ladder`, 46 for `ladder-whole`; DBD was not there yet: not measured.
 """
 
 import argparse
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
-from tables import cell, verdict
+from tables import cell, trained, verdict
 
 from robustclip import names as models
 from robustclip.attacks.levels import GREY, Aimed
@@ -43,8 +43,6 @@ from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
 from robustclip.test_time import DBD, RTPT, TAPT, TPT, TTC, PromptAlign, TestTime, ViewEnsemble
 from robustclip.training.config import Config
-from robustclip.training.fit import fit
-from robustclip.training.job import Job, prepare
 from robustclip.training.pretraining import Pretraining, pretrain
 from robustclip.training.recipes import named
 from robustclip.training.statistics import Images, statistics
@@ -59,24 +57,21 @@ SMALLER = {"width": 96, "layers": 2}  # of the second visual tower; the first ha
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything lies, and who works."""
+    """Where everything lies, and who works; which CLIP stands under all rows, and what its trainings change of the demo recipes."""
 
     out: str
     actors: int
+    model: str = CLIP
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe(self, name: str) -> Config:
+        """Return the config of a demo recipe on this CLIP."""
+        return override(named(name).config, {"model": self.model, **self.changes})
 
     def trained(self, *configs: Config) -> list[str]:
         """Return the checkpoints of configs, training those that are missing, as many at once as fit."""
-        jobs = [prepare(override(config, {"threat.image.eps": EPS, "validation.eps": EPS}), self.out) for config in configs]
-        at_once = cluster.fitting_trials(len(jobs), 1)
-        share = cluster.divide(at_once, 1)
-
-        def checkpoint(job: Job) -> str:
-            found = fit(job, share)["checkpoint"]
-            print(f"checkpoint {found}", flush=True)
-            return found
-
-        with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(checkpoint, jobs))
+        found = trained([override(config, {"threat.image.eps": EPS, "validation.eps": EPS}) for config in configs], self.out)
+        return [each["checkpoint"] for each in found]
 
     def moments(self, checkpoint: str, config: Config) -> str:
         """Return the file of a checkpoint's statistics over its own training images, made if need be."""
@@ -86,25 +81,25 @@ class Bench:
             statistics(checkpoint, Images(data.name, data.n, rendered=data.rendered), self.out, workers=self.actors).write(path)
         return path
 
-    def tapt(self, recipe: str, model: str = CLIP) -> str:
+    def tapt(self, recipe: str, model: str = "") -> str:
         """Return the name of TAPT on a recipe's prompts, aligned with theirs and with clean ones."""
-        adversarial = override(named(recipe).config, {"model": model})
+        adversarial = override(self.recipe(recipe), {"model": model or self.model})
         clean = override(adversarial, {"defense": CleanCE()})
         start, other = self.trained(adversarial, clean)
         files = {"adversarial": self.moments(start, adversarial), "clean": self.moments(other, clean)}
-        return written(TAPT(**VIEWS, lr=named(recipe).config.optim.lr / 10, **files), start)
+        return written(TAPT(**VIEWS, lr=adversarial.optim.lr / 10, **files), start)
 
     def rows(self) -> dict[str, str]:
         """Return what every row of the table is called -> the model's name."""
-        clean = {recipe: override(named(recipe).config, {"defense": CleanCE()}) for recipe in TUNED.values()}
-        robust, *others = self.trained(*(named(recipe).config for recipe in ("demo", *STATIC)), *clean.values())
+        clean = {recipe: override(self.recipe(recipe), {"defense": CleanCE()}) for recipe in TUNED.values()}
+        robust, *others = self.trained(*(self.recipe(recipe) for recipe in ("demo", *STATIC)), *clean.values())
         static, maple = others[: len(STATIC)], dict(zip(clean, others[len(STATIC) :], strict=True))["demo-advmaple"]
-        found = {"CLIP": CLIP} | {recipe.removeprefix("demo-"): checkpoint for recipe, checkpoint in zip(STATIC, static, strict=True)}
-        (apt,) = self.trained(override(named("demo-apt").config, {"model": robust}))
+        found = {"CLIP": self.model} | {recipe.removeprefix("demo-"): checkpoint for recipe, checkpoint in zip(STATIC, static, strict=True)}
+        (apt,) = self.trained(override(self.recipe("demo-apt"), {"model": robust}))
         found |= {"TeCoA": robust, "apt on TeCoA": apt}
         plain: dict[str, TestTime] = {"views": ViewEnsemble(**VIEWS), "TPT": TPT(**VIEWS), "R-TPT": RTPT(**VIEWS), "TTC": TTC()}
         plain["DBD"] = DBD()
-        found |= {title: written(settings, CLIP) for title, settings in plain.items()}
+        found |= {title: written(settings, self.model) for title, settings in plain.items()}
         found["PromptAlign"] = written(PromptAlign(**VIEWS, clean=self.moments(maple, clean["demo-advmaple"])), maple)
         return found | {title: self.tapt(recipe) for title, recipe in TUNED.items()}
 

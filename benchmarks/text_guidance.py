@@ -32,12 +32,11 @@ The whole AutoAttack on 8 images of each set (96) breaks nothing beyond these at
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from tables import cell, finished, verdict
+from tables import cell, finished, losses, verdict
 
 from robustclip import names as models
 from robustclip.attacks.ensembles import ENSEMBLES
@@ -62,17 +61,6 @@ WITHOUT_TEXT = {"Adv.": ("demo-deep-adv", "demo-adv"), "CoAdv.": ("demo-deep-coa
 BASELINE = "tiny-vit8"
 COMMAND = "python pipelines/sweep.py method --protocol strong"
 WHOLE = ("demo", "demo-fare")  # what the whole AutoAttack meets beside CLIP
-
-
-def losses(folder: str) -> str:
-    """Return the training loss at the first and last tenth of a run's own stage, as "a -> b"."""
-    history = [
-        row["loss"]
-        for row in storage.read_json(storage.join(storage.parent_of(folder), "result.json"))["history"]
-        if "loss/head" not in row
-    ]
-    tenth = max(1, len(history) // 10)
-    return f"{statistics.mean(history[:tenth]):.2f} -> {statistics.mean(history[-tenth:]):.2f}"
 
 
 def row(name: str, runs: Sequence[Outcomes], classes: dict[str, int], eps: Sequence[float], loss: str) -> str:

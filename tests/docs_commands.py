@@ -146,6 +146,14 @@ def _train(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _config(RECIPES.get(args.recipe, RECIPES["demo"]).config, changes)
 
 
+def _pretrain(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from robustclip.training.captioned import PRETRAINING
+
+    args, changes = _with_keys(parser, words)
+    if args.name in PRETRAINING:
+        _config(PRETRAINING[args.name].config, changes | {"data.name": changes.get("data.name", "SET")})
+
+
 def _sweep(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from robustclip.evaluation.protocols import PROTOCOLS
     from robustclip.sweeps.spaces import first_config, load_space
@@ -155,6 +163,7 @@ def _sweep(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _known("space", [args.space], {path.stem for path in (ROOT / "tune_spaces").glob("*.py")})
     _known("recipe", [args.recipe] if args.recipe else [], RECIPES)
     _known("protocol", [args.protocol], PROTOCOLS)
+    _known("data set", args.sets, _sets())
     space = load_space(ROOT / "tune_spaces" / f"{'epsilon' if is_placeholder(args.space) else args.space}.py")
     _config(first_config(space, args.recipe if args.recipe in RECIPES else None), changes)
 
@@ -213,6 +222,7 @@ def _ray(words: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], None]] = {
     "train": _train,
+    "pretrain": _pretrain,
     "sweep": _sweep,
     "evaluate": _evaluate,
     "moments": _moments,

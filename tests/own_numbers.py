@@ -117,7 +117,9 @@ def everything() -> Iterator[tuple[str, Callable[[], Numbers]]]:
     for attack in {each.name: each for each in (*ATTACKS.values(), *modes)}.values():
         yield f"attack {attack.name}", lambda attack=attack: of_attack(attack)
     for kind in ALL:
-        trainable = Towers("text") if kind.reads == "texts" else Towers() if issubclass(kind, Paired) else VisualTower()
+        trainable = (
+            Towers("text") if kind.reads == "texts" else Towers() if issubclass(kind, Paired) or kind.reads == "captions" else VisualTower()
+        )
         yield f"objective {kind.__name__}", lambda kind=kind, trainable=trainable: of_training(made(kind), trainable)
     for part in SMALL:
         defense = made(next(kind for kind in ALL if issubclass(kind, Paired))) if isinstance(part, Towers) else TeCoA()

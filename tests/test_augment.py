@@ -12,6 +12,7 @@ from robustclip.defenses import FARE, CleanContrastive, TeCoA
 from robustclip.training.config import Config
 from robustclip.training.trainables import Towers
 from robustclip.views.crops import crops
+from robustclip.views.shifts import shifts
 
 
 def augmenting(model, seed=0, augment="crop and flip", defense=None, **settings):
@@ -74,3 +75,27 @@ def test_an_unknown_augmentation_is_refused_by_name():
     assert override(Config(), {"data.augment": "crop and flip"}).data.augment == "crop and flip"
     with pytest.raises(UserError, match=r"data\.augment.*crop and flip"):
         override(Config(), {"data.augment": "flip"})
+
+
+# --- shifts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_shifts_are_mirrored_windows_of_an_image_or_of_its_mirror_image():
+    """Each image is one of the 25 windows of itself or of itself flipped, all channels alike, and all 50 occur."""
+    x = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    sides = [torch.nn.functional.pad(side, (2,) * 4, mode="reflect")[0] for side in (x, x.flip(-1))]
+    seen = torch.stack([side[:, dy : dy + 5, dx : dx + 6] for side in sides for dy in range(5) for dx in range(5)])
+    moved = shifts(x.expand(800, -1, -1, -1), [("a key", i) for i in range(800)], 2)
+    same = (moved[:, None] == seen[None]).flatten(2).all(2)
+    assert same.any(1).all()
+    assert same.any(0).all()
+    assert same[:, :25].any(1).float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_shifted_images_train_and_are_keyed_as_crops_are(make_model, pictures):
+    x, _, ids = pictures(8)
+    shown = walk(augmenting(make_model(), augment="shift and flip"), pictures)
+    stored = torch.as_tensor(pixels(x)).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(shown, shifts(stored, [(0, "augment", 0, id_) for id_ in ids]))
+    assert torch.equal(walk(augmenting(make_model(), augment="shift and flip"), pictures, [5, 2, 7, 0, 3, 6, 1, 4], 4), shown)
+    assert not torch.equal(walk(augmenting(make_model(), seed=1, augment="shift and flip"), pictures), shown)

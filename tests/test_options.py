@@ -94,7 +94,7 @@ GOOD: dict[str, list[str]] = {
     "--defense": [kind.__name__ for kind in (*DEFENSES, *PAIRED, LEAF)],
     "--out": ["outputs"],
 }
-POSITIONAL = {"train": [*RECIPES, "demmo", ""], "sweep": ["epsilon", "method", "epsilom", "../x"], "pretrain": ["tiny-vit8", "x"]}
+POSITIONAL = {"train": [*RECIPES, "demmo", ""], "sweep": ["epsilon", "method", "epsilom", "../x"], "pretrain": ["tiny-vit8", "photos", "x"]}
 
 
 def options(name: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustclip.base import errors
-from robustclip.base.ranges import COUNT
+from robustclip.base.ranges import AMOUNT, COUNT
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster, gpus
 from robustclip.runtime.logged import with_located
@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipe", help="another recipe than the space's own; every key of its config is an option: --optim.lr 1e-4")
     parser.add_argument("--protocol", default="demo", help=f"one of {', '.join(protocols.PROTOCOLS)} (default: %(default)s)")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="these data sets instead of the protocol's")
+    parser.add_argument("--n", type=cli.taking(COUNT), help="images of each set instead")
+    parser.add_argument("--eps", nargs="+", type=cli.taking(AMOUNT), help="these radii instead, in 1/255, ascending")
     parser.add_argument("--samples", type=cli.taking(COUNT), default=1, help="draws from a random space (default: %(default)s)")
     parser.add_argument("--asha", action="store_true", help="stop trials early that fall behind on the held-out metric")
     parser.add_argument("--fresh", action="store_true", help="train every trial again instead of continuing")
@@ -52,7 +55,8 @@ def asked() -> tuple[argparse.Namespace, Space, Config, protocols.Protocol, str]
     args, changes = cli.parse(parser(), Config)
     out = cli.out_folder(args)
     path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
-    space, protocol = load_space(path), protocols.named(args.protocol)
+    changed = {"sets": tuple(args.sets or ()), "n": args.n, "eps": tuple(args.eps or ())}
+    space, protocol = load_space(path), protocols.named(args.protocol).changed(**changed)
     if args.recipe and RECIPE in space.space:
         raise errors.UserError(f"space {space.name} samples the recipe, so --recipe {args.recipe} would change nothing: leave it out")
     space = rooted(replace(space, fixed={**space.fixed, **with_located(changes, out)}))

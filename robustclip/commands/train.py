@@ -7,6 +7,7 @@ On a GPU: --attack.precision bf16 --optim.precision bf16 --attack.compile defaul
 import argparse
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from robustclip import names as models
@@ -33,14 +34,19 @@ log = logging.getLogger("robustclip.train")
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}; every key of its config is an option: --optim.lr 1e-4")
-    parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--table", metavar="FILE", help="JSON of robustclip words: the words of the defence's text attack")
     parser.add_argument("--descriptions", metavar="FILE", help="JSON {class name: [texts]}: what classes are called in place of templates")
+    add_training(parser)
+    return parser
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what `trained` reads."""
+    parser.add_argument("--workers", type=cli.taking(COUNT), default=1, help="Train workers that share every step (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing")
     cli.add_register(parser, "the model")
     cli.add_plan(parser)
     cli.add_out(parser)
-    return parser
 
 
 def asked() -> tuple[argparse.Namespace, Config, str]:
@@ -62,6 +68,23 @@ def asked() -> tuple[argparse.Namespace, Config, str]:
 def run() -> None:
     args, config, out = asked()
     cli.say_on_terminal()
+    if result := trained(config, out, args, f"train {args.recipe}"):
+        tell(args.recipe, result)
+        print(f"attack it      {cli.command('evaluate', result['checkpoint'], '--out', out)}")
+        print(f"MLflow         {how_to_open(out)}")
+
+
+def tell(recipe: str, result: Mapping[str, Any]) -> None:
+    """Print how a training ended and where its checkpoint lies."""
+    last = result["metrics"]
+    held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
+    print(f"\n{recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
+    print(f"weights sha256 {result['sha256']}")
+    print(f"checkpoint     {result['checkpoint']}")
+
+
+def trained(config: Config, out: str, args: argparse.Namespace, title: str) -> dict[str, Any] | None:
+    """Train a config, tell MLflow, and return its result; with --plan say what it would take and return None."""
     cluster.check_address()
     tracker = None if args.plan else Tracker(out)
     job = prepare(config, out)
@@ -70,10 +93,10 @@ def run() -> None:
     share = cluster.divide(1, args.workers)
     if tracker is None:
         print(cluster.measured(forecast, job, share))
-        return
+        return None
     if args.fresh:
         forget(job)
-    run = tracker.run(job.key, f"train {args.recipe}", flatten(job.config))
+    run = tracker.run(job.key, title, flatten(job.config))
     tracker.inputs(run, job.inputs())
     tracker.watch(run)
     cluster.warn_of_local_results(out)
@@ -98,14 +121,8 @@ def run() -> None:
     if args.register:
         tracker.register(run, args.register)
     tracker.finish(run)
-    last = result["metrics"]
-    held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
-    print(f"\n{args.recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
-    print(f"weights sha256 {result['sha256']}")
-    print(f"checkpoint     {result['checkpoint']}")
-    print(f"attack it      {cli.command('evaluate', result['checkpoint'], '--out', out)}")
-    print(f"MLflow         {how_to_open(out)}")
     tracker.close()
+    return result
 
 
 def with_table(config: Config, table: Table) -> Config:

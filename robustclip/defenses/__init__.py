@@ -7,6 +7,7 @@ from pkgutil import iter_modules
 from robustclip.defenses.adversarial import LinearAT
 from robustclip.defenses.apt import APT
 from robustclip.defenses.base import Batch, Defense, Roles
+from robustclip.defenses.captions import Captioned
 from robustclip.defenses.clean import CleanCE
 from robustclip.defenses.codes import CoAdv
 from robustclip.defenses.fap import FAP
@@ -28,7 +29,7 @@ ALL: tuple[type[Defense], ...] = tuple(
     if is_dataclass(kind) and isinstance(kind, type) and issubclass(kind, Defense) and kind.__module__ == file.__name__
 )
 PAIRED: tuple[type[Paired], ...] = tuple(kind for kind in ALL if issubclass(kind, Paired))
-DEFENSES = tuple(kind for kind in ALL if not issubclass(kind, Paired) and kind.reads != "texts")
+DEFENSES = tuple(kind for kind in ALL if not issubclass(kind, Paired) and kind.reads in ("logits", "features"))
 
 __all__ = [
     "APT",
@@ -40,6 +41,7 @@ __all__ = [
     "PMGAFT",
     "TRADES",
     "Batch",
+    "Captioned",
     "CleanCE",
     "CleanContrastive",
     "CoAdv",

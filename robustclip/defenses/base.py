@@ -51,8 +51,9 @@ class Roles:
 class Defense:
     """One frozen dataclass per paper, in one file; its fields are its hyper-parameters, its docstring citation and equation.
 
-    `reads` says what of the student it uses: class scores ("logits"), the tower's features, which a trained readout would not change, or
-    "texts" alone.
+    `reads` says what of the student it uses: class scores ("logits"), the tower's features, which a trained readout would not change, the
+    "texts" alone, or "captions": features of images and of single texts.
+    `scores_classes`: attack or loss ask for scores of classes, so where the text tower learns these must follow it at every step.
     `least_classes` is the fewest classes on which it learns something.
     `whole_batch`: the images of a micro-batch are compared with each other, or share something, so it is part of the method.
     """
@@ -60,6 +61,7 @@ class Defense:
     reads: ClassVar[str] = "logits"
     least_classes: ClassVar[int] = 2
     whole_batch: ClassVar[bool] = False
+    scores_classes: ClassVar[bool] = True
     head_share = 0.0  # of all steps: the first ones train the head alone, on clean images
     head_lr = 0.0
 

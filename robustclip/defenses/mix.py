@@ -27,7 +27,7 @@ class Mix(Defense):
 
     def __post_init__(self) -> None:
         for i, part in enumerate(self.parts):
-            if isinstance(part, Mix | Paired) or part.reads == "texts":
+            if isinstance(part, Mix | Paired) or part.reads in ("texts", "captions"):
                 raise UserError(
                     f"defense.parts[{i}]: {type(part).__name__} has no loss of single images that could be summed: take another"
                 )

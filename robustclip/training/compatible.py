@@ -22,9 +22,11 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
         raise UserError(f"{type(defense).__name__} trains the towers, not tokens in the texts: choose Towers or VisualTower")
     if defense.reads == "texts" and not (isinstance(trainable, Towers) and trainable.which == "text"):
         raise UserError(f"{type(defense).__name__} trains the text tower alone: choose Towers with which=text")
+    if defense.reads == "captions" and not isinstance(trainable, Towers):
+        raise UserError(f"{type(defense).__name__} is CLIP's own training, of images and texts together: choose Towers")
     if isinstance(trainable, LinearHead) and isinstance(defense, Paired):
         raise UserError(f"{type(defense).__name__} compares images with prompts, which LinearHead does not read: choose another trainable")
-    if isinstance(trainable, Towers) and defense.reads != "texts" and not isinstance(defense, Paired):
+    if isinstance(trainable, Towers) and defense.reads not in ("texts", "captions") and not isinstance(defense, Paired):
         raise UserError(
             f"{type(defense).__name__} trains against fixed texts, from which the text tower of Towers would learn nothing: "
             "choose VisualTower, or a loss over pairs (MMCoA, CleanContrastive)"
@@ -33,7 +35,7 @@ def check_pair(defense: Defense, trainable: Trainable) -> None:
 
 def check_described(defense: Defense, trainable: Trainable) -> None:
     """Raise UserError for a defence and a trainable that descriptions of the classes would teach nothing, or that rewrite prompts."""
-    if isinstance(defense, Paired) or defense.reads != "logits":
+    if isinstance(defense, Paired) or defense.reads not in ("logits", "captions"):
         raise UserError(
             f"{type(defense).__name__} does not learn from scores of classes, which is what descriptions change: leave them out, or take a "
             "defence that does, such as TeCoA, TRADES or PMGAFT"

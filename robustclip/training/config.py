@@ -21,7 +21,8 @@ class Data:
 
     `held_out` of its images never train: `val/` is measured on them. Images larger than the model's input are resized to `resize`
     (shorter side; default the model's size) and cropped. `augment` "crop and flip" shows another random resized crop of an image, flipped
-    or not, each time it trains. `rendered` images are made when the set is one of the embedded world.
+    or not, each time it trains; "shift and flip" moves it by up to 4 pixels instead, which suits small ones. `rendered` images are made
+    when the set is one of the embedded world.
     """
 
     name: str = "labelled"
@@ -29,7 +30,7 @@ class Data:
     per_class: int | None = None
     held_out: int = 256
     resize: int | None = None
-    augment: Literal["none", "crop and flip"] = "none"
+    augment: Literal["none", "crop and flip", "shift and flip"] = "none"
     rendered: int = 8192
     render_seed: int = 0
 

@@ -37,6 +37,7 @@ from robustclip.training.proxy import share_right
 from robustclip.training.recomputing import recompute
 from robustclip.training.rewriting import Rewriting
 from robustclip.views.crops import crops
+from robustclip.views.shifts import shifts
 
 
 class Learner:
@@ -132,7 +133,8 @@ class Learner:
         """Return the images as the data's augmentation shows them at this step."""
         if self.config.data.augment == "none":
             return images
-        return crops(images, [(self.config.seed, "augment", self.step, id_) for id_ in ids], 1)[:, 0]
+        keys = [(self.config.seed, "augment", self.step, id_) for id_ in ids]
+        return shifts(images, keys) if self.config.data.augment == "shift and flip" else crops(images, keys, 1)[:, 0]
 
     def attacked(self, batch: Batch, seen: Callable[[Tensor], None] = lambda images: None) -> Example:
         """Return the batch after the training attack of this step: PGD on the defence's objective; `seen` is shown its iterates."""
@@ -166,7 +168,8 @@ class Learner:
         if not self.in_head_stage:
             self._hold_scale()
             self.average.update()
-            self._follow()
+            if self.config.defense.scores_classes:
+                self._follow()
         self.step, self.parts, self.ids = self.step + 1, {}, []
         return {"loss": sum(losses.values()), **{f"loss/{name}": value for name, value in losses.items()}, "lr": lr}
 
@@ -184,6 +187,7 @@ class Learner:
     def averaged(self) -> Iterator[None]:
         """Put the running average of the weights in their place, where there is one, and the weights back afterwards."""
         if not self.average.values:
+            self._follow()
             yield
             return
         try:

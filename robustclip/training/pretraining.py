@@ -12,6 +12,7 @@ from robustclip.base.seeds import derive, generator
 from robustclip.data import world
 from robustclip.models.model import FORMAT
 from robustclip.models.tokenizers import cut_tokenizer
+from robustclip.views.shifts import windows
 
 Pairs = tuple[Tensor, list[str]]  # 8-bit images [N,3,S,S] and what is said of each
 
@@ -44,12 +45,8 @@ def shifted(images: Tensor, pixels: int, g: Generator) -> Tensor:
     """Return images [B,3,H,W] each moved by up to `pixels` in both directions, the border mirrored."""
     if pixels == 0:
         return images
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (pixels,) * 4, mode="reflect")
-    dy, dx = torch.randint(2 * pixels + 1, (2, len(images), 1), generator=g)
-    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
-    index = torch.arange(len(images))[:, None, None, None]
-    return padded[index, torch.arange(images.shape[1])[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    dy, dx = torch.randint(2 * pixels + 1, (2, len(images), 1), generator=g)[..., 0]
+    return windows(images, dy, dx, pixels)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
