@@ -46,7 +46,7 @@ def steps(studies: Mapping[str, Sequence[Claim]], laid: Mapping[str, Laid], out:
     """Yield the sweeps that are missing and the evaluations, each with its forecast on this cluster."""
     for sweep in distinct(each for study in laid.values() for each in study.sweeps()):
         what = f"{sweep} ({number(len(sweep.missing), 'training')} missing that claims need)"
-        yield told(what, lambda sweep=sweep: forecast(sweep.space, sweep.config, named(sweep.study.protocol), out, 1, None, 1))  # type: ignore[misc]
+        yield told(what, partial(forecast, sweep.space, sweep.config, named(sweep.study.protocol), out, 1, None, 1))
     for study, each in laid.items():
         yield told(f"evaluation of {study}", partial(of_study, each, roles_of(studies[study]), out))
 
