@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fine-tune one recipe; the same command again goes on where it stopped",
     "evaluate": "attack models by a protocol, plain CLIP always among them",
     "retrieve": "look up texts by images and images by texts, attacked: recall at k",
+    "reproduce": "measure what a paper claims, by rules fixed before, and write the verdicts",
     "report": "turn what was measured into tables, figures and one HTML page",
     "prepare": "turn a data set, or all of a suite, as published into shards",
     "moments": "write the token statistics that TAPT aligns images to",

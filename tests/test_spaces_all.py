@@ -23,7 +23,7 @@ SPACES = {path.stem: spaces.load_space(path) for path in sorted(FOLDER.glob("*.p
 SIZES = {
     "epsilon": 4, "interpolation": 5, "loss_weights": 9, "objective_mix": 5, "prompt_design": 7, "prompt_size": 9, "strength": 6,
     "multimodal": 14, "few_shot": 10, "towers": 6, "train_size": 10, "trainable": 14, "views": 6, "tuning_steps": 9, "alignment": 4,
-    "first_blocks": 16,
+    "first_blocks": 16, "tapt": 3,
 }  # fmt: skip
 WITH_PAPER = {"epsilon", "interpolation", "prompt_design", "train_size"}
 

@@ -16,13 +16,10 @@ from robustclip.runtime.logged import with_located
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.forecast import footprint, forecast
 from robustclip.sweeps.report import publish
-from robustclip.sweeps.spaces import RECIPE, Space, check_space, first_config, load_space, rooted, starts
+from robustclip.sweeps.spaces import FOLDER, RECIPE, Space, check_space, first_config, load_space, rooted, starts
 from robustclip.sweeps.tuning import sweep
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
-
-PACKAGE = Path(__file__).resolve().parents[1]
-SPACES = PACKAGE / "tune_spaces" if (PACKAGE / "tune_spaces").is_dir() else PACKAGE.parent / "tune_spaces"  # of a wheel, of a clone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +51,7 @@ def asked() -> tuple[argparse.Namespace, Space, Config, protocols.Protocol, str]
     """
     args, changes = cli.parse(parser(), Config)
     out = cli.out_folder(args)
-    path = Path(args.space) if args.space.endswith(".py") else SPACES / f"{args.space}.py"
+    path = Path(args.space) if args.space.endswith(".py") else FOLDER / f"{args.space}.py"
     changed = {"sets": tuple(args.sets or ()), "n": args.n, "eps": tuple(args.eps or ())}
     space, protocol = load_space(path), protocols.named(args.protocol).changed(**changed)
     if args.recipe and RECIPE in space.space:

@@ -42,7 +42,7 @@ def check(
     import ray
 
     names, baseline = [models.absolute(name) for name in names], models.absolute(baseline)
-    missing = [name for name in names if not _stored(name, baseline, resolved, out)]
+    missing = unchecked(names, baseline, resolved, out)
     # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(check_model)
     waiting = list(missing)
@@ -61,6 +61,11 @@ def check(
         on_progress(f"checked {len(missing) - len(waiting) - len(running)}/{len(missing)} models")
     identities = {display: models.identity(name) for name, display in models.called(names).items()}
     return findings.read(out, resolved.hash, identities)
+
+
+def unchecked(names: Sequence[str], baseline: str, resolved: Resolved, out: str) -> list[str]:
+    """Return the models `names` on which some check beside this baseline has no finding yet."""
+    return [name for name in names if not _stored(name, baseline, resolved, out)]
 
 
 def _stored(name: str, baseline: str, resolved: Resolved, out: str) -> bool:

@@ -17,6 +17,8 @@ from robustclip.training.recipes import named
 # lies so far from CLIP, or the model under a test-time defence (settings of a class in test_time/).
 RECIPE, INTERPOLATION, TEST_TIME = "recipe", "interpolation", "test_time"
 EVALUATED = (INTERPOLATION, TEST_TIME)
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDER = PACKAGE / "tune_spaces" if (PACKAGE / "tune_spaces").is_dir() else PACKAGE.parent / "tune_spaces"  # of a wheel, of a clone
 Scale = Literal["linear", "log", "ordered", "categorical"]  # the last two are names, side by side; those in an order are joined
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -95,17 +95,26 @@ def evaluated(sample: dict[str, Any], checkpoint: str, job: Job, share: Share) -
 
     Statistics that the defence asks for and does not name are those of the checkpoint's own training images, made once.
     """
+    name, file = written_of(sample, checkpoint, job)
+    if file and not storage.exists(file):
+        data = job.config.data
+        images = Images(data.name, data.n, resize=data.resize, rendered=data.rendered, render_seed=data.render_seed)
+        statistics(checkpoint, images, job.out, workers=1, cpus=share.cpus, gpus=share.gpus).write(file)
+    return name
+
+
+def written_of(sample: Mapping[str, Any], checkpoint: str, job: Job) -> tuple[str, str]:
+    """Return the name of what a trial evaluates of its checkpoint, and the file of statistics that it must have first, "" for none."""
     if INTERPOLATION in sample:
-        return f"{INTERPOLATE}{sample[INTERPOLATION]}:{checkpoint}"
-    settings, data = sample[TEST_TIME], job.config.data
+        return f"{INTERPOLATE}{sample[INTERPOLATION]}:{checkpoint}", ""
+    if TEST_TIME not in sample:
+        return checkpoint, ""
+    settings = sample[TEST_TIME]
     file = "adversarial" if isinstance(settings, TAPT) else "clean" if isinstance(settings, PromptAlign) else ""
-    if file and not getattr(settings, file):
-        path = storage.join(job.folder, "moments.safetensors")
-        if not storage.exists(path):
-            images = Images(data.name, data.n, resize=data.resize, rendered=data.rendered, render_seed=data.render_seed)
-            statistics(checkpoint, images, job.out, workers=1, cpus=share.cpus, gpus=share.gpus).write(path)
-        settings = override(settings, {file: path})
-    return written(settings, checkpoint)
+    if not file or getattr(settings, file):
+        return written(settings, checkpoint), ""
+    path = storage.join(job.folder, "moments.safetensors")
+    return written(override(settings, {file: path}), checkpoint), path
 
 
 def validated(name: str, job: Job, share: Share) -> dict[str, float]:

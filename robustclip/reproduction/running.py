@@ -1,0 +1,90 @@
+"""Measuring claims: what is missing is trained by its sweeps and attacked, what is there is found; then the rules speak."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from robustclip import names as models
+from robustclip.base.errors import UserError
+from robustclip.evaluation import protocols
+from robustclip.evaluation.evaluator import evaluate
+from robustclip.evaluation.probing import check, unchecked
+from robustclip.evaluation.wanted import Wanted
+from robustclip.reproduction.ledger import Claim, Paper, Result
+from robustclip.reproduction.measuring import Evaluated, columns_of, result
+from robustclip.reproduction.needs import Laid, Sweep
+from robustclip.reproduction.worlds import World
+from robustclip.runtime import cluster
+from robustclip.runtime.tracking import Tracker
+from robustclip.sweeps.report import publish
+from robustclip.sweeps.tuning import sweep
+
+log = logging.getLogger(__name__)
+
+Faults = Mapping[str, str]  # study -> why it cannot be measured
+
+
+def by_study(paper: Paper, world: World) -> dict[str, list[Claim]]:
+    """Return study -> the claims of a paper that it decides in a world."""
+    found: dict[str, list[Claim]] = {}
+    for claim in paper.claims:
+        if not world.why_not(claim):
+            found.setdefault(claim.study, []).append(claim)
+    return found
+
+
+def roles_of(claims: Iterable[Claim]) -> set[str]:
+    """Return the roles whose models some claims compare."""
+    return {role for claim in claims for part in claim.parts for role in part.roles}
+
+
+def lay(paper: Paper, world: World, seeds: Sequence[int], out: str) -> tuple[dict[str, Laid], Faults]:
+    """Return the studies of a paper's claims as they lie under `out`, and those that cannot even begin there, with the reason."""
+    laid, faults = {}, {}
+    for study, claims in by_study(paper, world).items():
+        try:
+            laid[study] = Laid(world.studies[study], world, seeds, out, roles_of(claims))
+        except UserError as error:
+            faults[study] = str(error)
+    return laid, faults
+
+
+def train(sweeps: Iterable[Sweep], out: str) -> None:
+    """Run sweeps, each with its report and its runs in MLflow, as `robustclip sweep` does; raises UserError where a trial failed."""
+    for each in sweeps:
+        log.info("%s", each)
+        cluster.connect()
+        tracker, started, protocol = Tracker(out), time.monotonic(), protocols.named(each.study.protocol)
+        outcome = sweep(each.space, each.config, protocol, out, tracker)
+        publish(each.space, each.config, outcome, protocol, out, tracker, started)
+        tracker.close()
+        if outcome.failures:
+            said = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
+            raise UserError(f"{len(outcome.failures)} of {len(outcome.trials)} trials failed ({said}); the same command tries them again")
+
+
+def attacked(laid: Laid, roles: set[str], out: str) -> Evaluated:
+    """Return the records and the findings on the models of some roles of a study, attacking and checking those that have none."""
+    resolved = protocols.resolve(laid.protocol, out)
+    names = laid.all_names(sorted(roles))
+    share: dict[str, Any] = {"actors": 1}
+    absolute = [models.absolute(name) for name in names]
+    if Wanted(names, resolved, out).missing or unchecked(absolute, models.absolute(laid.base), resolved, out):
+        cluster.connect()
+        share["actors"], share["gpus"] = cluster.fitting_actors()
+    table = evaluate(names, resolved, out, **share, on_progress=lambda done: log.info("%s", done))
+    checks = check(names, laid.base, resolved, table, out, **share, on_progress=log.info)
+    called = models.called(absolute)
+    runs = {role: [called[models.absolute(name)] for name in laid.names(role)] for role in roles}
+    return Evaluated(resolved, runs, columns_of(table, resolved, laid.study.columns), checks)
+
+
+def measure(world: World, laid: Laid, claims: Sequence[Claim], today: str) -> dict[str, Result]:
+    """Return the results of some claims of one study, whose models are all trained."""
+    evaluated = attacked(laid, roles_of(claims), laid.out)
+    found = {}
+    for claim in claims:
+        seeds = laid.seeds_of(roles_of([claim]))
+        found[claim.name] = result(claim, world.fingerprint(claim), evaluated, seeds, today)
+    return found

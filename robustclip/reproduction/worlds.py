@@ -1,0 +1,183 @@
+"""Worlds: what the roles and columns of the claims are in one place, the embedded world or real CLIP, each a TOML table of studies."""
+
+import itertools
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from robustclip.attacks.catalogue import named as attacks_named
+from robustclip.base import storage
+from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.values import digest
+from robustclip.evaluation import protocols
+from robustclip.evaluation.rules import Protocol
+from robustclip.reproduction.ledger import Claim, parsed
+from robustclip.sweeps import spaces
+from robustclip.sweeps.spaces import RECIPE, Space
+from robustclip.sweeps.trials import readable
+
+SEED = "seed"
+BASE = "base"  # what a model's name calls the model that the study's recipe starts from
+Spec = float | str | tuple[float, str]  # of a column
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which models stand for the roles of some claims, and which accuracies for their columns.
+
+    Models: `trials` of the sweep `space` by what they sample, or of one over `recipes`; the `checkpoints` under such trials, where these
+    are evaluated under a test-time defence; `models` by name, {role} for a role's checkpoint and {base} for the undefended model.
+    `recipe` takes the place of the space's own. Accuracies: under `protocol`, of which `sets`, `n`, `eps`, `attacks` and `independent`
+    change what they name. `columns`: an eps, worst case of all attacks; [eps, attack], up to that attack; a pattern of attack names, these
+    alone (where attacks are independent, at one eps); every study has "clean". `not_yet` says why there is no such study.
+    """
+
+    name: str
+    protocol: str = ""
+    space: str = ""
+    recipe: str = ""
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    trials: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Spec] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+    n: int | None = None
+    eps: tuple[float, ...] = ()
+    attacks: tuple[str, ...] = ()
+    independent: bool = False
+    not_yet: str = ""
+
+    @property
+    def roles(self) -> set[str]:
+        return {*self.recipes, *self.trials, *self.checkpoints, *self.models}
+
+    @property
+    def sampled(self) -> dict[str, Mapping[str, Any]]:
+        """Return the roles that a sweep trains, with what their trials sample."""
+        return {**{role: {RECIPE: recipe} for role, recipe in self.recipes.items()}, **self.trials, **self.checkpoints}
+
+    @property
+    def changed(self) -> bool:
+        """Whether it evaluates by another protocol than its sweep does."""
+        return bool(self.sets or self.n or self.eps or self.attacks or self.independent)
+
+    def evaluated(self) -> Protocol:
+        """Return the protocol by which its models are evaluated."""
+        base = protocols.named(self.protocol)
+        changes: dict[str, Any] = {name: getattr(self, name) for name in ("sets", "n", "eps", "independent") if getattr(self, name)}
+        if self.sets:
+            changes["real"] = tuple(name for name in base.real if name in self.sets)
+        if self.attacks:
+            changes["attacks"] = attacks_named(self.attacks)
+        return replace(base, **changes)
+
+    def used(self, roles: set[str]) -> set[str]:
+        """Return some roles with those that their names are made of."""
+        inner = {name for role in roles for name in parts_of(self.models.get(role, "")) if name != BASE}
+        return roles if inner <= roles else self.used(roles | inner)
+
+
+@dataclass(frozen=True)
+class World:
+    """A place where claims are measured: its studies by name, and what it changes of every training (`fixed`: a model, a data set)."""
+
+    name: str
+    title: str
+    about: str
+    fixed: Mapping[str, Any]
+    studies: Mapping[str, Study]
+    not_yet: str = ""
+
+    def why_not(self, claim: Claim) -> str:
+        """Return why a claim cannot be measured here yet, "" where it can."""
+        if said := claim.not_yet or self.not_yet:
+            return said
+        study = self.studies.get(claim.study)
+        if study is None:
+            return f"this world has no study {claim.study!r}"
+        if study.not_yet:
+            return study.not_yet
+        roles, columns = (set().union(*(getattr(part, name) for part in claim.parts)) for name in ("roles", "columns"))
+        lacking = [*(f"model {each!r}" for each in sorted(roles - study.roles))]
+        lacking += [f"column {each!r}" for each in sorted(columns - {*study.columns, "clean"})]
+        return f"its study {study.name!r} has no {', '.join(lacking)}" if lacking else ""
+
+    def fingerprint(self, claim: Claim) -> str:
+        """Return the hash of what is fixed before a claim is measured here: its parts, its study, what the world changes of trainings."""
+        parts = [asdict(part) for part in claim.parts]
+        return digest([parts, asdict(self.studies[claim.study]), dict(self.fixed)])
+
+    def space_of(self, study: Study) -> Space:
+        """Return the sweep that trains a study's models, by names that are found from anywhere; raises UserError for recipes alike."""
+        if study.space:
+            space = spaces.load_space(spaces.FOLDER / f"{study.space}.py")
+        else:
+            recipes = list(dict.fromkeys(study.recipes.values()))
+            grid = {RECIPE: {"grid_search": recipes}}
+            space = Space(f"reproduce-{study.name}", f"What does {study.name} show?", recipes[0], grid, "val/robust", "max")
+        return spaces.rooted(replace(space, recipe=study.recipe or space.recipe, fixed={**space.fixed, **self.fixed}))
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the roles that stand in braces in a model's name."""
+    return [part for _, part, _, _ in string.Formatter().parse(name) if part]
+
+
+def samples(space: Space) -> Iterator[dict[str, Any]]:
+    """Yield what the trials of a space's grid sample, seeds left out."""
+    grids = {path: space.grid(path) for path in space.space if path != SEED}
+    for values in itertools.product(*grids.values()):
+        yield dict(zip(grids, values, strict=True))
+
+
+def trial(space: Space, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the one sample of a space that has some values, as tables show them; raises UserError where there is none or are several."""
+    said = {path: readable(value) for path, value in wanted.items()}
+    found = [each for each in samples(space) if all(path in each and readable(each[path]) == value for path, value in said.items())]
+    if len(found) != 1:
+        known = "; ".join(str({path: readable(value) for path, value in each.items()}) for each in samples(space))
+        raise UserError(f"space {space.name} has {len(found)} trials of {said}, not one; there are {known}")
+    return found[0]
+
+
+def seeded(space: Space, seeds: Sequence[int]) -> list[Space]:
+    """Return the sweeps that train a space's trials with some seeds: one where it samples the seed, else one a seed."""
+    if SEED in space.space:
+        return [replace(space, space={**space.space, SEED: {"grid_search": list(seeds)}})]
+    return [replace(space, fixed={**space.fixed, SEED: seed}) for seed in seeds]
+
+
+def read(folder: str, name: str) -> World:
+    """Return the world `name` of a ledger's folder; raises UserError with a suggestion for an unknown one, and for unknown keys.
+
+    One that is `like` another has its studies, on `sets` of its own where a study names none, but for those that it says itself.
+    """
+    known = [storage.name_of(path).removesuffix(".toml") for path in storage.list_files(storage.join(folder, "worlds"), ".toml")]
+    if name not in known:
+        raise UserError(f"no world {name!r}{did_you_mean(name, known)} in {folder}; there are {', '.join(known) or 'none'}")
+    path = storage.join(folder, "worlds", f"{name}.toml")
+    data = parsed(storage.read_bytes(path).decode(), path)
+    allowed = ("title", "about", "fixed", "studies", "not_yet", "like", "sets")
+    if unknown := [key for key in data if key not in allowed]:
+        raise UserError(f"{path}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], allowed)}; there are {', '.join(allowed)}")
+    own = {study: _study(study, each, f"{path}: studies.{study}") for study, each in data.get("studies", {}).items()}
+    others = read(folder, data["like"]).studies if "like" in data else {}
+    here = {key: replace(each, sets=each.sets or tuple(data.get("sets", ()))) for key, each in others.items()}
+    studies = {**here, **own}
+    return World(name, data.get("title", name), data.get("about", ""), data.get("fixed", {}), studies, data.get("not_yet", ""))
+
+
+def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
+    known = [each.name for each in fields(Study) if each.name != "name"]
+    if unknown := [key for key in data if key not in known]:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}; there are {', '.join(known)}")
+    lists = {key: tuple(data[key]) for key in ("sets", "eps", "attacks") if key in data}
+    columns = {column: tuple(spec) if isinstance(spec, list) else spec for column, spec in data.get("columns", {}).items()}
+    study = Study(name, **{**data, **lists, "columns": columns})
+    if bool(study.not_yet) == bool(study.protocol):
+        raise UserError(f"{where}: give a protocol and models, or not_yet")
+    if not study.not_yet and bool(study.space) == bool(study.recipes):
+        raise UserError(f"{where}: give a space of tune_spaces/ or recipes: one of the two trains its models")
+    return study
