@@ -26,7 +26,7 @@ HEADER = """# Results
 
 Written by `python benchmarks/results.py`, never by hand; `--only NAME`, of the first column, measures some rows again. A ratio above 1 is
 better than the baseline: the median of pairs that ran alternately, beside it the lowest and the highest. The rate of a machine is that of
-a product of 2,048 x 2,048 matrices in fp32, just before. A status follows from the median by rule. Speeds are of random weights.
+a product of 2,048 x 2,048 matrices in fp32, just before. A status follows from the median by rule. Weights are random, or tiny-vit8.
 """
 
 
@@ -92,11 +92,17 @@ def update(page: Path, only: Sequence[str], benchmarks: Mapping[str, Benchmark] 
     """Measure some benchmarks and write the page after each; of the others the lines stay, or say that there is no run yet."""
     before = kept(page)
     lines = {name: before.get(name) or failed(name, each, "–", "no run yet") for name, each in benchmarks.items()}
+    write(page, lines)
     for name in [each for each in benchmarks if each in only]:
         started = time.monotonic()
         lines[name] = measured(name, benchmarks[name])
-        page.write_text(f"{HEADER}\n{table(each for some in lines.values() for each in some)}\n")
+        write(page, lines)
         print(*lines[name], f"{name}: {time.monotonic() - started:.0f} s", sep="\n", flush=True)
+
+
+def write(page: Path, lines: Mapping[str, list[str]]) -> None:
+    """Write the page of such lines."""
+    page.write_text(f"{HEADER}\n{table(each for some in lines.values() for each in some)}\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ COMMANDS = {
     "moments": "write the token statistics that TAPT aligns images to",
     "words": "write the words that BERT would put into class prompts",
     "export": "write a model as open_clip or transformers take it, with its robust card",
-    "pretrain": "make the weights of an embedded model",
+    "pretrain": "train a CLIP from nothing: an embedded one, or one of a set's captions",
 }
 HELP = """robustclip makes CLIP-style models robust to adversarial images and texts, and measures it honestly.
 
