@@ -78,7 +78,7 @@ def test_the_parts_of_a_mix_and_their_weights_change_together_in_any_order():
         ({"trainable.tokens": 3}, "unknown recipe key"),  # of a tower
         ({"seed.x": 3}, "unknown recipe key"),
         ({"trainable": "TokenPromt"}, "VisualTower or Towers or LastBlocks or .* or PixelPrompt or TokenPrompt"),
-        ({"defense": "TeCoa"}, "APT or CleanCE or .* or Mix or .* or TeCoA, not"),
+        ({"defense": "TeCoa"}, "APT or Captioned or CleanCE or .* or Mix or .* or TeCoA, not"),
         ({"defense.parts": ["TeCoA"]}, "unknown recipe key"),  # of TeCoA
         ({"defense": "Mix", "defense.parts": ["TeCoA", "Mix"]}, r"defense.parts\[1\]"),
         ({"defense": "Mix", "defense.weights": [1]}, r"weights is \[1.0\]: give one weight, not negative, for each of 2 parts"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from robustclip import __main__
 from robustclip.base.errors import UserError
 from robustclip.base.values import flatten, override
-from robustclip.commands import evaluate, export, moments, prepare, pretrain, report, retrieve, sweep, train, words
+from robustclip.commands import evaluate, export, moments, prepare, pretrain, report, reproduce, retrieve, sweep, train, words
 from robustclip.defenses import DEFENSES, LEAF, PAIRED
 from robustclip.evaluation import protocols
 from robustclip.training.job import prepare as prepare_job
@@ -32,6 +32,7 @@ MODULES: dict[str, Any] = {
     "prepare": prepare,
     "pretrain": pretrain,
     "report": report,
+    "reproduce": reproduce,
     "retrieve": retrieve,
     "sweep": sweep,
     "train": train,

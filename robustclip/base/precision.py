@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 Precision = Literal["fp32", "tf32", "bf16"]
 # What decides how fp32 is multiplied. In its own defaults torch rounds the inputs of convolutions to TF32, so those of a ViT's first layer.
-SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+MKLDNN: Any = torch.backends.mkldnn
+SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, MKLDNN.matmul, MKLDNN.conv)
 
 
 @contextmanager

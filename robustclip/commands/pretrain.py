@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 def asked() -> tuple[argparse.Namespace, Config | None, str, str]:
     """Return the command line, the config of a recipe, where results go and the folder to write; raises UserError for what cannot be."""
-    args, args.changes = cli.parse(known := parser(), Config)
-    recipe, changes = args.name in PRETRAINING, args.changes
+    args, changes = cli.parse(known := parser(), Config)
+    args.changes, recipe = changes, args.name in PRETRAINING
     others = [name for name in (OF_WORLD if recipe else OF_RECIPES) if getattr(args, name) != known.get_default(name)]
     if others := others if recipe else [*changes, *others]:
         why = "threads follow from its workers' share of the CPUs" if recipe else f"it is made as it ships; of {', '.join(PRETRAINING)}"

@@ -108,5 +108,5 @@ def measured(part: Part, evaluated: Evaluated) -> Measured:
         )
         for i in range(count)
     ]
-    points = [round(100 * float(value), POINTS) for value in (found.mean, found.low, found.high, *alone)]
-    return Measured(*points[:3], found.n, deciding, tuple(points[3:]))
+    estimate, low, high, *seeds = (round(100 * float(value), POINTS) for value in (found.mean, found.low, found.high, *alone))
+    return Measured(estimate, low, high, found.n, deciding, tuple(seeds))

@@ -10,6 +10,7 @@ import numpy as np
 
 from robustclip.records.metrics import Estimate, pareto
 
+LEGEND = 60  # characters of a label that a legend has room for
 WIDTH = 7.0  # inches; shown 700 px wide, 9 pt are 12.5 px
 DPI = 200
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the marker changes as well, so that grey prints work.
@@ -83,7 +84,7 @@ def grid(figure: Any, n: int, xlabel: str, ylabel: str = "") -> list[Any]:
 def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
     figure.legend(
         handles,
-        [short(label, 60) for label in labels],
+        [short(label, LEGEND) for label in labels],
         loc="outside lower center",
         ncols=_legend_columns(labels),
         fontsize=8.5,
@@ -97,7 +98,7 @@ def short(name: str, width: int) -> str:
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    return max(1, min(len(labels), 90 // (8 + min(60, max(map(len, labels))))))
+    return max(1, min(len(labels), 90 // (8 + min(LEGEND, max(map(len, labels))))))
 
 
 def legend_height(labels: Sequence[str]) -> float:

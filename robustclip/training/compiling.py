@@ -22,7 +22,8 @@ class Compiled:
     """
 
     def __init__(self, student: ZeroShotClassifier, mode: str, device: torch.device | str, backend: str = "inductor"):
-        self.visual: Any = student.clip.visual
+        visual: Any = student.clip.visual
+        self.visual = visual
         self.forward: Callable[[Tensor], Tensor] | None = None
         if mode == "off":
             return
@@ -34,7 +35,7 @@ class Compiled:
         if backend == "inductor":
             check_compiler(kind)
         # Of the method and not of the module: what looks at the whole tower by hooks goes on to see its passes.
-        made = torch.compile(self.visual.forward, mode=mode if backend == "inductor" else None, backend=backend, dynamic=False)
+        made: Any = torch.compile(self.visual.forward, mode=mode if backend == "inductor" else None, backend=backend, dynamic=False)
         # The outputs of CUDA graphs lie where those of the next call will.
         self.forward = (lambda images: made(images).clone()) if mode == "reduce-overhead" else made
 
