@@ -8,8 +8,8 @@ import torch
 
 Precision = Literal["fp32", "tf32", "bf16"]
 # What decides how fp32 is multiplied. In its own defaults torch rounds the inputs of convolutions to TF32, so those of a ViT's first layer.
-MKLDNN: Any = torch.backends.mkldnn
-SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, MKLDNN.matmul, MKLDNN.conv)
+BACKENDS: Any = torch.backends
+SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)
 
 
 @contextmanager
