@@ -28,9 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustclip import names as models
+from robustclip.base.precision import computing
 from robustclip.training.config import Config, Precision
 from robustclip.training.learner import Learner
-from robustclip.training.precision import autocast
 from robustclip.training.recipe import TECOA
 
 UNTRAINED = "open_clip:ViT-B-32-quickgelu/random[seed=0]"
@@ -129,7 +129,7 @@ def plain(case: Case, start: Start = uniform) -> Step:
         texts = hand.texts()
 
     def step() -> None:
-        with autocast(hand.images.device, case.precision):
+        with computing(case.precision, hand.images.device):
             delta = hand.inside(start(hand.images))
             for _ in range(hand.attack.steps):
                 delta.requires_grad_(True)
@@ -149,7 +149,7 @@ def published(case: Case, start: Start = uniform) -> Step:
     hand.clip.requires_grad_(True)
 
     def step() -> None:
-        with autocast(hand.images.device, case.precision):
+        with computing(case.precision, hand.images.device):
             delta = hand.inside(start(hand.images))
             for _ in range(hand.attack.steps):
                 delta = delta.detach().requires_grad_(True)

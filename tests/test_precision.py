@@ -44,7 +44,7 @@ def test_each_context_has_its_own_precision_and_gives_back_the_one_around_it(out
         with computing(inner, CPU):
             assert now() == inner
             with full_precision():
-                assert (now(), switches()) == ("fp32", ["ieee"] * 4)
+                assert (now(), switches()) == ("fp32", ["ieee"] * len(SWITCHES))
             assert now() == inner
         assert now() == outer
     assert (switches(), torch.is_autocast_enabled("cpu")) == (before, False)

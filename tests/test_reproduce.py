@@ -15,6 +15,7 @@ from robustclip.reproduction import ledger, page, running, worlds
 from robustclip.reproduction.needs import Laid
 from robustclip.reproduction.rules import REFUTED, SHOWN, UNDECIDED
 from robustclip.runtime import cluster
+from robustclip.sweeps import tuning
 
 CLAIMS = Path(__file__).resolve().parent.parent / "claims"
 
@@ -31,7 +32,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let forecasts see a cluster of two CPUs that is not there."""
     monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "total", lambda: (2.0, 0.0))
+    for module in (cluster, tuning):
+        monkeypatch.setattr(module, "total", lambda: (2.0, 0.0))
     monkeypatch.setattr(cluster, "check_fits", lambda cpus, gpus: None)
 
 

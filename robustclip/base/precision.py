@@ -9,7 +9,7 @@ import torch
 Precision = Literal["fp32", "tf32", "bf16"]
 # What decides how fp32 is multiplied. In its own defaults torch rounds the inputs of convolutions to TF32, so those of a ViT's first layer.
 BACKENDS: Any = torch.backends
-SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)
+SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)
 
 
 @contextmanager

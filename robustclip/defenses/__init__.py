@@ -29,7 +29,7 @@ ALL: tuple[type[Defense], ...] = tuple(
     if is_dataclass(kind) and isinstance(kind, type) and issubclass(kind, Defense) and kind.__module__ == file.__name__
 )
 PAIRED: tuple[type[Paired], ...] = tuple(kind for kind in ALL if issubclass(kind, Paired))
-DEFENSES = tuple(kind for kind in ALL if not issubclass(kind, Paired) and kind.reads in ("logits", "features"))
+DEFENSES = tuple(kind for kind in ALL if not issubclass(kind, Paired) and kind.reads not in ("texts", "captions"))
 
 __all__ = [
     "APT",
