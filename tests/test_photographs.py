@@ -210,6 +210,7 @@ def test_what_did_not_run_says_so_and_an_unknown_piece_is_refused(study: Study, 
         photographs.run(["towers", "--out", study.out])
 
 
+@pytest.mark.slow
 def test_from_rates_to_the_tables(study: Study, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained without Ray, to the same weights; attacked by Ray's evaluators."""
     for module in (photo_runs, photographs):
