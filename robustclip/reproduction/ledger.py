@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -106,7 +106,7 @@ def read(path: str) -> Paper:
     text = storage.read_bytes(path).decode()
     by_hand, mark, _ = text.partition(MARK)
     data = parsed(text, path)
-    _only(data, ("paper", "claims", "results"), path)
+    check_keys(data, ("paper", "claims", "results"), path)
     claims = tuple(_claim(name, each, path) for name, each in data.get("claims", {}).items())
     known = [claim.name for claim in claims]
     results: dict[str, dict[str, Result]] = {}
@@ -127,7 +127,8 @@ def parsed(text: str, path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML ({error})") from error
 
 
-def _only(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise UserError naming a key that is none of the known ones."""
     for name in data:
         if name not in known:
             raise UserError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
@@ -135,7 +136,7 @@ def _only(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
 
 def _claim(name: str, data: Mapping[str, Any], path: str) -> Claim:
     where = f"{path}: claims.{name}"
-    _only(data, tuple(each.name for each in fields(Claim) if each.name != "name"), where)
+    check_keys(data, tuple(each.name for each in fields(Claim) if each.name != "name"), where)
     if missing := [key for key in ("says", "source", "published") if not data.get(key)]:
         raise UserError(f"{where}: {missing[0]} is missing")
     claim = Claim(name, **{**data, "parts": tuple(_part(each, where) for each in data.get("parts", ()))})
@@ -145,7 +146,7 @@ def _claim(name: str, data: Mapping[str, Any], path: str) -> Claim:
 
 
 def _part(data: Mapping[str, Any], where: str) -> Part:
-    _only(data, ("terms", "published", *SIDES), where)
+    check_keys(data, ("terms", "published", *SIDES), where)
     sides = [side for side in SIDES if side in data]
     if len(sides) != 1 or not data.get("terms"):
         raise UserError(f"{where}: a part has terms and one rule, above = POINTS or below = POINTS")

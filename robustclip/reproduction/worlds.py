@@ -12,7 +12,7 @@ from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.values import digest
 from robustclip.evaluation import protocols
 from robustclip.evaluation.rules import Protocol
-from robustclip.reproduction.ledger import Claim, parsed
+from robustclip.reproduction.ledger import Claim, check_keys, parsed
 from robustclip.sweeps import spaces
 from robustclip.sweeps.spaces import RECIPE, Space
 from robustclip.sweeps.trials import readable
@@ -160,8 +160,7 @@ def read(folder: str, name: str) -> World:
     path = storage.join(folder, "worlds", f"{name}.toml")
     data = parsed(storage.read_bytes(path).decode(), path)
     allowed = ("title", "about", "fixed", "studies", "not_yet", "like", "sets")
-    if unknown := [key for key in data if key not in allowed]:
-        raise UserError(f"{path}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], allowed)}; there are {', '.join(allowed)}")
+    check_keys(data, allowed, path)
     own = {study: _study(study, each, f"{path}: studies.{study}") for study, each in data.get("studies", {}).items()}
     others = read(folder, data["like"]).studies if "like" in data else {}
     here = {key: replace(each, sets=each.sets or tuple(data.get("sets", ()))) for key, each in others.items()}
@@ -170,9 +169,7 @@ def read(folder: str, name: str) -> World:
 
 
 def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
-    known = [each.name for each in fields(Study) if each.name != "name"]
-    if unknown := [key for key in data if key not in known]:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}; there are {', '.join(known)}")
+    check_keys(data, [each.name for each in fields(Study) if each.name != "name"], where)
     lists = {key: tuple(data[key]) for key in ("sets", "eps", "attacks") if key in data}
     columns = {column: tuple(spec) if isinstance(spec, list) else spec for column, spec in data.get("columns", {}).items()}
     study = Study(name, **{**data, **lists, "columns": columns})

@@ -82,22 +82,22 @@ def _measure(job: Job, workers: int) -> Measured:
     found = Measured(weights=sum(tensor.numel() * 4 for tensor in learner.student.clip.state_dict().values()))
     begin()
     items = islice(job.plan.items(), 1 + min(UNITS, job.plan.units_per_step // workers))
-    taken: list[float] = []
+    spent: list[float] = []
     for item in items:
         unit = read_unit(job.plan, item, job.size, job.config.data.resize)
         ids = [str(key) for key in unit["key"].tolist()]
         with counted(learner.student.clip.visual, found):  # type: ignore[arg-type]
-            taken.append(timed(partial(learner.accumulate, unit["pixels"], torch.as_tensor(unit["label"]), ids)))
-        if sum(taken) > ENOUGH:
+            spent.append(timed(partial(learner.accumulate, unit["pixels"], torch.as_tensor(unit["label"]), ids)))
+        if sum(spent) > ENOUGH:
             break
-    found.unit = min(taken[1:] or taken)
+    found.unit = min(spent[1:] or spent)
     with counted(learner.student.clip.visual, found):  # type: ignore[arg-type]
         end = timed(learner.update)
     if learner.pairs is not None:  # the loss of a whole step is taken at its end
-        found.unit += end / len(taken)
+        found.unit += end / len(spent)
     else:
         found.step = end
-    found.forwards, found.backwards = (round(n / (len(taken) * job.plan.micro_batch)) for n in (found.forwards, found.backwards))
+    found.forwards, found.backwards = (round(n / (len(spent) * job.plan.micro_batch)) for n in (found.forwards, found.backwards))
     images, labels, ids = job.validation_images(device)
     if n := min(len(ids), job.plan.micro_batch):
         found.image = timed(lambda: learner.validate(images[:n], labels[:n], ids[:n])) / n
