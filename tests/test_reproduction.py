@@ -245,3 +245,13 @@ def test_a_world_like_another_has_its_studies_on_its_own_sets(tmp_path: Path) ->
     assert other.fingerprint(claim) != WORLDS["rendered"].fingerprint(claim)
     with pytest.raises(UserError, match="did you mean other"):
         worlds.read(str(tmp_path / "claims"), "othr")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('abuot = "x"\n', "unknown key 'abuot'"), ('[studies.a]\nprotocl = "demo"\n', "unknown key 'protocl'")]
+)
+def test_a_world_with_an_unknown_key_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "worlds").mkdir()
+    (tmp_path / "worlds" / "other.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        worlds.read(str(tmp_path), "other")
