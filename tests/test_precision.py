@@ -62,6 +62,17 @@ def test_switches_come_back_after_an_error_as_whoever_set_them_left_them():
             switch.fp32_precision = value
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_switches_come_back_where_threads_leave_in_any_order(first):
+    before, contexts = switches(), [tensor_cores(True), full_precision()]
+    for context in contexts:
+        context.__enter__()
+    contexts[first].__exit__(None, None, None)
+    assert reduced() == ("tf32" if first == 1 else None)  # what the one that is left asked for
+    contexts[1 - first].__exit__(None, None, None)
+    assert switches() == before
+
+
 def test_where_there_is_a_gpu_the_older_switches_say_the_same(monkeypatch):
     older = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -12,18 +13,31 @@ BACKENDS: Any = torch.backends
 SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)
 
 
+# What each open context found, the newest last. Threads leave theirs in any order.
+_found: list[list[str]] = []
+_one_at_a_time = Lock()
+
+
 @contextmanager
 def tensor_cores(allowed: bool) -> Iterator[None]:
     """Let fp32 be multiplied in TF32 (10 of its 23 bits) by tensor cores, or in fp32, whatever this process allows; its switches come back.
 
-    They are the process's: gradients taken inside the context are multiplied alike.
+    They are the process's: gradients taken inside the context are multiplied alike, and so is what other threads compute meanwhile.
     """
-    before = [switch.fp32_precision for switch in SWITCHES]
-    _switch(["tf32" if allowed else "ieee"] * len(SWITCHES))
+    with _one_at_a_time:
+        before = [switch.fp32_precision for switch in SWITCHES]
+        _found.append(before)
+        _switch(["tf32" if allowed else "ieee"] * len(SWITCHES))
     try:
         yield
     finally:
-        _switch(before)
+        with _one_at_a_time:
+            place = next(i for i, found in enumerate(_found) if found is before)
+            _found.pop(place)
+            if place == len(_found):
+                _switch(before)
+            else:  # another thread's context began in this one and goes on: it gives back what this one found
+                _found[place][:] = before
 
 
 def _switch(values: list[str]) -> None:
