@@ -7,7 +7,7 @@ In distribution: the fine-tuning set's own test split, other images of the 288 c
 sets. Each clean, with images attacked within eps 2, with one word of every prompt rewritten (`clip_knn`), and with both (Co-Attack). Means
 over the seeds, 95 % intervals over images. The figures are written to --to.
 
-Measured 2026-11-29, two seeds, protocol hashes 4845dfc7640c6c9c (in) and 77889c50c25fe846 (out): the tables, two of the figures and what
+Measured 2026-11-30, two seeds, protocol hashes 289f37422cca4201 (in) and bb024ac5b2c468ac (out): the tables, two of the figures and what
 they say are in docs/answers.md. In short: within the distribution MMCoA protects prompts, out of it little, and many images cost zero-shot
 skill.
 """
