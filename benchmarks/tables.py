@@ -67,11 +67,11 @@ def columns_of(attacks: Sequence[str], eps: float) -> dict[str, tuple[str, Colum
 
 
 def cell(runs: Sequence[Outcomes], column: Column, classes: Mapping[str, int]) -> str:
-    """Return the macro mean over all runs in percent, the first run's interval and, of several seeds, their range."""
-    means = [100 * metrics.macro(run, column, classes).mean for run in runs]
-    first = metrics.macro(runs[0], column, classes)
-    spread = f" seeds {min(means):.1f}..{max(means):.1f}" if len(means) > 1 else ""
-    return f"{statistics.mean(means):.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]{spread}"
+    """Return a method's macro mean in percent with its 95 % interval: Wilson's of one run, of several seeds bootstrap over images and range."""
+    means = [metrics.macro(run, column, classes) for run in runs]
+    e = contrast({"all": (1.0, runs)}, column) if len(runs) > 1 else means[0]
+    spread = f" seeds {100 * min(m.mean for m in means):.1f}..{100 * max(m.mean for m in means):.1f}" if len(means) > 1 else ""
+    return f"{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]{spread}"
 
 
 def verdict(terms: Mapping[str, Term], column: Column) -> str:

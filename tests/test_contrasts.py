@@ -1,7 +1,10 @@
 """Contrasts: points by hand, intervals that agree with the paired difference, refusals."""
 
+import re
+
 import numpy as np
 import pytest
+from tables import cell
 
 from robustclip.base.errors import UserError
 from robustclip.records.contrasts import contrast
@@ -44,3 +47,13 @@ def test_the_same_draw_for_all_methods():
 def test_other_images_are_refused():
     with pytest.raises(UserError, match="differ in"):
         contrast({"a": (1, [run(1, 0)]), "b": (-1, [run(1, 0, ids=["000", "x"])])}, 2.0)
+
+
+def test_a_cell_of_seeds_has_the_interval_of_their_mean_whichever_comes_first():
+    worse, better = run(*[0] * 90, *[1] * 10), run(*[0] * 50, *[1] * 50)
+    both = cell([worse, better], 2.0, {"set": 2}), cell([better, worse], 2.0, {"set": 2})
+    assert both[0] == both[1]
+    mean, low, high, *seeds = map(float, re.findall(r"\d+\.\d", both[0]))
+    assert low < mean == 30 < high
+    assert seeds == [10, 50]
+    assert cell([worse], 2.0, {"set": 2}) == "10.0 [5.5, 17.4]"
