@@ -67,7 +67,7 @@ def columns_of(attacks: Sequence[str], eps: float) -> dict[str, tuple[str, Colum
 
 
 def cell(runs: Sequence[Outcomes], column: Column, classes: Mapping[str, int]) -> str:
-    """Return a method's macro mean in percent with its 95 % interval: Wilson's of one run, of several seeds bootstrap over images and range."""
+    """Return a macro mean in percent with its 95 % interval: Wilson's of one run; of several bootstrap over images, and their range."""
     means = [metrics.macro(run, column, classes) for run in runs]
     e = contrast({"all": (1.0, runs)}, column) if len(runs) > 1 else means[0]
     spread = f" seeds {100 * min(m.mean for m in means):.1f}..{100 * max(m.mean for m in means):.1f}" if len(means) > 1 else ""
