@@ -233,6 +233,7 @@ def test_keys_of_the_recipe_are_options_and_the_start_is_its_own_unless_named(mo
     assert config.model == "tiny-vit8"
 
 
+@pytest.mark.slow
 def test_the_command_goes_from_a_set_to_a_model_on_ray_train_and_finds_it_again(pets, ray_session, monkeypatch, capsys):
     keys = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
     words = ["photos", *keys, "--captions", str(pets / "said.json"), "--to", str(pets / "photos"), "--out", str(pets / "out")]

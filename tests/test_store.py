@@ -178,5 +178,9 @@ def test_a_gateway_is_asked_what_mlflow_asks_with_what_mlflow_knows(
 
 def test_the_embedded_store_needs_no_server(tmp_path: Path) -> None:
     assert store.tracking_uri(str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert "--host 127.0.0.1" in store.how_to_open(str(tmp_path))
+    assert "\n" not in store.how_to_open(str(tmp_path), "")
+    made = tracking.Tracker(str(tmp_path))
+    command, page = store.how_to_open(str(tmp_path), "  ").splitlines()
+    assert "--host 127.0.0.1" in command
+    assert page == f"  http://127.0.0.1:5000/#/experiments/{made.experiment}?workflowType=machine_learning"
     assert store.database_of(store.tracking_uri(str(tmp_path / "50%?"))) == f"{tmp_path}/50%?/mlflow.db"

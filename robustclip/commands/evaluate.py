@@ -132,7 +132,7 @@ def run() -> None:
     about: dict[str, Any] = {"checks": checks, "seeds": seeds, "prompts": prompts, "expected": published, "notes": notes}
     built = report.from_records(table, resolved.describe(), list(called.values()), **about)
     page = Page(built).write(f"{out}/reports/{resolved.hash}")
-    print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out)}")
+    print(f"{Page(built).markdown()}\nrecords  {out}/records\nreport   {page}\nMLflow   {how_to_open(out, 9 * ' ')}")
     tracker.close()
 
 

@@ -110,7 +110,7 @@ def from_captions(args: argparse.Namespace, config: Config, out: str, folder: st
     kept(models.load(result["checkpoint"]), folder, pretraining={"recipe": args.name, "run": result["key"], "config": to_json(config)})
     print(f"model          {folder}")
     print(f"attack it      {cli.command('evaluate', folder, '--sets', 'SET', '--out', out)}")
-    print(f"MLflow         {how_to_open(out)}")
+    print(f"MLflow         {how_to_open(out, 15 * ' ')}")
 
 
 def from_world(args: argparse.Namespace, folder: str) -> None:

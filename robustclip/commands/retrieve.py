@@ -93,5 +93,6 @@ def run() -> None:
     folder = storage.join(out, "reports", paired.hash)
     storage.write_bytes(storage.join(folder, "table.md"), page.encode())
     storage.write_bytes(storage.join(folder, "table.csv"), recall.as_csv(found, protocol.ks, paired.hash).encode())
-    print(f"{page}\nrecords  {storage.join(out, FOLDER)}\nreport   {storage.join(folder, 'table.md')}\nMLflow   {how_to_open(out)}")
+    places = f"records  {storage.join(out, FOLDER)}\nreport   {storage.join(folder, 'table.md')}\nMLflow   {how_to_open(out, 9 * ' ')}"
+    print(f"{page}\n{places}")
     tracker.close()

@@ -71,7 +71,7 @@ def run() -> None:
     if result := trained(config, out, args, f"train {args.recipe}"):
         tell(args.recipe, result)
         print(f"attack it      {cli.command('evaluate', result['checkpoint'], '--out', out)}")
-        print(f"MLflow         {how_to_open(out)}")
+        print(f"MLflow         {how_to_open(out, 15 * ' ')}")
 
 
 def tell(recipe: str, result: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
 
 EXPERIMENT = "robustclip"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as trainings, not as talks with a language model
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # trainings, not talks with a language model
+TRAININGS = "workflowType=machine_learning"  # without it the UI opens every experiment as talks, unless told otherwise before
 DATABASES = ("postgresql", "mysql", "mssql")
 ANEW = "move it away: the same commands make a new one and log again what they find finished"
 TIMEOUT = 8  # seconds that a server has for an answer
@@ -44,14 +45,26 @@ def tracking_uri(out: str) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(f"{store_folder(out)}/mlflow.db")
 
 
-def how_to_open(out: str) -> str:
-    """Return the command that opens the UI on this machine, or the server's address."""
+def how_to_open(out: str, margin: str) -> str:
+    """Return the command that opens the UI on this machine and, in a line that begins with `margin`, its page; or a server's address."""
     uri = tracking_uri(out)
     if uri.startswith("http"):
         return uri
     here, command = Path.cwd(), Path(sys.executable).with_name("mlflow")
     command = command.relative_to(here) if command.is_relative_to(here) else command
-    return shlex.join([str(command), "ui", "--host", "127.0.0.1", "--port", "5000", "--backend-store-uri", uri])
+    opening = shlex.join([str(command), "ui", "--host", "127.0.0.1", "--port", "5000", "--backend-store-uri", uri])
+    page = f"\n{margin}http://127.0.0.1:5000/#/experiments/{found}?{TRAININGS}" if (found := _experiment(uri)) else ""
+    return f"{opening}{page}"
+
+
+def _experiment(uri: str) -> str | None:
+    """Return the id of the experiment in the database behind a sqlite URI, if it is there."""
+    path = database_of(uri)
+    if path is None or not Path(path).exists():
+        return None
+    with closing(_open(path)) as database:
+        found = database.execute("SELECT experiment_id FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
+    return str(found[0]) if found else None
 
 
 def database_of(uri: str) -> str | None:

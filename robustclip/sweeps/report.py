@@ -208,5 +208,5 @@ def places(out: str, page: str, chosen: Trial) -> list[str]:
         f"report      {page}",
         f"records     {out}/records",
         f"checkpoint  {chosen.model}",
-        f"MLflow      {how_to_open(out)}",
+        f"MLflow      {how_to_open(out, 12 * ' ')}",
     ]
