@@ -128,6 +128,7 @@ def main() -> None:
         port = free.getsockname()[1]
         free.close()
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
         out = Path(name, "out")
         out.mkdir()
         with serving(Path(name), port):
