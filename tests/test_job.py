@@ -7,8 +7,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from processes import free_port, kill_family
@@ -35,8 +37,8 @@ def wait_for(url: str, seconds: float = 120) -> None:
 
 
 @pytest.fixture
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """Start a head node with token authentication, a token of its own, and ports of its own; yield its job address and environment."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str], int]]:
+    """Start a head node with token authentication, a token and ports of its own; yield its job address, environment and process id."""
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())  # short: Ray puts sockets below it
     token = folder / "token"
     token.write_text("a" * 64)
@@ -52,17 +54,29 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version")  # it answers before the agent has come up
         wait_for(f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
-        yield f"http://127.0.0.1:{dashboard}", env
+        yield f"http://127.0.0.1:{dashboard}", env, process.pid
     finally:
         kill_family(process.pid)  # a node that is asked to end waits half a minute for its work
         process.wait(timeout=60)
 
 
+def stop(words: list[str], env: dict[str, str], head: int) -> None:
+    """Run the command that stops a job, whose evaluators are frozen until it is done: their work might end before it."""
+    with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL) as stopping:
+        while stopping.poll() is None:
+            for process in psutil.Process(head).children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.name().startswith("ray::Worker"):
+                        process.suspend()
+            time.sleep(0.05)
+    assert stopping.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_sweep_that_is_stopped_and_submitted_again_does_nothing_twice(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_and_submitted_again_does_nothing_twice(head: tuple[str, dict[str, str], int], tmp_path: Path) -> None:
     """The bare command, in a head that was started in the project's folder: no option says where the code lies or results go."""
-    address, env = head
+    address, env, pid = head
     space = tmp_path / "one.py"
     space.write_text(
         '"""Does it run as a job?"""\nfrom ray import tune\nRECIPE = "smoke"\n'
@@ -79,7 +93,7 @@ def test_a_sweep_that_is_stopped_and_submitted_again_does_nothing_twice(head: tu
         for line in first.stdout:
             said.append(line)
             if "evaluated 0/" in line:  # it has trained
-                subprocess.run([*RAY, "job", "stop", "first"], env=env, check=True, capture_output=True, timeout=120)
+                stop([*RAY, "job", "stop", "first"], env, pid)
     status = subprocess.run([*RAY, "job", "status", "first"], env=env, check=True, capture_output=True, text=True, timeout=120)
     assert "was stopped" in status.stdout + status.stderr
     assert "stopped (SIGTERM)" in "".join(said), said
