@@ -165,7 +165,7 @@ def queue(seconds: Sequence[float], workers: int) -> float:
     from robustclip.evaluation.evaluator import _share_out
 
     cells = [SimpleNamespace(key=str(i), seconds=each, dataset="sleep", model="sleep") for i, each in enumerate(seconds)]
-    wanted: Any = SimpleNamespace(missing=cells, name_of={cell.key: "sleep" for cell in cells})
+    wanted: Any = SimpleNamespace(missing=cells, name_of={cell.key: "sleep" for cell in cells}, shares=False)
     started = time.monotonic()
     _share_out(wanted, lambda: ray.remote(num_cpus=1)(Sleeper).remote(), workers, lambda done: None)
     return time.monotonic() - started
