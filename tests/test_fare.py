@@ -159,7 +159,7 @@ def test_fare_item_7_two_workers_with_half_a_batch_have_the_gradient_of_one(make
     x, y, ids = pictures(8)
     sent = []
     for rows in (range(8), range(4), range(4, 8)):  # what a worker would send is its share of the step
-        options = {"dtype": torch.float64, "world": World(add=lambda t: sent.append(t.clone()))}
+        options = {"dtype": torch.float64, "world": World(workers=2, add=lambda t: sent.append(t.clone()))}
         learner = learner_of(make_model(), config(FARE(), batch=8), **options)
         learner.accumulate(pixels(x[list(rows)]), y[list(rows)], [ids[i] for i in rows])
         learner.update()

@@ -30,9 +30,9 @@ def flat(made):
 def test_buckets_of_any_size_give_the_sums_of_one_piece(monkeypatch, size):
     monkeypatch.setattr(gradients, "BUCKET", size)
     mine, theirs, sent = parameters(0), parameters(1), []
-    add_up(theirs, PARTS, World(add=lambda t: sent.append(t.clone())), 0, [])
+    add_up(theirs, PARTS, World(workers=2, add=lambda t: sent.append(t.clone())), 0, [])
     expected, waiting = flat(mine) + flat(theirs), iter(sent)
-    losses = add_up(mine, PARTS, World(add=lambda t: t.add_(next(waiting))), 0, [])
+    losses = add_up(mine, PARTS, World(workers=2, add=lambda t: t.add_(next(waiting))), 0, [])
     assert torch.equal(flat(mine), expected)
     assert list(losses.items()) == [("a", 2.0), ("b", 4.0)]
     assert next(waiting, None) is None
@@ -42,7 +42,7 @@ def test_buckets_of_any_size_give_the_sums_of_one_piece(monkeypatch, size):
 def sent_by(made):
     """Return what is handed to the sum over workers."""
     sent = []
-    add_up(made, PARTS, World(add=sent.append), 0, [])
+    add_up(made, PARTS, World(workers=2, add=sent.append), 0, [])
     return sent
 
 

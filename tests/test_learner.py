@@ -158,12 +158,13 @@ def test_item_10_two_workers_with_half_a_batch_take_the_step_of_one(make_model, 
     alone = learner_of(make_model(), tecoa(), dtype=torch.float64)
     expected = step(alone, batch, 8)
     sent = []
-    first, second = (learner_of(make_model(), tecoa(), dtype=torch.float64, world=World(add=lambda t: sent.append(t))) for _ in range(2))
+    world = World(workers=2, add=lambda t: sent.append(t))
+    first, second = (learner_of(make_model(), tecoa(), dtype=torch.float64, world=world) for _ in range(2))
     first.accumulate(pixels[:8], y[:8], ids[:8])
     second.accumulate(pixels[8:], y[8:], ids[8:])
-    second.world = World(add=lambda t: sent.append(t.clone()))
+    second.world = World(workers=2, add=lambda t: sent.append(t.clone()))
     second.update()  # only to hear what it would send
-    first.world = World(add=lambda t: t.add_(sent[0]))
+    first.world = World(workers=2, add=lambda t: t.add_(sent[0]))
     report = first.update()
     assert report["loss"] == pytest.approx(expected["loss"])
     torch.testing.assert_close(learned(first), learned(alone), atol=1e-12, rtol=1e-9)

@@ -95,7 +95,7 @@ def test_two_workers_share_the_head_stage(make_model, batch):
     for at in (0, 3):
         sent = []
         for rows in (slice(None), slice(8), slice(8, None)):
-            options = {"dtype": torch.float64, "world": World(add=lambda t: sent.append(t.clone()))}  # noqa: B023
+            options = {"dtype": torch.float64, "world": World(workers=2, add=lambda t: sent.append(t.clone()))}  # noqa: B023
             learner = learner_of(make_model(), config(LinearAT(head_share=0.5), batch=16), steps=6, **options)
             learner.step = at
             learner.accumulate(pixels_[rows], y[rows], ids[rows])

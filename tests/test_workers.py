@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,28 +43,32 @@ def plan(images: int) -> Plan:
     return Plan(("none",), zeros, np.arange(images) // 16, np.arange(images), zeros, **settings)
 
 
+def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
 def learn(rank: int, workers: int, dtype: torch.dtype, checkpoint: str, config: Config = CONFIG) -> dict[str, torch.Tensor]:
-    """Take every workers-th unit of each step, as streaming_split deals them; return the first flat gradient and the last weights."""
-    sums: list[torch.Tensor] = []
-    first = torch.zeros(())
-
-    def add_up(flat: torch.Tensor) -> None:
-        if workers > 1:
-            dist.all_reduce(flat)
-        sums.append(flat.clone())
-
+    """Take every workers-th unit of each step, as streaming_split deals them; return the first loss and gradient, and the last weights."""
+    first: list[torch.Tensor] = []
     images, labels = world.images("shapes", 64, 3, "train")
     pixels, walk = images.permute(0, 2, 3, 1).contiguous(), plan(64)
-    place = World(rank, workers, add_up)
+    place = World(rank, workers, dist.all_reduce) if workers > 1 else World()
     learner = Learner(config, models.load(checkpoint), CLASSES, TEMPLATES, walk.steps, dtype=dtype, world=place)
+    take = learner.optimiser.take
+
+    def kept(step: int) -> float:
+        if not first:
+            first.append(flat(p.grad for p in learner.parameters if p.grad is not None))
+        return take(step)
+
+    learner.optimiser.take = kept  # type: ignore[method-assign]
     for step in range(STEPS):
         for unit in range(rank, walk.units_per_step, workers):
             rows = torch.from_numpy(np.concatenate([rows for _, _, rows in walk.unit(step, unit)]))
             learner.accumulate(pixels[rows], labels[rows], [str(int(row)) for row in rows])
-        sums.clear()
-        learner.update()
-        first = first if step else sums[-1]
-    return {"first": first, "weights": torch.cat([p.detach().flatten() for p in learner.parameters])}
+        loss = torch.tensor([learner.update()["loss"]], dtype=dtype)
+        first = [*first[:1], loss] if not step else first
+    return {"first": torch.cat(first), "weights": flat(p.detach() for p in learner.parameters)}
 
 
 def work(rank: int, workers: int, folder: str, checkpoint: str) -> None:

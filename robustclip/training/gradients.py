@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from robustclip.base.errors import UserError
 from robustclip.training.pairing import World
@@ -40,8 +41,11 @@ def add_up(
     """
     names, gradients = sorted(parts), [p.grad for p in parameters if p.grad is not None]
     losses = torch.stack([parts[name].to(gradients[0]).view(()) for name in names])
-    finite = torch.stack([add_bucket(bucket, world) for bucket in buckets([*gradients, losses])])
-    if not bool(finite.all()):  # the only number that a step waits for, with the losses
+    if world.workers > 1:
+        for bucket in buckets([*gradients, losses]):
+            add_bucket(bucket, world)
+    norm = get_total_norm([*gradients, losses])  # not finite where a number is not, and, unlike them, where it is too large itself
+    if not bool(torch.isfinite(norm)) and not all(bool(torch.isfinite(each).all()) for each in (*gradients, losses)):
         raise NotFinite(step + 1, list(ids))
     return dict(zip(names, losses.tolist(), strict=True))
 
@@ -57,13 +61,12 @@ def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     yield bucket
 
 
-def add_bucket(bucket: Sequence[Tensor], world: World) -> Tensor:
-    """Sum the tensors of a bucket over all workers, in place, and return whether all of them are finite."""
+def add_bucket(bucket: Sequence[Tensor], world: World) -> None:
+    """Sum the tensors of a bucket over all workers, in place."""
     if len(bucket) == 1 and bucket[0].is_contiguous():
         world.add(bucket[0])
-        return torch.isfinite(bucket[0]).all()
+        return
     flat = torch.cat([tensor.flatten() for tensor in bucket])
     world.add(flat)
     for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(summed.view_as(tensor))
-    return torch.isfinite(flat).all()
