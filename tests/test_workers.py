@@ -66,8 +66,9 @@ def learn(rank: int, workers: int, dtype: torch.dtype, checkpoint: str, config: 
         for unit in range(rank, walk.units_per_step, workers):
             rows = torch.from_numpy(np.concatenate([rows for _, _, rows in walk.unit(step, unit)]))
             learner.accumulate(pixels[rows], labels[rows], [str(int(row)) for row in rows])
-        loss = torch.tensor([learner.update()["loss"]], dtype=dtype)
-        first = [*first[:1], loss] if not step else first
+        loss = learner.update()["loss"]
+        if not step:
+            first.append(torch.tensor([loss], dtype=dtype))
     return {"first": torch.cat(first), "weights": flat(p.detach() for p in learner.parameters)}
 
 
