@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from parts import STEPS, TOWER, config, learned, learner_of, name, pairs, pixels, step
+from summing import heard, summed
 
 from robustclip.base.errors import UserError
 from robustclip.base.threat import ThreatModel
@@ -14,7 +15,6 @@ from robustclip.data.reading import to_images
 from robustclip.defenses import Batch, TeCoA
 from robustclip.training.config import Config, InnerAttack, Optim
 from robustclip.training.optimiser import lr_at
-from robustclip.training.pairing import World
 
 # What of a tiny ViT each trainable may change; the others change nothing of it.
 MAY_CHANGE = {
@@ -153,19 +153,19 @@ def test_the_order_inside_a_batch_and_of_its_ids_does_not_matter(make_model, bat
 
 
 def test_item_10_two_workers_with_half_a_batch_take_the_step_of_one(make_model, batch):
-    """`World.add` is all that connects them: both get the sum of both, and both take the same step."""
+    """The sums of `World` are all that connects them: both get the sum of both, and both take the same step."""
     pixels, y, ids = batch
     alone = learner_of(make_model(), tecoa(), dtype=torch.float64)
     expected = step(alone, batch, 8)
     sent = []
-    world = World(workers=2, add=lambda t: sent.append(t))
-    first, second = (learner_of(make_model(), tecoa(), dtype=torch.float64, world=world) for _ in range(2))
-    first.accumulate(pixels[:8], y[:8], ids[:8])
+    second = learner_of(make_model(), tecoa(), dtype=torch.float64, world=heard(sent))  # only to hear what it would send
     second.accumulate(pixels[8:], y[8:], ids[8:])
-    second.world = World(workers=2, add=lambda t: sent.append(t.clone()))
-    second.update()  # only to hear what it would send
-    first.world = World(workers=2, add=lambda t: t.add_(sent[0]))
+    second.update()
+    waiting = iter(sent)
+    first = learner_of(make_model(), tecoa(), dtype=torch.float64, world=summed(lambda t: t.add_(next(waiting))))
+    first.accumulate(pixels[:8], y[:8], ids[:8])
     report = first.update()
+    assert next(waiting, None) is None
     assert report["loss"] == pytest.approx(expected["loss"])
     torch.testing.assert_close(learned(first), learned(alone), atol=1e-12, rtol=1e-9)
 

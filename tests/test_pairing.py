@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from paired import RANDOM, batch_of, run
 from parts import NAMES, TEMPLATES, learned, learner_of, step
+from summing import summed
 
 from robustclip.attacks.text.search import TextAttack
 from robustclip.defenses import CleanContrastive, MMCoA
 from robustclip.defenses.mmcoa import Pairs
-from robustclip.training.pairing import World
 from robustclip.training.trainables import Towers
 
 LEAKY = MMCoA(text=RANDOM, targets="class_lse", leak_attack_grads=True)
@@ -51,7 +51,7 @@ def two_workers(defense, trainable, make_model, batch):
     def work(rank):
         pixels, labels, ids = batch
         learner = learners[rank]
-        learner.world = World(rank, 2, add(rank))
+        learner.world = summed(add(rank), rank)
         for unit in range(rank, 4, 2):
             rows = slice(4 * unit, 4 * unit + 4)
             learner.accumulate(pixels[rows], labels[rows], ids[rows])

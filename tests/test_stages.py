@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from parts import NAMES, SMALL, TEMPLATES, config, learned, learner_of, pixels, step
+from summing import heard
 
 from robustclip import names as models
 from robustclip.defenses import FARE, Batch, CleanContrastive, CoAdv, LinearAT, TeCoA
@@ -12,7 +13,6 @@ from robustclip.models import checkpoints
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.training.config import InnerAttack
 from robustclip.training.gradients import NotFinite
-from robustclip.training.pairing import World
 from robustclip.training.trainables import LoRA, Towers, VisualTower
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,13 +95,14 @@ def test_two_workers_share_the_head_stage(make_model, batch):
     for at in (0, 3):
         sent = []
         for rows in (slice(None), slice(8), slice(8, None)):
-            options = {"dtype": torch.float64, "world": World(workers=2, add=lambda t: sent.append(t.clone()))}  # noqa: B023
+            options = {"dtype": torch.float64, "world": heard(sent)}
             learner = learner_of(make_model(), config(LinearAT(head_share=0.5), batch=16), steps=6, **options)
             learner.step = at
             learner.accumulate(pixels_[rows], y[rows], ids[rows])
             learner.update()
-        torch.testing.assert_close(sent[1] + sent[2], sent[0], atol=1e-12, rtol=1e-9)
-        assert len(sent[0]) == (4 * 16 + 4 if at == 0 else 32_384) + 1
+        whole, first, second = map(torch.cat, zip(sent[::2], sent[1::2], strict=True))
+        torch.testing.assert_close(first + second, whole, atol=1e-12, rtol=1e-9)
+        assert len(whole) == (4 * 16 + 4 if at == 0 else 32_384) + 1
 
 
 def test_a_head_that_never_learns_has_no_stage_and_no_state(tiny_model, batch):

@@ -3,8 +3,10 @@
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from robustclip.data import world
 from robustclip.data.plan import Plan
 from robustclip.defenses import MMCoA
 from robustclip.training.config import Config
+from robustclip.training.gradients import Sums
 from robustclip.training.learner import Learner
 from robustclip.training.pairing import World
 from robustclip.training.trainables import Towers
@@ -34,6 +37,7 @@ CASES = {
     for name, config in (("TeCoA", CONFIG), ("MMCoA", PAIRS))
     for dtype, what, tolerance in ((torch.float32, "first", 1e-5), (torch.float64, "weights", 1e-9))
 }
+LONG, AFTERWARDS = "TeCoA, weights", "TeCoA, nothing sent during the backward pass"
 
 
 def plan(images: int) -> Plan:
@@ -52,7 +56,7 @@ def learn(rank: int, workers: int, dtype: torch.dtype, checkpoint: str, config: 
     first: list[torch.Tensor] = []
     images, labels = world.images("shapes", 64, 3, "train")
     pixels, walk = images.permute(0, 2, 3, 1).contiguous(), plan(64)
-    place = World(rank, workers, dist.all_reduce) if workers > 1 else World()
+    place = World(rank, workers, lambda tensor: dist.all_reduce(tensor, async_op=True).wait) if workers > 1 else World()
     learner = Learner(config, models.load(checkpoint), CLASSES, TEMPLATES, walk.steps, dtype=dtype, world=place)
     take = learner.optimiser.take
 
@@ -78,6 +82,8 @@ def work(rank: int, workers: int, folder: str, checkpoint: str) -> None:
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     found = {name: learn(rank, workers, dtype, checkpoint, config) for name, (config, dtype, _, _) in CASES.items()}
+    with patch.object(Sums, "sending", nullcontext):
+        found[AFTERWARDS] = learn(rank, workers, torch.float64, checkpoint)
     if rank == 0:
         torch.save(found, f"{folder}/result-{workers}.pt")
     if workers > 1:
@@ -97,6 +103,8 @@ def test_item_10_two_workers_equal_one(tmp_path: Path, tiny_checkpoint: str) -> 
         one, two = alone[name][what], shared[name][what]
         assert float((one - two).abs().max() / one.abs().max()) <= tolerance, name
         assert float(one.abs().max()) > 0, name
+    overlapped, plain = (shared[name]["weights"] for name in (LONG, AFTERWARDS))
+    assert float((overlapped - plain).abs().max() / plain.abs().max()) <= 1e-9
 
 
 def test_the_comparison_sees_a_wrong_share(tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ pairs is pairing.py's, the sum over workers gradients.py's, and the step itself 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from robustclip.training.averaging import Average, copies, set_all
 from robustclip.training.compatible import check_pair
 from robustclip.training.compiling import Compiled
 from robustclip.training.config import Config
-from robustclip.training.gradients import add_up
+from robustclip.training.gradients import Sums
 from robustclip.training.installing import install
 from robustclip.training.optimiser import Optimiser
 from robustclip.training.pairing import WholeStep, World
@@ -80,6 +80,7 @@ class Learner:
         self.step = 0
         self.parts: dict[str, Any] = {}  # of the loss, summed over the micro-batches since the last step
         self.ids: list[str] = []  # of the images since the last step
+        self.sums: Sums | None = None  # over all workers, once they are begun
         visual = {id(p) for p in student.clip.visual.parameters()}  # type: ignore[union-attr]
         towers = {id(p) for p in student.clip.parameters()}
         self.trains_tokens = student.prompt is not None and bool(student.prompt.text_layers())
@@ -123,11 +124,17 @@ class Learner:
             self.pairs.add(batch, self.attacked)
             return
         share = len(images) / self.config.optim.batch
+        last = len(self.ids) * self.world.workers == self.config.optim.batch
         with tensor_cores(self.config.optim.precision == "tf32"):
             parts = self._head_loss(batch) if self.in_head_stage else self._loss(batch)
-            (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
+            with self._begun_sums().sending() if last else nullcontext():
+                (sum(parts.values()) * share).backward()  # type: ignore[union-attr]
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach() * share
+
+    def _begun_sums(self) -> Sums:
+        self.sums = self.sums or Sums(self.optimiser.learning(self.step), self.world)
+        return self.sums
 
     def _augmented(self, images: Tensor, ids: list[str]) -> Tensor:
         """Return the images as the data's augmentation shows them at this step."""
@@ -163,14 +170,14 @@ class Learner:
         """
         if self.pairs is not None:
             self.parts = self.pairs.backward(self.rewritten, self.world)
-        losses = add_up(self.optimiser.learning(self.step), self.parts, self.world, self.step, self.ids)
+        losses = self._begun_sums().finish(self.parts, self.step, self.ids)
         lr = self.optimiser.take(self.step)
         if not self.in_head_stage:
             self._hold_scale()
             self.average.update()
             if self.config.defense.scores_classes:
                 self._follow()
-        self.step, self.parts, self.ids = self.step + 1, {}, []
+        self.step, self.parts, self.ids, self.sums = self.step + 1, {}, [], None
         return {"loss": sum(losses.values()), **{f"loss/{name}": value for name, value in losses.items()}, "lr": lr}
 
     def _hold_scale(self) -> None:

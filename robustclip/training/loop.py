@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
@@ -112,13 +112,12 @@ def last_good(job: Job) -> str:
 def build_learner(job: Job, device: torch.device) -> Learner:
     """Return the learner of a job, its gradients summed over the workers of this Train run."""
 
-    def sum_over_workers(tensor: torch.Tensor) -> None:
-        if several_workers():
-            dist.all_reduce(tensor)
+    def begin(tensor: torch.Tensor) -> Callable[[], object]:
+        return dist.all_reduce(tensor, async_op=True).wait
 
     model = models.load_exactly(job.config.model, job.model_sha256)
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    world = World(rank, workers, sum_over_workers)
+    world = World(rank, workers, begin) if workers > 1 else World()
     return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, world=world)
 
 

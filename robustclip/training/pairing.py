@@ -31,11 +31,14 @@ class Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among all: micro-batch j of `rank` is number j * workers + rank of the step; `add` sums a tensor over all."""
+    """This worker's place among all: micro-batch j of `rank` is number j * workers + rank of the step.
+
+    `begin` begins to sum a tensor over all, in place, and returns what waits until it is.
+    """
 
     rank: int = 0
     workers: int = 1
-    add: Callable[[Tensor], None] = lambda tensor: None
+    begin: Callable[[Tensor], Callable[[], object]] = lambda tensor: lambda: None
 
     def gather(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the rows of everybody's micro-batches, each of one size, in the order of the step."""
@@ -43,7 +46,7 @@ class World:
         whole = parts[0].new_zeros(size * len(parts) * self.workers, *parts[0].shape[1:])
         for rows, part in zip(self.rows(len(parts), size), parts, strict=True):
             whole[rows] = part
-        self.add(whole)
+        self.begin(whole)()
         return whole
 
     def rows(self, parts: int, size: int) -> list[slice]:
