@@ -20,8 +20,8 @@ from robustclip.runtime import cli
 
 COMMANDS = [command.text for command in docs_pages.commands(docs_pages.ROOT / "docs" / "first.md") if command.text.startswith("robustclip")]
 # What is added to a command of the page, by its number; of an option that is given twice the last one counts. Two sets, three images of
-# each, one radius and the attack of TeCoA's Table 1; steps of 4 images instead of 256.
-SMALL = "--sets cifar10 stl10 --n 3 --attacks pgd-100 --eps 1"
+# each, one radius and the attack of TeCoA's Table 1, one evaluator; steps of 4 images instead of 256.
+SMALL = "--sets cifar10 stl10 --n 3 --attacks pgd-100 --eps 1 --actors 1"
 STEPS = "--data.held_out 4 --optim.batch 4 --optim.micro_batch 2 --optim.epochs 1 --optim.warmup 1 --validation.images 4"
 CHANGED = "--protocol 'tecoa-14 (changed)'"  # what records call a protocol of other sets
 CUTS = {2: SMALL, 3: SMALL, 4: STEPS, 5: f"{STEPS} --data.n 8", 6: STEPS, 7: SMALL, 8: CHANGED, 9: CHANGED}

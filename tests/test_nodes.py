@@ -57,15 +57,15 @@ def at_work(cluster: Cluster, name: str) -> dict[int, Any]:
     return found
 
 
-def lose_one(cluster: Cluster, name: str) -> None:
+def lose_one(cluster: Cluster, name: str, cpus: int = 2) -> None:
     """Kill a node on which something of this name is at work, with all its processes, and let another one join."""
-    replace_node(cluster, next(iter(at_work(cluster, name).values())))
+    replace_node(cluster, next(iter(at_work(cluster, name).values())), cpus)
 
 
-def replace_node(cluster: Cluster, lost: Any) -> None:
+def replace_node(cluster: Cluster, lost: Any, cpus: int = 2) -> None:
     """Kill a node with all its processes and let another one join."""
     cluster.remove_node(lost, allow_graceful=False)
-    cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=cpus)
 
 
 @contextmanager
@@ -78,21 +78,30 @@ def running(cluster: Cluster, words: list[str], **more: str) -> Iterator[subproc
         yield process
 
 
-def run(cluster: Cluster, words: list[str], moment: str, name: str) -> tuple[str, str]:
-    """Run a command, at whose first line with `moment` a node is lost; return what it printed and what it said."""
+def run(
+    cluster: Cluster,
+    words: list[str],
+    moment: str,
+    name: str,
+    cpus: int = 2,
+    first: Callable[[subprocess.Popen[str]], None] = lambda command: None,
+    **more: str,
+) -> str:
+    """Run a command, at whose first line with `moment` a node is lost; `first` is done when it has begun. Return what it printed."""
     said, lost = [], False
-    with running(cluster, words) as command:
+    with running(cluster, words, **more) as command:
         assert command.stdout is not None
         assert command.stderr is not None
+        first(command)
         for line in command.stderr:
             said.append(line)
             if moment in line and not lost:
-                lose_one(cluster, name)
+                lose_one(cluster, name, cpus)
                 lost = True
         printed = command.stdout.read()
     assert command.returncode == 0, "".join(said)
     assert lost, "".join(said)
-    return printed, "".join(said)
+    return printed
 
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -167,40 +176,32 @@ def test_a_sweep_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) -> No
     words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
     out = str(tmp_path / "out")
     command = ["sweep", str(tmp_path / "two.py"), "--protocol", "smoke", "--concurrent", "2", *words, "--out", out]
-    printed, _ = run(cluster, command, "epoch 1 of 6", "RayTrainWorker")
+    printed = run(cluster, command, "epoch 1 of 6", "RayTrainWorker")
     assert "(chosen by val/strong)" in printed
     made = {storage.read_json(str(path))["sha256"] for path in (tmp_path / "out" / "runs").glob("*/result.json")}
     configs = [override(RECIPES["smoke"].config, {**changes, "threat.image.eps": eps}) for eps in (2.0, 4.0)]
     assert made == {finetune_alone(models.load(base), config, str(tmp_path / "alone"))[0].sha256 for config in configs}
 
 
-def test_an_evaluation_loses_a_node(cluster: Cluster, base: str, tmp_path: Path) -> None:
-    sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
-    out = str(tmp_path / "out")
-    run(cluster, ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--n", "64", "--out", out], "evaluated 1/", "ray::Worker")
-    assert_undisturbed(base, protocols.resolve(protocols.named("smoke").changed(sets=sets, n=64), out), out)
-
-
-def assert_undisturbed(base: str, resolved: protocols.Resolved, out: str) -> None:
-    """Hold the records under `out` to those that this process computes."""
-    there = pa.concat_tables([records.read(f"{out}/records", cell.key) for cell in cells_of(resolved, base)])
-    assert records.content_sha256(there) == records.content_sha256(computed(resolved, base))
-
-
-def test_an_evaluation_asks_for_nodes_and_uses_those_that_come(base: str, tmp_path: Path) -> None:
+def test_an_evaluation_asks_for_nodes_uses_those_that_come_and_loses_one(base: str, tmp_path: Path) -> None:
     """The cluster has nothing but its head; what it may grow to is what is asked for, and the autoscaler sees it."""
     cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}), str(tmp_path / "out")
-    words = ["evaluate", base, "--protocol", "smoke", "--n", "16", "--out", out]
-    try:
-        with running(cluster, words, ROBUSTCLIP_NODE_TYPES='{"cpu": {"max_workers": 2, "resources": {"CPU": 1}}}') as command:
-            status = [*RAY, "status", "--address", cluster.address]
-            while "'CPU': 1.0}: 2+ pending tasks/actors" not in subprocess.run(status, capture_output=True, text=True).stdout:
-                assert command.poll() is None
-                time.sleep(0.5)
+    sets = ("shapes", "digits", "tools", "faces", "letters", "weather")
+    words = ["evaluate", base, "--protocol", "smoke", "--sets", *sets, "--n", "64", "--out", out]
+
+    def nodes_come(command: subprocess.Popen[str]) -> None:
+        status = [*RAY, "status", "--address", cluster.address]
+        while "'CPU': 1.0}: 2+ pending tasks/actors" not in subprocess.run(status, capture_output=True, text=True).stdout:
+            assert command.poll() is None
+            time.sleep(3.0)
+        for _ in range(2):
             cluster.add_node(num_cpus=1)
-            printed, said = command.communicate()
-        assert command.returncode == 0, said
+
+    try:
+        types = '{"cpu": {"max_workers": 2, "resources": {"CPU": 1}}}'
+        assert "report" in run(cluster, words, "evaluated 1/", "ray::Worker", 1, nodes_come, ROBUSTCLIP_NODE_TYPES=types)
     finally:
         cluster.shutdown()
-    assert "report" in printed
-    assert_undisturbed(base, protocols.resolve(protocols.named("smoke").changed(n=16), out), out)
+    resolved = protocols.resolve(protocols.named("smoke").changed(sets=sets, n=64), out)
+    there = pa.concat_tables([records.read(f"{out}/records", cell.key) for cell in cells_of(resolved, base)])
+    assert records.content_sha256(there) == records.content_sha256(computed(resolved, base))

@@ -91,8 +91,9 @@ def run_space(sampled: dict[str, list[Any]], fixed: dict[str, Any], out: str, **
     (first, *_), grids = sampled, {path: tune.grid_search(values) for path, values in sampled.items()}
     space, tracker = replace(sweeping.SPACE, space=grids, fixed=fixed, axis=Axis(first, "what varies", "categorical")), Tracker(out)
     config = first_config(space)
-    outcome = tuning.sweep(space, config, protocols.named("smoke"), out, tracker, **options)  # type: ignore[arg-type]
-    text = publish(space, config, outcome, protocols.named("smoke"), out, tracker, time.monotonic())
+    protocol = protocols.named("smoke").changed(sets=("shapes",))
+    outcome = tuning.sweep(space, config, protocol, out, tracker, **options)  # type: ignore[arg-type]
+    text = publish(space, config, outcome, protocol, out, tracker, time.monotonic())
     runs = tracker.client.search_runs([tracker.experiment])
     assert list((Path(out) / "reports").glob("*/trend.png"))
     return outcome, text, [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent.id]
