@@ -9,7 +9,7 @@ with as many processes. Both take the same steps on the same images: a ViT-B/32 
 
 A training is timed from the end of its step `--first` to the end of its step `--last`, which is the time of more steps less that of
 fewer, so that no start counts; two side by side wait for each other before. So few images are one block of the stream, which Ray has
-decoded before the clock begins, so the time in which one process decodes them is added to Ray's. An evaluation is timed from its fourth
+decoded before the clock begins, so the time in which one process decodes them is added to Ray's. An evaluation is timed from its second
 cell on, the stream from its first block on. Start-up, from the command to the end of the first step, and memory are rows of their own.
 """
 
@@ -81,12 +81,11 @@ def rows(size: Size = Size(), pairs: int = PAIRS) -> list[Row]:  # noqa: B008 (a
     ours = Pairs(tuple(each["one"] for each in ray), tuple(each["two"] for each in ray))
     return [
         of("one").row(f"a training, {steps}, decoding counted", "the bare loop", "Ray Train and Data", 0.95),
-        of("two").row(f"{size.processes} trainings side by side, {steps}", two, "Ray Train and Data", 0.95),
         of("evaluators").row("an evaluation, by the cell", two, f"{size.processes} Ray actors", 0.9),
         of("stream", 1000).row("images read and decoded, each", f"DataLoader, {two}", "the stream", 1.0, "ms"),
         of("start").row("start-up: from the command to the end of the first step", "the bare loop", "on Ray"),
         of("memory").row("memory while training, all processes, what they do not share", "the bare loop", "on Ray", unit="MiB"),
-        ours.row(f"time grows with workers: {size.processes} trainings side by side", "one on Ray", "all of them on Ray"),
+        ours.row(f"time grows with trainings: {size.processes} side by side, {steps}", "one on Ray", "all of them on Ray"),
     ]
 
 

@@ -12,6 +12,7 @@ from robustclip.base import disk, errors, storage
 from robustclip.base.errors import UserError
 from robustclip.base.staging import staged
 from robustclip.commands import prepare, pretrain, report, words
+from robustclip.runtime.cluster import Share
 from robustclip.training import loop
 
 
@@ -71,10 +72,11 @@ def test_a_training_worker_on_a_full_disk_is_not_started_again(monkeypatch: pyte
     monkeypatch.setattr(loop, "build_learner", build)
     monkeypatch.setattr(loop, "several_workers", lambda: workers > 1)
     monkeypatch.setattr(loop, "units_of", lambda *given: ())
-    monkeypatch.setattr("ray.train.get_dataset_shard", lambda name: None)
-    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: workers))
+    monkeypatch.setattr(loop, "stream", lambda *given: None)
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
-    settings = {"job": SimpleNamespace(), "threads": 1}
+    settings = {"job": SimpleNamespace(), "share": Share(workers, 1.0, 0.0)}
     if returned:
         assert "no room to write it" in loop.train_loop(settings)["error"]
     else:  # the other workers wait for it

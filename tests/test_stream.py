@@ -2,12 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
 
-from robustclip.base import storage
 from robustclip.base.values import override
 from robustclip.data.plan import read_unit
 from robustclip.runtime import cluster
@@ -38,20 +35,10 @@ def test_ranks_get_their_units_in_order(
     monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
     job = prepare(config, str(tmp_path))
-    if first:
-        for step in (first - 2, first):  # Train has heard of the second alone
-            storage.write_bytes(f"{job.out}/ray/{job.key}/step_{step:06d}/state.pt", b"")
-        storage.write_json(f"{job.out}/ray/{job.key}/checkpoint_manager_snapshot.json", {"checkpoint_dir_name": f"step_{first:06d}"})
-    stream = streaming.stream(job, cluster.Share(workers, 0.5, 0.0))
-    stream.context.execution_options.preserve_order = True
-
-    @ray.remote(num_cpus=0)
-    def consume(iterator: Any) -> list[tuple[int, list[int]]]:
-        batches = iterator.iter_torch_batches(batch_size=job.plan.micro_batch)
-        return [(int(batch["step"][0]), batch["key"].tolist()) for batch in batches]
-
-    seen = ray.get([consume.remote(iterator) for iterator in stream.streaming_split(workers, equal=True)])
-    for rank, units in enumerate(seen):
+    for rank in range(workers):
+        units = streaming.units_of(streaming.stream(job, cluster.Share(workers, 0.5, 0.0), rank, first), job)
         mine = [(step, unit) for step in range(first, job.plan.steps) for unit in range(rank, job.plan.units_per_step, workers)]
         expected = [(step, read_unit(job.plan, {"step": step, "unit": unit})["key"].tolist()) for step, unit in mine]
-        assert units == expected
+        assert [(int(unit["step"][0]), unit["key"].tolist()) for unit in units] == expected
+    done = streaming.stream(job, cluster.Share(workers, 0.5, 0.0), 0, job.plan.steps)
+    assert [*streaming.units_of(done, job)] == []

@@ -62,14 +62,14 @@ def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, smoke: Co
 
 
 def reports(monkeypatch: pytest.MonkeyPatch, every: int, steps: int, restored: int = 0) -> tuple[list[list[int]], dict[str, Any]]:
-    """Return the steps that each report of a run of one epoch tells, restored at a step, and the run's result."""
+    """Return the steps that each report of a run of one epoch tells, restored at a step, and the run's result; its stream begins there."""
     import ray.train.torch
 
     reported: list[list[int]] = []
+    streamed: list[tuple[int, int]] = []
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2))
-    monkeypatch.setattr(ray.train, "get_dataset_shard", lambda name: iter(()))
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: "a checkpoint" if restored else None)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: SimpleNamespace(path=f"ray/key/step_{restored:06d}") if restored else None)
     monkeypatch.setattr(ray.train, "report", lambda said, **kwargs: reported.append([row["step"] for row in said["curve"]]))
     learner = SimpleNamespace(step=restored)
 
@@ -81,10 +81,13 @@ def reports(monkeypatch: pytest.MonkeyPatch, every: int, steps: int, restored: i
     monkeypatch.setattr(loop, "build_learner", lambda *given: learner)
     monkeypatch.setattr(loop, "restore", lambda *given: [{"step": step, "loss": 0.1} for step in range(1, restored + 1)])
     monkeypatch.setattr(loop, "steps", walk)
+    monkeypatch.setattr(loop, "stream", lambda job, share, rank, first: streamed.append((rank, first)))
     monkeypatch.setattr(loop, "units_of", lambda *given: ())
     monkeypatch.setattr(loop, "finish", lambda job, learner, history: {"history": history})
     job = SimpleNamespace(config=SimpleNamespace(checkpoint_every=every), plan=SimpleNamespace(steps=steps, steps_per_epoch=steps))
-    return reported, loop.train_loop({"job": job, "threads": 1})
+    result = loop.train_loop({"job": job, "share": cluster.Share(2, 1.0, 0.0)})
+    assert streamed == [(1, restored)]
+    return reported, result
 
 
 def test_a_resumed_run_reports_the_steps_it_was_not_there_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from robustclip.base.locks import alone
 from robustclip.runtime.cluster import Share, beside, poll_often
 from robustclip.training.job import Job
 from robustclip.training.loop import train_loop
-from robustclip.training.stream import stream
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def finished(job: Job) -> bool:
 
 def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
     """Run the job on Ray Train and return its result."""
-    from ray.data import ExecutionOptions
-    from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job.plan.check_world(share.workers)
@@ -55,7 +53,7 @@ def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
     resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": job, "threads": share.threads},
+        train_loop_config={"job": job, "share": share},
         torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=share.workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
         run_config=RunConfig(
@@ -66,9 +64,6 @@ def train(job: Job, share: Share, callbacks: Sequence[Any]) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=list(callbacks),
         ),
-        datasets={"train": lambda: stream(job, share)},
-        # The order of units, and which rank gets which, must not depend on timing: resume and world size rest on it.
-        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
     )
     try:
         result = beside(trainer.fit).return_value

@@ -17,14 +17,16 @@ from robustclip import names as models
 from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.models import checkpoints
-from robustclip.runtime.cluster import use_threads, watches_nodes
+from robustclip.runtime.cluster import Share, use_threads, watches_nodes
 from robustclip.training.gradients import NotFinite
 from robustclip.training.job import Job
 from robustclip.training.learner import Learner
 from robustclip.training.pairing import World
 from robustclip.training.proxy import strong
 from robustclip.training.steps import steps
-from robustclip.training.stream import units_of
+from robustclip.training.stream import stream, units_of
+
+STEP = "step_"  # what a checkpoint's folder begins with, before the number of its step
 
 
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -33,18 +35,20 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job: Job = settings["job"]
-    use_threads(settings["threads"])
+    share: Share = settings["share"]
+    use_threads(share.threads)
     try:
-        shard, world = ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_size()
-        units = begun(units_of(shard, job))  # the first block comes while the model is built
+        checkpoint = ray.train.get_checkpoint()
+        rows = stream(job, share, ray.train.get_context().get_world_rank(), step_of(checkpoint))
+        units = begun(units_of(rows, job))  # the first block comes while the model is built
         learner = build_learner(job, get_device())
         history: list[dict[str, float]] = []
         told = 0  # steps that this process has reported: a killed driver may have missed those of earlier ones
-        if checkpoint := ray.train.get_checkpoint():
+        if checkpoint:
             history = restore(learner, checkpoint)
         new: list[dict[str, float]] = []
         announced: set[str] = set()
-        for row in steps(learner, units, job.plan, world):
+        for row in steps(learner, units, job.plan, share.workers):
             new.append(row)
             due = learner.step % job.config.checkpoint_every == 0 or learner.step % job.plan.steps_per_epoch == 0
             if due or loses_a_node(announced):
@@ -105,7 +109,7 @@ def several_workers() -> bool:
 
 def last_good(job: Job) -> str:
     """Return where the newest checkpoint of a run lies, as the end of a sentence."""
-    found = sorted(name for name in storage.list_folders(job.train_folder) if name.startswith("step_"))
+    found = sorted(name for name in storage.list_folders(job.train_folder) if name.startswith(STEP))
     return f"; the last good checkpoint is {storage.join(job.train_folder, found[-1])}" if found else "; there is no checkpoint yet"
 
 
@@ -119,6 +123,11 @@ def build_learner(job: Job, device: torch.device) -> Learner:
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     world = World(rank, workers, begin) if workers > 1 else World()
     return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, world=world)
+
+
+def step_of(checkpoint: Any) -> int:
+    """Return the step after which a checkpoint was reported, 0 where there is none."""
+    return int(storage.name_of(checkpoint.path).removeprefix(STEP)) if checkpoint else 0
 
 
 def restore(learner: Learner, checkpoint: Any) -> list[dict[str, float]]:
@@ -145,7 +154,7 @@ def report(job: Job, learner: Learner, history: list[dict[str, float]], new: lis
                 torch.save({"learner": learner.state(), "history": history}, stream)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         # The name depends on the step alone, so a repeated step writes the same bytes to the same place.
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{learner.step:06d}")
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"{STEP}{learner.step:06d}")
     return history
 
 
