@@ -19,7 +19,7 @@ def stream(job: Job, share: Share, rank: int = 0, first: int = 0) -> Any:
     """Return the Ray Dataset of the units that a rank takes in a job's steps, from step `first` on, a block after the other.
 
     A block holds several steps because each costs a task, often a new process. Every rank has a stream of its own, in its own process: one
-    that Ray would split among them costs two more processes, and that it deals its blocks in turn is no promise.
+    that Ray would split among them costs another process, and that it deals its blocks in turn is no promise.
     """
     import ray
     from ray.data import Datasource
