@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -60,16 +61,25 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         process.wait(timeout=60)
 
 
-def stop(words: list[str], env: dict[str, str], head: int) -> None:
-    """Run the command that stops a job, whose evaluators are frozen until it is done: their work might end before it."""
-    with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL) as stopping:
-        while stopping.poll() is None:
+@contextmanager
+def frozen_evaluators(head: int) -> Iterator[None]:
+    """Freeze every evaluator that a head starts, from its first moment on: what a job says may be heard when its work is long done."""
+    ended = threading.Event()
+
+    def freeze() -> None:
+        while not ended.wait(0.05):
             for process in psutil.Process(head).children(recursive=True):
                 with suppress(psutil.Error):
                     if process.name().startswith("ray::Worker"):
                         process.suspend()
-            time.sleep(0.05)
-    assert stopping.returncode == 0
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.slow
@@ -87,13 +97,17 @@ def test_a_sweep_that_is_stopped_and_submitted_again_does_nothing_twice(head: tu
     command = ["--", "python", "pipelines/sweep.py", str(space), "--protocol", "smoke"]
     out = Path(env["HOME"]) / "robustclip"
 
-    with subprocess.Popen([*submit, "first", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as first:
+    words = [*submit, "first", *command]
+    with (
+        frozen_evaluators(pid),
+        subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as first,
+    ):
         assert first.stdout is not None
         said = []
         for line in first.stdout:
             said.append(line)
             if "evaluated 0/" in line:  # it has trained
-                stop([*RAY, "job", "stop", "first"], env, pid)
+                subprocess.run([*RAY, "job", "stop", "first"], env=env, stdout=subprocess.DEVNULL, check=True)
     status = subprocess.run([*RAY, "job", "status", "first"], env=env, check=True, capture_output=True, text=True, timeout=120)
     assert "was stopped" in status.stdout + status.stderr
     assert "stopped (SIGTERM)" in "".join(said), said
