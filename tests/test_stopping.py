@@ -25,21 +25,13 @@ def wait(what):
     print(what, flush=True)
     threading.Event().wait()
 
-def begin():
-    null = subprocess.DEVNULL  # a pipe that they held would keep who reads it waiting for a command that failed
-    return subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"], start_new_session=True, stdout=null, stderr=null)
-
 def run():
-    if "{when}" == "after":
-        return
-    child = begin()
-    if "{when}" == "done":
-        print("at work", flush=True)
-        sys.stdin.readline()
-        print("all that was found")
-        return
+    null = subprocess.DEVNULL  # a pipe that they held would keep who reads it waiting for a command that failed
+    child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"], start_new_session=True, stdout=null, stderr=null)
     if "{when}" == "taken":  # as by Ray, while it comes up
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    if "{when}" == "after":
+        return
     try:
         with staged("{folder}/made"):
             wait("at work")
@@ -47,14 +39,7 @@ def run():
         if "{when}" == "stuck":
             wait("putting away")
 
-@atexit.register
-def leave():
-    if "{when}" == "after":
-        child = begin()
-        wait("at work")
-    if "{when}" == "done":
-        wait("asking what it started to end")
-
+atexit.register(lambda: wait("at work") if "{when}" == "after" else None)
 errors.main(run)
 """
 IMPORTING = """
@@ -125,15 +110,6 @@ def test_one_line_a_status_and_no_process_left(when: str, name: str, status: int
     fresh = " without --fresh" if when == "fresh" else ""
     assert said == f"stopped ({name}): what is finished is kept, the same command{fresh} goes on from there\n"
     assert os.listdir(tmp_path) == [], "what was begun is put away"
-
-
-def test_what_a_command_has_started_is_gone_when_its_work_is_done(tmp_path: Path) -> None:
-    """Without exit handlers: Ray's ask each of its processes in turn, and wait a second for each."""
-    with running("done", tmp_path, stdin=subprocess.PIPE) as process:
-        started = family(process)
-        assert process.communicate("go on\n", timeout=30) == ("all that was found\n", "")
-        assert process.returncode == 0
-        assert gone(started)
 
 
 def test_a_signal_that_another_took_meanwhile_is_a_stop(tmp_path: Path) -> None:

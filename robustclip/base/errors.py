@@ -28,7 +28,6 @@ def main(run: Callable[[], None]) -> None:
     try:
         run()
         sys.stdout.flush()
-        stopping.done()
     except BaseException as error:
         if stopping.ended(error):
             stopping.end()

@@ -50,16 +50,6 @@ class Stopping:
             self.number = signal.SIGTERM
         return bool(self.number)
 
-    def done(self) -> None:
-        """End the process of a command that has done its work, where it has started others: Ray asks each of its own in turn, and waits."""
-        import psutil
-
-        if psutil.Process().children():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            kill_descendants()
-            os._exit(0)
-
     def end(self) -> NoReturn:
         """Say what happened, kill all that this process has started, exit with 128 and the signal's number, as shells count.
 
