@@ -213,7 +213,7 @@ def test_what_did_not_run_says_so_and_an_unknown_piece_is_refused(study: Study, 
 
 @pytest.mark.slow
 def test_from_rates_to_the_tables(study: Study, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained without Ray, to the same weights; attacked by one of Ray's evaluators: each takes longer to start than to do all this."""
+    """Trained without Ray, to the same weights; attacked by one of Ray's evaluators."""
     monkeypatch.setattr(photo_study.cluster, "total", lambda: (1.0, 0.0))
     for module in (photo_runs, photographs):
         monkeypatch.setattr(module, "trained", alone)

@@ -20,7 +20,7 @@ from robustclip.base.errors import UserError
 from robustclip.runtime import store, tracking
 from robustclip.runtime.logged import located
 
-STARTS, LONGEST = 20, 3.0  # LONGEST: seconds of a start before it is killed: its database is there after one, Ray after two
+STARTS, LONGEST = 20, 3.0  # LONGEST: seconds of a start before it is killed
 ASKED = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
 TRAIN = ("train", "smoke", "--out")
 # Imports take as long as all the rest; each start is a fork of a process that has done them, and does what the command does from there.

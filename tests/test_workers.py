@@ -52,7 +52,7 @@ def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def learn(rank: int, workers: int, dtype: torch.dtype, checkpoint: str, config: Config = CONFIG) -> dict[str, torch.Tensor]:
-    """Take every workers-th unit of each step, as streaming_split deals them; return the first loss and gradient, and the last weights."""
+    """Take every workers-th unit of each step, as a rank's stream has them; return the first loss and gradient, and the last weights."""
     first: list[torch.Tensor] = []
     images, labels = world.images("shapes", 64, 3, "train")
     pixels, walk = images.permute(0, 2, 3, 1).contiguous(), plan(64)
@@ -82,8 +82,9 @@ def work(rank: int, workers: int, folder: str, checkpoint: str) -> None:
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     found = {name: learn(rank, workers, dtype, checkpoint, config) for name, (config, dtype, _, _) in CASES.items()}
-    with patch.object(Sums, "sending", nullcontext):
-        found[AFTERWARDS] = learn(rank, workers, torch.float64, checkpoint)
+    if workers > 1:
+        with patch.object(Sums, "sending", nullcontext):
+            found[AFTERWARDS] = learn(rank, workers, torch.float64, checkpoint)
     if rank == 0:
         torch.save(found, f"{folder}/result-{workers}.pt")
     if workers > 1:
