@@ -53,7 +53,7 @@ def test_numbers_are_floats_of_24_bits_of_their_words():
 @pytest.mark.parametrize("at_once", [1, 3, 1 << 20])
 def test_no_batch_order_or_piece_changes_a_number(monkeypatch, at_once):
     whole = uniform(KEYS, 3, 50)
-    monkeypatch.setattr(draws, "AT_ONCE", at_once)
+    monkeypatch.setitem(draws.AT_ONCE, "cpu", at_once)
     assert torch.equal(uniform(KEYS, 3, 50), whole)
     assert torch.equal(uniform(KEYS[::-1], 3, 50).flip(0), whole)
     assert torch.equal(torch.cat([uniform([key], 3, 50) for key in KEYS]), whole)
@@ -78,6 +78,13 @@ def test_uniform_and_normal_numbers_are_distributed_as_they_say():
         pairs = sample[:-1] - sample.mean(), sample[1:] - sample.mean()
         assert abs(float((pairs[0] * pairs[1]).mean() / sample.var())) < 4 / math.sqrt(n), "neighbours go together"
     assert torch.equal(normal(KEYS, 8), torch.cat([normal([key], 8) for key in KEYS]))
+
+
+def test_but_on_a_cpu_many_images_are_drawn_at_once(monkeypatch):
+    calls, made = [], draws.philox
+    monkeypatch.setattr(draws, "philox", lambda *given: calls.append(1) or made(*given))
+    assert uniform([(0, "start", i) for i in range(256)], 3, 224, 224, device="meta").shape == (256, 3, 224, 224)
+    assert len(calls) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

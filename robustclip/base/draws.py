@@ -11,7 +11,8 @@ from robustclip.base.seeds import derive
 Key = tuple[str | int, ...]
 MULTIPLIERS, STEPS, ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
 LOW = 0xFFFFFFFF  # the lower 32 bits
-AT_ONCE = 1 << 14  # blocks of four numbers that a CPU works on at a time: what they need stays in its cache
+# Blocks of four numbers that are worked on at a time, some twenty words of 8 bytes each: in a CPU's cache, and enough to keep a GPU busy.
+AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 22}
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
@@ -33,7 +34,7 @@ def words(keys: Sequence[Key], count: int, first: int = 0, device: torch.device 
     start, end = first // 4, -(-(first + count) // 4)
     blocks = torch.arange(start, end, device=device)
     zero = torch.zeros_like(blocks[:1])
-    size = AT_ONCE if blocks.device.type == "cpu" else len(blocks)
+    size = AT_ONCE.get(blocks.device.type, AT_ONCE["cuda"])
     rows = max(1, size // max(1, len(blocks)))
     made = [
         torch.cat([torch.stack(philox([part & LOW, part >> 32, zero, zero], [own & LOW, own >> 32]), -1) for part in blocks.split(size)], 1)
