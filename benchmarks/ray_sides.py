@@ -197,10 +197,10 @@ def evaluate_on_ray(out: str, size: Size) -> list[float]:
 
 def stream_on_ray(out: str, size: Size) -> dict[str, float]:
     """Return the seconds an image takes that Ray Data reads and decodes, on all CPUs, and those until the first is there."""
-    from robustclip.training.stream import stream, units_of
+    from robustclip.training.stream import units_of
 
     job = prepare(size.streamed(), out)
-    return per_image(units_of(stream(job, cluster.Share(1, 1.0, 0.0)), job))
+    return per_image(units_of(job, cluster.Share(1, 1.0, 0.0)))
 
 
 def on_ray(out: str, launched: float, size: Size) -> dict[str, float]:

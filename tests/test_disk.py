@@ -70,9 +70,7 @@ def test_a_training_worker_on_a_full_disk_is_not_started_again(monkeypatch: pyte
         raise refusal(errno.ENOSPC)
 
     monkeypatch.setattr(loop, "build_learner", build)
-    monkeypatch.setattr(loop, "several_workers", lambda: workers > 1)
     monkeypatch.setattr(loop, "units_of", lambda *given: ())
-    monkeypatch.setattr(loop, "stream", lambda *given: None)
     monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")

@@ -21,7 +21,7 @@ def test_its_executor_pauses(ray_session: None, tmp_path: Path, tiny_checkpoint:
     monkeypatch.setattr(streaming, "PAUSE", 0.0123)
     monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), sleep(seconds)))
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
-    assert streaming.stream(prepare(config, str(tmp_path)), cluster.Share(1, 0.5, 0.0)).count() > 0
+    assert len([*streaming.units_of(prepare(config, str(tmp_path)), cluster.Share(1, 0.5, 0.0))]) > 0
     assert pauses.count(0.0123) > 1
 
 
@@ -31,14 +31,19 @@ def test_its_executor_pauses(ray_session: None, tmp_path: Path, tiny_checkpoint:
 def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int
 ) -> None:
-    """Ray promises no order between releases: this test is what resume and equal workers rest on. The last block is a short one."""
+    """Ray promises no order between releases: this test is what resume and equal workers rest on. Last pieces and blocks are short ones."""
     monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
+    monkeypatch.setattr(streaming, "BLOCKS", 2)
+    made, stream = [], streaming.stream
+    monkeypatch.setattr(streaming, "stream", lambda *given: made.append(given[3]) or stream(*given))
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
     job = prepare(config, str(tmp_path))
     for rank in range(workers):
-        units = streaming.units_of(streaming.stream(job, cluster.Share(workers, 0.5, 0.0), rank, first), job)
+        made.clear()
+        units = streaming.units_of(job, cluster.Share(workers, 0.5, 0.0), rank, first)
         mine = [(step, unit) for step in range(first, job.plan.steps) for unit in range(rank, job.plan.units_per_step, workers)]
         expected = [(step, read_unit(job.plan, {"step": step, "unit": unit})["key"].tolist()) for step, unit in mine]
         assert [(int(unit["step"][0]), unit["key"].tolist()) for unit in units] == expected
-    done = streaming.stream(job, cluster.Share(workers, 0.5, 0.0), 0, job.plan.steps)
-    assert [*streaming.units_of(done, job)] == []
+        assert len(made) > 1
+        assert [step for steps in made for step in steps] == [*range(first, job.plan.steps)]
+    assert [*streaming.units_of(job, cluster.Share(workers, 0.5, 0.0), 0, job.plan.steps)] == []

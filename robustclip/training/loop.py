@@ -1,10 +1,7 @@
 """What runs on every Train worker: steps from the stream, reports and checkpoints, a restart, and the finished model."""
 
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from robustclip.training.learner import Learner
 from robustclip.training.pairing import World
 from robustclip.training.proxy import strong
 from robustclip.training.steps import steps
-from robustclip.training.stream import stream, units_of
+from robustclip.training.stream import begun, units_of
 
 STEP = "step_"  # what a checkpoint's folder begins with, before the number of its step
 
@@ -38,10 +35,9 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     share: Share = settings["share"]
     use_threads(share.threads)
     try:
-        checkpoint = ray.train.get_checkpoint()
-        rows = stream(job, share, ray.train.get_context().get_world_rank(), step_of(checkpoint))
-        units = begun(units_of(rows, job))  # the first block comes while the model is built
-        learner = build_learner(job, get_device())
+        checkpoint, rank = ray.train.get_checkpoint(), ray.train.get_context().get_world_rank()
+        units = begun(units_of(job, share, rank, step_of(checkpoint)))  # the first block comes while the model is built
+        learner = build_learner(job, get_device(), rank, share.workers)
         history: list[dict[str, float]] = []
         told = 0  # steps that this process has reported: a killed driver may have missed those of earlier ones
         if checkpoint:
@@ -64,28 +60,9 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     except Exception as error:
         # So is a full disk. Where several workers share a step the others wait for this one, which only an error that is raised ends.
-        if (said := disk.no_room(error)) and not several_workers():
+        if share.workers == 1 and (said := disk.no_room(error)):
             return {"error": said}
         raise
-
-
-def begun(units: Iterable[Any]) -> Iterator[Any]:
-    """Return the same units, the first of which is fetched from now on, in a thread."""
-    iterator, first = iter(units), Future[list[Any]]()
-
-    def fetch() -> None:
-        try:
-            first.set_result(list(islice(iterator, 1)))
-        except BaseException as error:
-            first.set_exception(error)
-
-    threading.Thread(target=fetch, daemon=True).start()
-
-    def rest() -> Iterator[Any]:
-        yield from first.result()
-        yield from iterator
-
-    return rest()
 
 
 def loses_a_node(announced: set[str]) -> bool:
@@ -102,25 +79,19 @@ def loses_a_node(announced: set[str]) -> bool:
     return bool(new)
 
 
-def several_workers() -> bool:
-    """Return whether other workers take part in every step."""
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
 def last_good(job: Job) -> str:
     """Return where the newest checkpoint of a run lies, as the end of a sentence."""
     found = sorted(name for name in storage.list_folders(job.train_folder) if name.startswith(STEP))
     return f"; the last good checkpoint is {storage.join(job.train_folder, found[-1])}" if found else "; there is no checkpoint yet"
 
 
-def build_learner(job: Job, device: torch.device) -> Learner:
-    """Return the learner of a job, its gradients summed over the workers of this Train run."""
+def build_learner(job: Job, device: torch.device, rank: int = 0, workers: int = 1) -> Learner:
+    """Return the learner of a job, its gradients summed over the workers of this Train run, of which this one is number `rank`."""
 
     def begin(tensor: torch.Tensor) -> Callable[[], object]:
         return dist.all_reduce(tensor, async_op=True).wait
 
     model = models.load_exactly(job.config.model, job.model_sha256)
-    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     world = World(rank, workers, begin) if workers > 1 else World()
     return Learner(job.config, model, job.card.class_names, job.card.templates, job.plan.steps, device, world=world)
 
@@ -168,6 +139,7 @@ def finish(job: Job, learner: Learner, history: list[dict[str, float]]) -> dict[
         seen = np.concatenate([job.train_rows, job.val_rows])
         storage.write_table(storage.join(folder, checkpoints.SELECTION), pa.table({"id": job.index.ids(seen)}))
         checkpoints.save(learner.model, folder, run=job.key, **job.about(job.config.model, job.model_sha256))
-        final = strong(job.config, learner.student, *job.validation_images(learner.device))
+        held_out = job.validation_images(learner.device)
+        final = strong(job.config, learner.student, *held_out) | learner.strength(*held_out)
     last = {name: value for row in history for name, value in row.items()} | final
     return {"key": job.key, "checkpoint": folder, "sha256": learner.model.sha256, "metrics": last, "history": history}

@@ -1,7 +1,11 @@
-"""The Ray Datasets of a job's units: every rank gets its units of every step in order, wherever a run starts or goes on."""
+"""The units of a job from Ray Data: every rank gets its own of every step in order, wherever a run starts or goes on."""
 
+import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,33 +16,81 @@ from robustclip.training.job import Job
 
 BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
 BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
+BLOCKS = 256  # of one Ray Dataset, whose tasks are all made before its first block comes, in about a millisecond each
+AHEAD = 2  # blocks before the end of one at which the next begins
 PAUSE = 0.03  # seconds between two looks of the stream's executor at its tasks
 
+Unit = Mapping[str, Any]
 
-def stream(job: Job, share: Share, rank: int = 0, first: int = 0) -> Any:
-    """Return the Ray Dataset of the units that a rank takes in a job's steps, from step `first` on, a block after the other.
 
-    A block holds several steps because each costs a task, often a new process. Every rank has a stream of its own, in its own process: one
-    that Ray would split among them costs another process, and that it deals its blocks in turn is no promise.
+def units_of(job: Job, share: Share, rank: int = 0, first: int = 0) -> Iterator[Unit]:
+    """Yield the units that a rank takes in a job's steps, from step `first` on, one micro-batch each, of which a block is fetched ahead.
+
+    They stay on the CPU, where their steps and keys are read: read from a GPU, each would wait for all that it has still to do.
+    """
+    import ray
+
+    plan, block = job.plan, steps_a_block(job, share)
+    where = ray.put(plan)  # it travels to every node once, not with every block
+
+    def of(steps: range) -> Iterator[Unit]:
+        yield from stream(job, share, rank, steps, where).iter_torch_batches(batch_size=plan.micro_batch, device="cpu")
+
+    starts = range(first, plan.steps, BLOCKS * block)
+    pieces = [range(start, min(start + starts.step, plan.steps)) for start in starts]
+    coming: Iterator[Unit] = of(pieces[0]) if pieces else iter(())
+    for piece, after in zip_longest(pieces, pieces[1:]):
+        near_its_end = max(1, (len(piece) - AHEAD * block) * plan.units_per_step // share.workers)
+        for number, unit in enumerate(coming, 1):
+            if after and number == near_its_end:
+                following = begun(of(after))
+            yield unit
+        if after:
+            coming = following
+
+
+def begun(units: Iterable[Unit]) -> Iterator[Unit]:
+    """Return the same units, the first of which is fetched from now on, in a thread."""
+    iterator, first = iter(units), Future[list[Unit]]()
+
+    def fetch() -> None:
+        try:
+            first.set_result(list(islice(iterator, 1)))
+        except BaseException as error:
+            first.set_exception(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+
+    def rest() -> Iterator[Unit]:
+        yield from first.result()
+        yield from iterator
+
+    return rest()
+
+
+def steps_a_block(job: Job, share: Share) -> int:
+    """Return how many steps of a rank a block holds: several, because each costs a task, often a new process."""
+    images = min(BLOCK_IMAGES, BLOCK_BYTES // (3 * job.pixels_a_side**2))
+    return max(1, images // (job.plan.batch // share.workers))
+
+
+def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
+    """Return the Ray Dataset of the units that a rank takes in some steps of the plan that lies `where`, a block after the other.
+
+    Every rank has a stream of its own, in its own process: one that Ray would split among them costs another process, and that it deals
+    its blocks in turn is no promise.
     """
     import ray
     from ray.data import Datasource
     from ray.data.block import BlockAccessor, BlockMetadata
     from ray.data.datasource import ReadTask
 
-    plan, size, resize, workers = job.plan, job.size, job.config.data.resize, share.workers
-    if first == plan.steps:  # everything is done but the last report: the loop needs an empty stream
-        return ray.data.from_items([{"step": 0}]).limit(0)
-    images_a_block = min(BLOCK_IMAGES, BLOCK_BYTES // (3 * job.pixels_a_side**2))
-    steps_a_block = max(1, images_a_block // (plan.batch // workers))
-    blocks = -(-(plan.steps - first) // steps_a_block)
-    where = ray.put(plan)  # it travels to every node once, not with every block
+    size, resize, workers, block = job.size, job.config.data.resize, share.workers, steps_a_block(job, share)
+    blocks = [steps[begin : begin + block] for begin in range(0, len(steps), block)]
 
-    def read(block: int) -> list[Any]:
+    def read(number: int) -> list[Any]:
         plan = fetched(where)  # with the order of the epoch, if the block before was of the same
-        begin = first + block * steps_a_block
-        steps = range(begin, min(begin + steps_a_block, plan.steps))
-        units = [{"step": step, "unit": unit} for step in steps for unit in range(rank, plan.units_per_step, workers)]
+        units = [{"step": step, "unit": unit} for step in blocks[number] for unit in range(rank, plan.units_per_step, workers)]
         parts = [read_unit(plan, unit, size, resize) for unit in units]
         return [BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})]
 
@@ -50,9 +102,9 @@ def stream(job: Job, share: Share, rank: int = 0, first: int = 0) -> Any:
 
         def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(read, block), unknown) for block in range(blocks)]
+            return [ReadTask(partial(read, number), unknown) for number in range(len(blocks))]
 
-    found = ray.data.read_datasource(Blocks(), override_num_blocks=blocks, num_cpus=share.cpus)
+    found = ray.data.read_datasource(Blocks(), override_num_blocks=len(blocks), num_cpus=share.cpus)
     found.context.custom_execution_callback_classes = [paced()]
     found.context.execution_options.preserve_order = True
     return found
@@ -67,11 +119,3 @@ def paced() -> type:
             time.sleep(PAUSE)
 
     return Paced
-
-
-def units_of(stream: Any, job: Job) -> Any:
-    """Return the units of a rank's stream, one micro-batch each, of which a block is fetched ahead.
-
-    They stay on the CPU, where their steps and keys are read: read from a GPU, each would wait for all that it has still to do.
-    """
-    return stream.iter_torch_batches(batch_size=job.plan.micro_batch, device="cpu")
