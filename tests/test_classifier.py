@@ -1,12 +1,17 @@
 """The attacked and scored module: logits by their definition, everything inside the graph, prompts checked."""
 
+import gc
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.models.classifier import Preprocess, ZeroShotClassifier, check_prompts
+from robustclip.models.class_texts import Descriptions
+from robustclip.models.classifier import Embeddings, Preprocess, ZeroShotClassifier, check_prompts, embeddings_kept
+from robustclip.models.dress import JointTokens
 
 
 class Pixels(torch.nn.Module):
@@ -132,3 +137,48 @@ def test_a_scored_forward_is_bit_for_bit_the_attacked_one():
         fused = classifier.clip.visual(normalised)
     alone = classifier.clip.visual(normalised.clone().requires_grad_(True)).detach()
     assert not torch.equal(fused, alone)
+
+
+# --- class embeddings that are kept ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Return a list that grows by one for every time that class prompts are read."""
+    found, read = [], ZeroShotClassifier.class_features
+    monkeypatch.setattr(ZeroShotClassifier, "class_features", lambda self: found.append(self.texts) or read(self))
+    return found
+
+
+def test_in_an_evaluation_the_same_prompts_of_a_clip_are_read_once(make_model, passes):
+    model, other = make_model(), make_model(seed=1)
+    with embeddings_kept(Embeddings()):
+        first, again = (model.classifier(["a", "b"], ["a {}."]) for _ in range(2))
+        assert torch.equal(first.class_embeddings, again.class_embeddings)
+        assert len(passes) == 1
+        again.class_embeddings.zero_()  # what is kept is not what anybody may change
+        assert torch.equal(model.classifier(["a", "b"], ["a {}."]).class_embeddings, first.class_embeddings)
+        for whose, names, templates in ((model, ["a", "c"], ["a {}."]), (model, ["a", "b"], ["the {}."]), (other, ["a", "b"], ["a {}."])):
+            assert not torch.equal(whose.classifier(names, templates).class_embeddings, first.class_embeddings)
+        described = model.classifier(["a", "b"], Descriptions.said({"a": ["a a."], "b": ["a b."]}))
+        assert torch.equal(described.class_embeddings, first.class_embeddings), "the same texts"
+        assert len(passes) == 4
+    model.classifier(["a", "b"], ["a {}."])
+    assert len(passes) == 5, "outside, weights may have changed"
+
+
+def test_tokens_in_texts_are_read_anew(make_model, passes):
+    model = make_model()
+    worn = replace(model, prompt=JointTokens("text to visual", 2, 1).build(model, 0))
+    with embeddings_kept(Embeddings()):
+        for _ in range(2):
+            worn.classifier(["a", "b"], ["a {}."])
+    assert len(passes) == 2
+
+
+def test_what_is_kept_does_not_keep_a_clip(make_model):
+    kept = Embeddings()
+    with embeddings_kept(kept):
+        make_model().classifier(["a", "b"], ["a {}."])
+    gc.collect()
+    assert not kept

@@ -14,6 +14,7 @@ from robustclip.base.errors import UserError
 from robustclip.data import world
 from robustclip.evaluation.wanted import same_but_seed
 from robustclip.models import checkpoints
+from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.dress import LinearHead, PixelPrompt, TokenPrompt
 from robustclip.models.model import FORMAT
 from robustclip.training.installing import install
@@ -236,3 +237,13 @@ def test_checkpoints_of_one_recipe_are_told_by_their_config(make_model, tmp_path
     names = ["tiny-vit8", saved("a"), saved("b", seed=1), saved("c", optim={"lr": 1e-2}), saved("d", seed=2)]
     assert same_but_seed(models.called(names)) == {"run-a": ["run-a", "run-b", "run-d"]}
     assert same_but_seed(models.called(names[:2])) == {}
+
+
+@pytest.mark.parametrize("name", ["{}", "ensemble:tiny-vit8,{}", "ttc:{}"])
+def test_a_model_on_a_device_reads_its_prompts_there(name, tiny_checkpoint, monkeypatch):
+    """Else the first classifier would be read on the CPU and the next ones on the GPU, which rounds otherwise."""
+    where, read = set(), ZeroShotClassifier.embed_prompts
+    monkeypatch.setattr(ZeroShotClassifier, "embed_prompts", lambda self: where.add(next(self.clip.parameters()).device.type) or read(self))
+    classifier = models.load(name.format(tiny_checkpoint)).to("meta").classifier(["a", "b"], ["a {}."])
+    assert where == {"meta"}
+    assert {each.device.type for each in classifier.parameters()} == {"meta"}

@@ -20,6 +20,7 @@ from robustclip.evaluation.protocols import PRECISION, Resolved
 from robustclip.evaluation.rules import Protocol
 from robustclip.evaluation.wanted import Wanted
 from robustclip.models.class_texts import Templates, as_json
+from robustclip.models.classifier import Embeddings, embeddings_kept
 from robustclip.models.model import Model
 from robustclip.records import rows as records
 
@@ -32,9 +33,9 @@ def evaluate_named(name: str, resolved: Resolved, out: str) -> pa.Table:
     if wanted.missing:
         model = models.load_exactly(name, wanted.missing[0].model_sha256)
         _tell_names(model, resolved)
-        for done, cell in enumerate(wanted.missing):
-            log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
-            with one_thread():
+        with one_thread(), embeddings_kept(Embeddings()):
+            for done, cell in enumerate(wanted.missing):
+                log.info("cell %d of %d: %s under %s", done + 1, len(wanted.missing), cell.dataset, cell.model)
                 record(model, cell, resolved, out, 1, git_commit())
     return wanted.table()
 
@@ -43,8 +44,8 @@ def evaluate_model(model: Model, resolved: Resolved) -> pa.Table:
     """Return the records of a model that lies in memory; nothing is kept, for it has no name to be found by."""
     _tell_names(model, resolved)
     rows: list[dict[str, Any]] = []
-    for cell in resolved.cells(model.name, model.sha256):
-        with one_thread():
+    with one_thread(), embeddings_kept(Embeddings()):
+        for cell in resolved.cells(model.name, model.sha256):
             rows += [provenance(cell, resolved) | {"threads": 1} | row for row in compute(model, cell, resolved)]
     return records.table(rows)
 

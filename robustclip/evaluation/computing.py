@@ -90,14 +90,14 @@ def on_device(
     """Return what is attacked on a GPU where there is one: the classifier under a set's prompts, images [N,3,H,W], labels [N] and ids."""
     card, templates = resolved.sets[dataset].card, resolved.sets[dataset].templates
     images, labels, ids = images_of(model, resolved, dataset, rows)
-    classifier = model.classifier(card.class_names, templates).to(images.device)
+    classifier = model.to(images.device).classifier(card.class_names, templates).to(images.device)
     if resolved.protocol.guided:
         classifier.guides = Guides(*images_of(model, resolved, dataset, resolved.guides(dataset)))
     if dataset in resolved.surrogates:
         classifier.surrogates = surrogates_of(model, resolved, dataset, "", None)  # of what adapts nothing is kept without its cell's name
         getattr(classifier, "base", classifier).surrogates = surrogates_of(model, resolved, dataset, _static(model), out)
     if resolved.protocol.oblivious:
-        plain = models.origin(model)
+        plain = models.origin(model).to(images.device)
 
         @cache
         def plain_classifier() -> nn.Module:

@@ -20,6 +20,7 @@ from robustclip.evaluation.computing import record
 from robustclip.evaluation.progress import Progress, Queue, Running, by_turns, late
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
+from robustclip.models.classifier import Embeddings, embeddings_kept
 from robustclip.models.model import Model
 from robustclip.records import rows as records
 from robustclip.runtime.cluster import use_threads
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """An actor's body: computes cells one after another and keeps the model it loaded last.
+    """An actor's body: computes cells one after another and keeps the model it loaded last, and its class embeddings.
 
     `folder` of the results is where its records lie, `schema` what they are.
     """
@@ -39,13 +40,15 @@ class Worker:
         use_threads(threads)
         self.resolved, self.out, self.threads, self.commit = resolved, out, threads, commit
         self.loaded: tuple[tuple[str, str], Model] | None = None
+        self.embeddings = Embeddings()
 
     def run(self, cell: Cell, model_name: str) -> str:
         """Compute one cell, write its records, return its key."""
         wanted = (model_name, cell.model_sha256)
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = (wanted, models.load_exactly(*wanted))
-        self.record(self.loaded[1], cell)
+        with embeddings_kept(self.embeddings):
+            self.record(self.loaded[1], cell)
         return cell.key
 
     def record(self, model: Model, cell: Cell) -> None:

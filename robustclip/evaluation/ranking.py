@@ -53,13 +53,13 @@ class Galleries:
 
     def __init__(self, model: Model, paired: Paired):
         self.model, self.paired, self.pairs = model, paired, paired.pairs
-        classifier: Any = model.classifier(self.pairs.texts, ("{}",)) if model.readout is None else None
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        classifier: Any = model.to(self.device).classifier(self.pairs.texts, ("{}",)) if model.readout is None else None
         if not isinstance(classifier, ZeroShotClassifier):
             raise UserError(
                 f"{model.name} gives class scores and no features that images and texts share (a linear probe, an ensemble, a test-time "
                 "defence): retrieval needs one model with both towers"
             )
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.classifier = classifier.to(self.device)
         groups = (torch.as_tensor(each).to(self.device) for each in (self.pairs.image_groups, self.pairs.text_groups))
         self.image_groups, self.text_groups = groups

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from robustclip.models.insertion import Layers, Look, in_images, in_texts
 from robustclip.models.prompts import Prompt
 
 TEXT_BATCH = 256
+
+Embeddings = WeakKeyDictionary[nn.Module, dict[Any, Tensor]]  # of class prompts, by the CLIP whose they are
+_kept: ContextVar[Embeddings | None] = ContextVar("kept", default=None)
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,14 @@ class ZeroShotClassifier(nn.Module):
     @full_precision()
     def embed_prompts(self) -> Tensor:
         """Return what the text tower says of the prompts now, the unit class embeddings [K,D], without gradient and in true fp32."""
+        kept = _kept.get()
         with torch.no_grad():
-            return self.class_features()
+            if kept is None or (self.prompt is not None and self.prompt.text_layers()):  # tokens in texts may learn
+                return self.class_features()
+            of_clip, prompts = kept.setdefault(self.clip, {}), (self.texts, self.counts)
+            if prompts not in of_clip:
+                of_clip[prompts] = self.class_features()
+            return of_clip[prompts].clone()
 
     def class_features(self) -> Tensor:
         """Return the unit class embeddings [K,D] with the graph that leads to the text tower and to learned tokens in it."""
@@ -186,6 +197,16 @@ class ZeroShotClassifier(nn.Module):
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Return unit text features [N,D] of texts."""
         return F.normalize(self.text_features(texts), dim=-1)
+
+
+@contextmanager
+def embeddings_kept(there: Embeddings) -> Iterator[None]:
+    """Compute the embeddings of the same prompts once for each CLIP: only where no weights change, as in an evaluation of many cells."""
+    before = _kept.set(there)
+    try:
+        yield
+    finally:
+        _kept.reset(before)
 
 
 @lru_cache(maxsize=1 << 16)  # 40 MB of 77 tokens: training encodes the same prompts, and much the same rewritings, at every step

@@ -80,6 +80,12 @@ class EnsembleModel(Model):
         """Return the classifier of this ensemble over `class_names`; it shares the weights of the members."""
         return EnsembleClassifier([member.classifier(class_names, templates) for member in self.members], class_names).eval()
 
+    def to(self, device: torch.device | str) -> "EnsembleModel":
+        """Move all members to a device, in place, and return their ensemble."""
+        for member in self.members:
+            member.to(device)
+        return self
+
     def copy(self) -> "EnsembleModel":
         """Return an ensemble with weights of its own."""
         return together(self.name, [member.copy() for member in self.members])

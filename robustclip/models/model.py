@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustclip.base.errors import UserError
 from robustclip.base.seeds import generator
+from robustclip.models.attention import project_at_once
 from robustclip.models.class_names import Reading, reading, tell
 from robustclip.models.class_texts import Descriptions, Templates, value_of
 from robustclip.models.classifier import Preprocess, ZeroShotClassifier
@@ -48,6 +49,9 @@ class Model:
     readout: LinearReadout | None = None
     adapts: ClassVar[bool] = False  # to every image, under a test-time defence
 
+    def __post_init__(self) -> None:
+        project_at_once(self.clip)
+
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess.of(self.open_clip_config)
@@ -82,6 +86,13 @@ class Model:
             )
         parts = (self.clip, self.tokenizer, self.preprocess, class_names, templates, self.prompt, self.readout)
         return ZeroShotClassifier(*parts).eval()
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Move the model to a device, in place, and return it: so its texts are embedded there from the first classifier on."""
+        for part in (self.clip, self.prompt, self.readout):
+            if part is not None:
+                part.to(device)
+        return self
 
     def before_step(self, seed: int, step: int | None) -> None:
         """Place what moves about while it trains for a step, by the step alone; None: where it is scored."""

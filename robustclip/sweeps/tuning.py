@@ -139,7 +139,7 @@ def validate(name: str, sha256: str, job: Job, threads: int) -> dict[str, float]
     """Measure a model of this identity on the held-out images of a job: the body of a Ray task."""
     use_threads(threads)
     device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config
-    model = models.load_exactly(name, sha256)
+    model = models.load_exactly(name, sha256).to(device)
     classifier = model.classifier(job.card.class_names, config.templates or job.card.templates).to(device)
     return proxy.measure(config, classifier, *job.validation_images(device))
 

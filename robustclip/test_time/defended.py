@@ -20,5 +20,5 @@ class AdaptiveModel(Model):
     def classifier(self, class_names: Sequence[str], templates: Templates) -> Adaptive:  # type: ignore[override]
         """Return the adapting classifier over `class_names`; raises UserError where the defence does not fit the model."""
         made = self.defence.classifier(super().classifier(class_names, templates), seed=0)
-        began_as = self.began_as
-        return (made.told(lambda: began_as().classifier(class_names, templates)) if began_as else made).eval()
+        began_as, device = self.began_as, next(self.clip.parameters()).device
+        return (made.told(lambda: began_as().to(device).classifier(class_names, templates)) if began_as else made).eval()

@@ -86,7 +86,7 @@ def prepare(model_name: str, images: Images, out: str) -> Job:
 
 def classifier_of(job: Job, device: str = "cpu") -> ZeroShotClassifier:
     """Return the classifier of one class of a job's model on a device: its tokens do not depend on the class names."""
-    return models.load_exactly(job.model, job.model_sha256).classifier(("image",), ("{}",)).to(device)
+    return models.load_exactly(job.model, job.model_sha256).to(device).classifier(("image",), ("{}",)).to(device)
 
 
 @full_precision()
