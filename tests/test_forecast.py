@@ -103,21 +103,23 @@ def test_what_is_undefined_on_few_classes_costs_nothing(tmp_path: Path) -> None:
     few = SimpleNamespace(protocol=protocol, classes=dict.fromkeys(resolved.classes, 2))
     cell, *_ = resolved.cells("tiny-vit8", "")
     many, two = evaluation.Work(), evaluation.Work()
-    many.add(cell, resolved, (1.0, 1.0))
-    two.add(cell, few, (1.0, 1.0))  # type: ignore[arg-type]
+    many.add(cell, resolved, evaluation.Cost(1.0, 1.0))
+    two.add(cell, few, evaluation.Cost(1.0, 1.0))  # type: ignore[arg-type]
     assert (many.shown, two.shown) == (16 * (1 + 4 + 5), 16 * (1 + 4))
 
 
 def test_an_evaluation_takes_its_passes_times_their_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sets of 16 images: clean, PGD-2 and APGD-3 at one eps, each looked at afterwards."""
     resolved = protocols.resolve(protocols.named("smoke"), str(tmp_path))
-    monkeypatch.setattr(evaluation, "measure", lambda name, resolved: (1.0, 3.0))
+    monkeypatch.setattr(evaluation, "measure", lambda name, resolved: evaluation.Cost(1.0, 3.0, 0.5))
     found = evaluation.forecast(["tiny-vit8"], resolved, str(tmp_path), 2, 0.0)
     first, second = 2 * 1 + 2 * 3, 2 * 1 + 3 * 3
-    assert found.seconds == 32 * (1 + first + second) / 2
-    assert found.least == 32 * (1 + first) / 2
+    prompts = sum(len(each.card.class_names) * len(each.templates) for each in resolved.sets.values())
+    assert found.seconds == (32 * (1 + first + second) + prompts * 0.5) / 2
+    assert found.least == (32 * (1 + first) + prompts * 0.5) / 2
+    assert f"at most 320 images through a model, and {prompts} prompts" in str(found)
+    assert f"a cell      at most {duration(16 * (1 + first + second))}\n" in str(found)
     assert "32 to attack, under 1 model, of 2 sets; 0 cells found finished" in str(found)
-    assert "at most 320 images through a model" in str(found)
     assert found.gpus == 0
     assert "GPU-hours" not in str(found)
 
@@ -126,8 +128,24 @@ def test_a_pass_is_measured_on_the_model_itself(tmp_path: Path, monkeypatch: pyt
     resolved = protocols.resolve(protocols.named("smoke"), str(tmp_path))
     threads: list[int] = []
     monkeypatch.setattr(evaluation, "timed", lambda work: (work(), threads.append(torch.get_num_threads()), 8.0)[-1])
-    assert evaluation.measure("tiny-vit8", resolved) == (1.0, 1.0)
+    assert evaluation.measure("tiny-vit8", resolved) == evaluation.Cost(1.0, 1.0, 8.0 / evaluation.READ)
     assert set(threads) == {1}
+    assert evaluation.measure("ensemble:tiny-vit8,ttc:tiny-vit8", resolved).text == 2 * 8.0 / evaluation.READ
+
+
+def test_each_evaluator_that_meets_a_set_reads_its_prompts(tmp_path: Path) -> None:
+    resolved, work = protocols.resolve(protocols.named("smoke"), str(tmp_path)), evaluation.Work()
+    work.read("shapes", resolved, evaluation.Cost(0.0, 0.0, 2.0), 3)
+    prompts = 3 * len(resolved.sets["shapes"].card.class_names) * len(resolved.sets["shapes"].templates)
+    assert (work.prompts, work.most, work.least) == (prompts, 2.0 * prompts, 2.0 * prompts)
+
+
+def test_of_a_thousand_classes_few_are_read_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved, met = protocols.resolve(protocols.named("smoke"), str(tmp_path)), []
+    on_device = evaluation.on_device
+    monkeypatch.setattr(evaluation, "on_device", lambda *given: met.append(on_device(*given)) or met[-1])
+    evaluation.measure("tiny-vit8", resolved)
+    assert len(met[0][0].class_names) == evaluation.SHOWN < len(resolved.sets["shapes"].card.class_names)
 
 
 def test_a_training_takes_its_steps_and_validations(job: Job) -> None:
@@ -170,7 +188,7 @@ def test_a_sweep_is_its_trainings_and_its_models(job: Job, tmp_path: Path, monke
     config = override(first_config(space), {"model": job.config.model, "data.name": "shapes"})
     measured: list[str] = []
     monkeypatch.setattr(training, "measure", lambda job, share: (measured.append(job.key), training.Measured(1.0, 0.0, 0.0))[-1])
-    monkeypatch.setattr(sweeps.attacks, "measure", lambda name, resolved: (0.0, 1.0))
+    monkeypatch.setattr(sweeps.attacks, "measure", lambda name, resolved: evaluation.Cost(0.0, 1.0))
     found = sweeps.forecast(space, config, protocols.named("smoke"), str(tmp_path / "out"), 1, 1, 1)
     assert len(measured) == 1
     training_seconds, passes = 2 * 16 * 1.0, 32 * (2 + 3)

@@ -235,7 +235,7 @@ def test_its_passes_are_counted_and_the_checks_look_at_other_attacks():
     for each, attacks in ((work, (PGD(3), Shifted(SEEN, PGD(3)))), (plain, (PGD(3), PGD(3, loss="margin")))):
         protocol = Protocol("p", ("x",), attacks, (2.0,), independent=True)
         resolved = SimpleNamespace(protocol=protocol, classes={"x": 4})
-        each.add(SimpleNamespace(rows=[0, 1], dataset="x", attacks=attacks), resolved, (1.0, 2.0))
+        each.add(SimpleNamespace(rows=[0, 1], dataset="x", attacks=attacks), resolved, forecast.Cost(1.0, 2.0))
     assert work.shown == plain.shown + 2, "a look under the texts that it saw"
     assert probing.on_images([PGD(3), Shifted(SEEN, PGD(3))]) == [PGD(3)]
 

@@ -19,7 +19,7 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.preparation import prepare
 from robustclip.evaluation import computing, evaluator, progress, protocols
-from robustclip.evaluation.forecast import Work, passes
+from robustclip.evaluation.forecast import Cost, Work, passes
 from robustclip.evaluation.probing import on_images
 from robustclip.evaluation.protocols import Cell, Protocol, Resolved, resolve
 from robustclip.evaluation.rules import SetRule
@@ -242,7 +242,7 @@ def test_what_it_takes_to_learn_is_forecast_once_for_a_set(tmp_path: Path) -> No
     assert passes(UAP, 4, SMOKE.balls()[0]) == passes(Aimed("A0", UAP), 4, SMOKE.balls()[0]) == (2, 0)
     for independent, least in ((True, 1.0), (False, 0.0)):
         resolved, work = resolve(replace(SMOKE, eps=(1.0, 2.0), independent=independent), str(tmp_path)), Work()
-        work.learn("shapes", resolved, (0.25, 0.5))
+        work.learn("shapes", resolved, Cost(0.25, 0.5))
         assert (work.shown, work.most, work.least) == (2 * 2 * 12, 24.0, 24.0 * least)
 
 

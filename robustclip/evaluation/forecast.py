@@ -1,10 +1,11 @@
 """What an evaluation will take: the passes of every attack, counted, times the seconds of a pass, measured."""
 
 import resource
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,20 @@ from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of, meeting
 from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
-from robustclip.base.forecast import Forecast, amount, number, timed
+from robustclip.base.forecast import Forecast, amount, duration, number, timed
 from robustclip.base.precision import full_precision
 from robustclip.base.threads import one_thread
 from robustclip.base.threat import Ball
 from robustclip.evaluation.computing import on_device
 from robustclip.evaluation.protocols import Cell, Resolved
 from robustclip.evaluation.wanted import Wanted
+from robustclip.models.class_texts import texts_of
 from robustclip.models.classifier import Surrogates
+from robustclip.models.model import Model
 from robustclip.runtime.gpus import Footprint, begin, largest, taken
 
-SHOWN = 8  # images on which a pass is measured
+SHOWN = 8  # images on which a pass is measured on a CPU, where more take as much longer
+READ = 32  # prompts on which the text tower is
 COPIES = 8  # of a cell's images that an attack holds at once, counted in APGD: points, gradients, the best of each, what it compares
 SIDES = (8, 8)  # of the image on which passes are counted, in pixels
 
@@ -61,6 +65,14 @@ class Unbroken(nn.Module):
         return self
 
 
+class Cost(NamedTuple):
+    """The seconds of a model on one evaluator: of an image forward, of one with its gradient, of a prompt read."""
+
+    forward: float
+    both: float
+    text: float = 0.0
+
+
 @cache
 def passes(attack: Any, classes: int, ball: Ball) -> tuple[int, int]:
     """Return how often an attack shows an image to a model and how often a gradient comes back, where the image does not break.
@@ -79,16 +91,21 @@ def passes(attack: Any, classes: int, ball: Ball) -> tuple[int, int]:
 
 @dataclass
 class Work:
-    """Images, how often they go through a model at most, and seconds: at most, and at least, where every image breaks at once."""
+    """Images, how often they go through a model at most, prompts, and seconds: at most, and at least, where every image breaks at once.
+
+    `cell` are the seconds of the cell that takes longest.
+    """
 
     images: int = 0
     shown: int = 0
+    prompts: int = 0
     most: float = 0.0
     least: float = 0.0
+    cell: float = 0.0
 
-    def add(self, cell: Cell, resolved: Resolved, cost: tuple[float, float]) -> None:
-        """Add a cell under a model whose images take so many seconds, forward and with their gradient."""
-        (forward, both), protocol, n, each = cost, resolved.protocol, len(cell.rows), []
+    def add(self, cell: Cell, resolved: Resolved, cost: Cost) -> None:
+        """Add a cell under a model of such a cost."""
+        (forward, both, _), protocol, n, each = cost, resolved.protocol, len(cell.rows), []
         classes = resolved.classes[cell.dataset]
         attacks = for_classes(cell.attacks, classes).values() if cell.attacks else ()
         for ball in protocol.balls():
@@ -99,15 +116,24 @@ class Work:
                 each.append((forwards - backwards) * forward + backwards * both)
         self.images, self.shown = self.images + n, self.shown + n
         self.most += n * (forward + sum(each))
+        self.cell = max(self.cell, n * (forward + sum(each)))
         self.least += n * (forward + (sum(each) if protocol.independent else sum(each[:1])))
 
-    def learn(self, dataset: str, resolved: Resolved, cost: tuple[float, float]) -> None:
+    def read(self, dataset: str, resolved: Resolved, cost: Cost, evaluators: int = 1) -> None:
+        """Add the prompts of a set, which each of the evaluators that meet it reads once for a model."""
+        test_set = resolved.sets[dataset]
+        prompts = evaluators * sum(map(len, texts_of(test_set.card.class_names, test_set.templates)))
+        self.prompts += prompts
+        self.most += prompts * cost.text
+        self.least += prompts * cost.text
+
+    def learn(self, dataset: str, resolved: Resolved, cost: Cost) -> None:
         """Add what a set's universal perturbations take to be learned on a model: nothing, where a cascade breaks all images before."""
         protocol, there = resolved.protocol, len(resolved.surrogates[dataset].rows)
         shown = len(protocol.eps) * sum(attack.epochs * min(attack.images, there) for attack in protocol.universal_on(dataset))
         self.shown += shown
-        self.most += shown * cost[1]
-        self.least += shown * cost[1] if protocol.independent else 0.0
+        self.most += shown * cost.both
+        self.least += shown * cost.both if protocol.independent else 0.0
 
 
 def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gpus: float) -> Forecast:
@@ -116,6 +142,8 @@ def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gp
     costs = {name: measure(name, resolved) for name in sorted({wanted.name_of[cell.key] for cell in wanted.missing})}
     for cell in wanted.missing:
         work.add(cell, resolved, costs[wanted.name_of[cell.key]])
+    for (name, dataset), cells in Counter((wanted.name_of[cell.key], cell.dataset) for cell in wanted.missing).items():
+        work.read(dataset, resolved, costs[name], min(cells, actors))
     learning = [cell for cell in wanted.missing if cell.attacks and cell.dataset in resolved.surrogates]
     for name, dataset in dict.fromkeys((wanted.name_of[cell.key], cell.dataset) for cell in learning):
         work.learn(dataset, resolved, costs[name])
@@ -124,21 +152,20 @@ def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gp
     return Forecast(f"evaluation: {resolved.protocol.name}", facts, work.most / actors, gpus * actors, least)
 
 
-def facts_of(
-    wanted: Wanted, resolved: Resolved, work: Work, costs: Mapping[str, tuple[float, float]], actors: int, gpus: float
-) -> dict[str, str]:
+def facts_of(wanted: Wanted, resolved: Resolved, work: Work, costs: Mapping[str, Cost], actors: int, gpus: float) -> dict[str, str]:
     """Return what a forecast says beside its time."""
     protocol, sets = resolved.protocol, {cell.dataset for cell in wanted.missing}
     files = [file for name in sets for file in resolved.sets[name].index.files]
-    slowest = max(costs.values(), default=(0.0, 0.0), key=lambda cost: cost[1])
+    slowest = max(costs.values(), default=Cost(0.0, 0.0), key=lambda cost: cost.both)
     cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {
         "images": f"{work.images:,} to attack, under {number(len(costs), 'model')}, of {number(len(sets), 'set')}; "
         f"{number(wanted.found, 'cell')} found finished",
         "attacks": f"{', '.join(attack.name for attack in protocol.attacks)} at ε {', '.join(f'{eps:g}' for eps in protocol.eps)}",
-        "passes": f"at most {work.shown:,} images through a model",
-        "measured": f"{slowest[0]:.3g} s an image forward, {slowest[1]:.3g} s with its gradient, on {number(actors, 'evaluator')}"
-        + (f" with {gpus:g} GPU each" if gpus else ""),
+        "passes": f"at most {work.shown:,} images through a model, and {number(work.prompts, 'prompt')}",
+        "a cell": f"at most {duration(work.cell)}",
+        "measured": f"{slowest.forward:.3g} s an image forward, {slowest.both:.3g} s with its gradient, {slowest.text:.3g} s a prompt, "
+        f"on {number(actors, 'evaluator')}" + (f" with {gpus:g} GPU each" if gpus else ""),
         "memory": f"{amount(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} an evaluator",
         "bytes": f"{amount(sum(storage.sizes(files)) if files else 0)} of images",
     }
@@ -161,11 +188,12 @@ def _held(name: str, resolved: Resolved) -> Footprint:
 
 @one_thread()
 @full_precision()
-def measure(name: str, resolved: Resolved) -> tuple[float, float]:
-    """Return the seconds of an image's forward pass, and of one with its gradient, on the first images of the protocol's first set."""
-    dataset, test_set = next(iter(resolved.sets.items()))
-    n = min(SHOWN, resolved.protocol.micro_batch, len(test_set.rows))
-    classifier, images, _, ids = on_device(models.load(name), resolved, dataset, test_set.rows[:n])
+def measure(name: str, resolved: Resolved) -> Cost:
+    """Return what a model costs, on the first images of the protocol's first set."""
+    dataset, model = next(iter(resolved.sets)), models.load(name)
+    few = resolved if model.readout is not None else with_few_classes(resolved, dataset)
+    n = min(resolved.protocol.micro_batch if torch.cuda.is_available() else SHOWN, len(few.sets[dataset].rows))
+    classifier, images, _, ids = on_device(model, few, dataset, few.sets[dataset].rows[:n])
 
     def forward() -> None:
         logits_of(classifier, images, ids, n)
@@ -174,8 +202,23 @@ def measure(name: str, resolved: Resolved) -> tuple[float, float]:
         shown = images.clone().requires_grad_()
         torch.autograd.grad(meeting(classifier, ids, torch.arange(n))(shown).sum(), shown)
 
-    times = {}
-    for work in (forward, both):
-        first = timed(work)  # which warms up
-        times[work] = first if first > SHOWN else min(timed(work) for _ in range(2))
-    return times[forward] / n, times[both] / n
+    return Cost(fastest(forward) / n, fastest(both) / n, sum(map(seconds_a_prompt, getattr(model, "members", (model,)))))
+
+
+def with_few_classes(resolved: Resolved, dataset: str) -> Resolved:
+    """Return the protocol with the first classes of a set alone: a thousand under eighty templates take long to read."""
+    test_set = resolved.sets[dataset]
+    card = replace(test_set.card, class_names=test_set.card.class_names[:SHOWN])
+    return replace(resolved, sets={**resolved.sets, dataset: replace(test_set, card=card)})
+
+
+def seconds_a_prompt(model: Model) -> float:
+    """Return the seconds that a model reads a prompt in."""
+    classifier = Model.classifier(model, ("thing",), ("a photo of a {}",)) if model.readout is None else None
+    return fastest(lambda: classifier.embed_texts(["a photo of a thing"] * READ)) / READ if classifier else 0.0
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Return the seconds of some work, warm where it is short."""
+    first = timed(work)
+    return first if first > SHOWN else min(timed(work) for _ in range(2))

@@ -70,6 +70,8 @@ def of_study(laid: Laid, roles: set[str], out: str) -> Forecast:
     cost, work = cluster.measured(attacks.measure, laid.base, resolved), attacks.Work()
     for cell in resolved.cells(laid.base, ""):
         work.add(cell, resolved, cost)
+    for name in resolved.sets:
+        work.read(name, resolved, cost)
     most, least = (len(later) * each / actors for each in (work.most, work.least))
     facts = {**found.facts, "later": f"{number(len(later), 'model')} once trained: about {duration(least)} to {duration(most)}"}
     seconds = found.seconds + most, (found.seconds if found.least is None else found.least) + least

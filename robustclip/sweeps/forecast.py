@@ -51,6 +51,8 @@ def forecast(
     cost, work = measured(attacks.measure, config.model, resolved), attacks.Work()
     for cell in resolved.cells(config.model, ""):
         work.add(cell, resolved, cost)
+    for name in resolved.sets:
+        work.read(name, resolved, cost)
     actors = concurrent * evaluator_actors(share, concurrent)
     most, least = ((trials + 1) * each / actors for each in (work.most, work.least))
     train = sum(seconds) / concurrent
