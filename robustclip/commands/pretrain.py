@@ -104,7 +104,7 @@ def from_captions(args: argparse.Namespace, config: Config, out: str, folder: st
         config = override(config, {"optim.precision": "bf16"})
     if (result := train.trained(config, out, args, f"pretrain {args.name}")) is None:
         return
-    train.tell(args.name, result)
+    train.tell(args.name, config, result)
     selection = storage.read_bytes(storage.join(result["checkpoint"], SELECTION))
     storage.write_bytes(storage.join(folder, SELECTION), selection)
     kept(models.load(result["checkpoint"]), folder, pretraining={"recipe": args.name, "run": result["key"], "config": to_json(config)})

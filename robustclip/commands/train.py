@@ -21,6 +21,7 @@ from robustclip.runtime import cli, cluster
 from robustclip.runtime.logged import with_located
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import Tracker
+from robustclip.training import strength
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 from robustclip.training.fit import finished, fit, relay
@@ -69,16 +70,18 @@ def run() -> None:
     args, config, out = asked()
     cli.say_on_terminal()
     if result := trained(config, out, args, f"train {args.recipe}"):
-        tell(args.recipe, result)
+        tell(args.recipe, config, result)
         print(f"attack it      {cli.command('evaluate', result['checkpoint'], '--out', out)}")
         print(f"MLflow         {how_to_open(out, 15 * ' ')}")
 
 
-def tell(recipe: str, result: Mapping[str, Any]) -> None:
+def tell(recipe: str, config: Config, result: Mapping[str, Any]) -> None:
     """Print how a training ended and where its checkpoint lies."""
     last = result["metrics"]
     held_out = f"held out: clean {last['val/clean']:.1%}, robust {last['val/robust']:.1%}"
     print(f"\n{recipe}: {last['step']} steps, loss {last['loss']:.3f}, {held_out}")
+    if compared := strength.said(config.attack, last):
+        print(compared)
     print(f"weights sha256 {result['sha256']}")
     print(f"checkpoint     {result['checkpoint']}")
 

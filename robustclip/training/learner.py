@@ -23,7 +23,7 @@ from robustclip.models.class_texts import Templates
 from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.models.lowrank import bake
 from robustclip.models.model import Model
-from robustclip.training import inner_attack
+from robustclip.training import inner_attack, strength
 from robustclip.training.averaging import Average, copies, set_all
 from robustclip.training.compatible import check_pair
 from robustclip.training.compiling import Compiled
@@ -210,6 +210,17 @@ class Learner:
         with self.averaged():
             clean, robust = share_right(self.config, self.student, images.to(self.device), labels, ids, PGD(self.config.validation.steps))
         return {"val/clean": clean, "val/robust": robust}
+
+    def strength(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> dict[str, float]:
+        """Return how the training attack compares with itself in fp32 on held-out images [N,3,H,W]; nothing where it is in fp32."""
+        if not strength.differs(self.config.attack):
+            return {}
+        size, seed = self.config.optim.micro_batch, self.config.seed
+        parts = torch.arange(len(images)).split(size)
+        named = ([ids[i] for i in part.tolist()] for part in parts)
+        given = zip(parts, named, strict=True)
+        batches = (Batch(images[p].to(self.device), labels[p].to(self.device), n, seed, self.step, self.rewritten) for p, n in given)
+        return strength.measured(self.config, self.roles, batches, self.attacked)
 
     def finish(self) -> None:
         """Make the model one to save: averaged weights if there are any, fp32, at rest, its low-rank and partial changes baked in."""
