@@ -68,5 +68,8 @@ def split_identity(card: DatasetCard, split: str) -> str:
 
 
 def to_images(pixels: np.ndarray | Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return images [B,3,H,W] in [0,1] of 8-bit pixels [B,H,W,3]."""
-    return torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).to(dtype) / 255
+    """Return images [B,3,H,W] in [0,1] of 8-bit pixels [B,H,W,3], which travel to a GPU as they are, while it works."""
+    bytes_ = torch.as_tensor(pixels)
+    if torch.device(device).type == "cuda" and not bytes_.is_cuda:
+        bytes_ = bytes_.pin_memory()
+    return bytes_.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype) / 255

@@ -65,11 +65,13 @@ def run_cascade(
             attacked, sure = outcome(classifier, example, labels[survivors], names, protocol.micro_batch)
             seconds = (time.perf_counter() - started + example.spent) / len(survivors)
             seen = None if example.seen is None else predict(example.seen, example.images, names, protocol.micro_batch).tolist()
+            shared = _facts(classifier, called, attack, ball, protocol.seed) | {"seconds": seconds}
+            found = _of_images(example, moved(attack, ball, images[survivors], example.images).cpu())
+            rights, said, confidence = labels[survivors].tolist(), attacked.tolist(), sure.tolist()
             for place, i in enumerate(survivors.tolist()):
-                facts = _facts(classifier, called, attack, ball, protocol.seed, example, images[i], place)
-                facts |= {"confidence": float(sure[place]), "seconds": seconds}
+                facts = shared | found[place] | {"confidence": confidence[place]}
                 facts |= {} if seen is None else {"seen_prediction": seen[place]}
-                rows.append(_row(ids[i], int(labels[i]), clean[i], int(attacked[place]), **facts))
+                rows.append(_row(ids[i], rights[place], clean[i], said[place], **facts))
             alive[survivors] = attacked == labels[survivors]
     return rows
 
@@ -126,12 +128,9 @@ def moved(attack: Attack, ball: Ball, images: Tensor, attacked: Tensor) -> Tenso
     return delta
 
 
-def _facts(
-    classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int, example: Example, image: Tensor, place: int
-) -> dict[str, Any]:
-    """Return what the records say of one attacked image; raises RuntimeError when the attack left its ball."""
-    delta = moved(attack, ball, image[None], example.images[place][None])
-    facts = {
+def _facts(classifier: nn.Module, called: str, attack: Attack, ball: Ball, seed: int) -> dict[str, Any]:
+    """Return what the records say of an attack on all its images."""
+    return {
         "attack": called,
         "attack_config": json.dumps(to_json(attack), sort_keys=True),
         "norm": ball.norm,
@@ -140,13 +139,18 @@ def _facts(
         "restarts": getattr(attack, "restarts", None),
         **({"level": attack.says(classifier)} if isinstance(attack, Aimed | Shifted) else {}),
         "text_budget": str(attack.text.budget) if isinstance(attack, Multimodal) else None,
-        "linf": float(delta.abs().max()),
-        "l2": float(delta.norm()),
     }
+
+
+def _of_images(example: Example, deltas: Tensor) -> list[dict[str, Any]]:
+    """Return what the records say of each attacked image, moved by `deltas` [N,3,H,W] on the CPU: a GPU is asked once for all of them."""
+    found: list[dict[str, Any]] = [{"linf": float(delta.abs().max()), "l2": float(delta.norm())} for delta in deltas]
     trace = example.trace
     if trace is None:
-        return facts
+        return found
     names = ("loss_start", "loss_best", "loss_end", "zero_gradient", "nonfinite_gradient")
-    success = int(trace.first_success[place])
-    known = {name: value for name in names if not math.isnan(value := float(getattr(trace, name)[place]))}  # NaN: the attack did not look
-    return facts | known | {"first_success": success if success >= 0 else None, "forwards": int(trace.forwards[place])}
+    traced = [getattr(trace, name).tolist() for name in ("first_success", "forwards", *names)]
+    for facts, success, forwards, *values in zip(found, *traced, strict=True):
+        known = {name: value for name, value in zip(names, values, strict=True) if not math.isnan(value)}  # NaN: the attack did not look
+        facts |= known | {"first_success": success if success >= 0 else None, "forwards": forwards}
+    return found
