@@ -45,7 +45,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     token.write_text("a" * 64)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the head's
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
-    env |= {"HOME": str(tmp_path_factory.mktemp("home"))}  # where results go
+    # HOME is where results go; and Ray's command, which prints a job's lines into a pipe, would keep them until it ends.
+    env |= {"HOME": str(tmp_path_factory.mktemp("home")), "PYTHONUNBUFFERED": "1"}
     env.pop("RAY_ADDRESS", None)
     # The agent, which takes jobs, too: another Ray of this machine may hold its default port, and the head would stay up without it.
     port, dashboard, agent = free_port(), free_port(), free_port()
@@ -63,7 +64,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 @contextmanager
 def frozen_evaluators(head: int) -> Iterator[None]:
-    """Freeze every evaluator that a head starts, from its first moment on: what a job says may be heard when its work is long done."""
+    """Freeze every evaluator that a head starts, from its first moment on, so that what a job says is heard before its work is done."""
     ended = threading.Event()
 
     def freeze() -> None:
