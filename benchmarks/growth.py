@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--model MODEL] [--pairs 5]
 
-A ratio of 1 means that twice as much takes twice as long, or, for classes and the run's steps, that more of them take no longer: class
-embeddings are computed once, and nothing piles up. Memory is the peak of a fresh process after two steps. How time grows with workers is
-among the rows of ray_overhead.py.
+A ratio of 1 means that twice as much takes twice as long, that two workers take half as long as one, each on one thread, or, for classes
+and the run's steps, that more of them take no longer: class embeddings are computed once, and nothing piles up. Memory is the peak of a
+fresh process after two steps.
 """
 
 import argparse
@@ -19,13 +19,18 @@ from pathlib import Path
 import large_set
 import step
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from batched_tuning import names
 from row import PAIRS, Pairs, Row, paired, seconds, show
 from step import UNTRAINED, Case
 
+from robustclip import names as models
 from robustclip.base import storage
 from robustclip.data.index import scan
 from robustclip.data.plan import Plan, select
+from robustclip.training.learner import Learner
+from robustclip.training.pairing import World
 
 MIB = 1 << 20
 SMALL = "tiny-vit8"  # of which many steps take seconds
@@ -53,6 +58,31 @@ def grown(small: Case, large: Case, times: float, claim: str, pairs: int) -> Row
     second()
     took = paired(lambda: times * seconds(first), partial(seconds, second), pairs)
     return took.row(claim, f"{times:.3g} times the smaller one", "the larger one")
+
+
+def by_workers(workers: int, model: str, images: int) -> float:
+    """Return the seconds of the second step of workers that share its images, gradients summed over gloo."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (workers, folder, model, images), nprocs=workers)
+        return float(Path(folder, "seconds").read_text())
+
+
+def work(rank: int, workers: int, folder: str, model: str, images: int) -> None:
+    """Take two steps as one of some workers; the first one writes the seconds of its second."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    case = Case(images // workers, CLASSES[0], model)
+    config = replace(case.config, optim=replace(case.config.optim, batch=images))
+    world = World(rank, workers, lambda tensor: dist.all_reduce(tensor, async_op=True).wait)
+    texts = config.templates or ()
+    taken = step.ours(case, Learner(config, models.load(model), names(CLASSES[0]), texts, 1000, world=world))
+    taken()
+    dist.barrier()
+    took = seconds(taken)
+    if rank == 0:
+        Path(folder, "seconds").write_text(str(took))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def peak(side: str, model: str, images: int) -> float:
@@ -86,6 +116,8 @@ def rows(model: str = UNTRAINED, images: int = 4, pairs: int = PAIRS) -> list[Ro
     each = [seconds(lambda: [long() for _ in range(ROUND)]) for _ in range(2 * pairs)]
     halves = Pairs(tuple(each[:pairs]), tuple(each[pairs:]))
     found.append(halves.row(f"with the steps before it, {SMALL}, {ROUND} steps", "in a run's first half", "in its second half"))
+    shared = paired(lambda: by_workers(1, model, images) / 2, partial(by_workers, 2, model, images), pairs)
+    found.append(shared.row(f"with workers of one thread, 1 to 2, on {images} images", "half of one's", "two workers"))
     memory = paired(partial(peak, "plain", model, images), partial(peak, "ours", model, images), pairs)
     return [*found, memory.row(f"memory of training, {images} images, {CLASSES[0]} classes", "plain PyTorch", "ours", unit="MiB")]
 

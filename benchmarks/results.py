@@ -42,7 +42,7 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "step": Benchmark("step:rows", "a training step against published and plain code, and the matrix products' own time", 8),
     "gpu": Benchmark("step:rows_on_gpu", "a training step on a GPU", 8),
-    "growth": Benchmark("growth:rows", "how time and memory of a step grow", 4),
+    "growth": Benchmark("growth:rows", "how time and memory of a step grow", 8),
     "ray": Benchmark("ray_overhead:rows", "training, evaluating and reading on Ray against bare processes", 20),
     "cascade": Benchmark("cascade:rows", "the cascade against attacking every image with everything", 4),
     "tapt": Benchmark("batched_tuning:rows", "prompts tuned for a batch against one image at a time", 5),

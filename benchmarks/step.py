@@ -54,9 +54,12 @@ class Case:
 
     @property
     def config(self) -> Config:
-        """TeCoA's recipe with this batch and a constant rate."""
+        """TeCoA's recipe with this batch and a constant rate; on a GPU with the switches that are for one."""
         optim = replace(TECOA.optim, batch=self.images, micro_batch=self.images, warmup=0, schedule="constant", precision=self.precision)
-        return replace(TECOA, optim=optim, attack=replace(TECOA.attack, steps=self.attack_steps, precision=self.precision))
+        attack = replace(TECOA.attack, steps=self.attack_steps, precision=self.precision)
+        if self.device == "cuda":
+            optim, attack = replace(optim, fused=True), replace(attack, compile="default")
+        return replace(TECOA, optim=optim, attack=attack)
 
     def pixels(self, size: int) -> Tensor:
         """Return the images, 8-bit [B,H,W,3]."""
