@@ -22,10 +22,12 @@ break what its first ones do. Passes are not time: a handful of survivors still 
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ PAIR = replace(DEMO, attacks=(PGD(10), APGD(20)))
 STANDARD = replace(DEMO, attacks=ENSEMBLES["autoattack"], eps=(4.0,), sets=("tools",), micro_batch=8)
 SMALL = (APGD(10), APGDT(10, targets=4), FABT(10, targets=4), Square(100))  # of the comparison with other loops
 Cell = tuple[ZeroShotClassifier, Tensor, Tensor, list[str]]
+Records = list[dict[str, Any]]
 
 
 def cells_of(model: Model, sets: tuple[str, ...], n: int) -> list[Cell]:
@@ -110,12 +113,11 @@ def rows(images: int = 24, pairs: int = PAIRS) -> list[Row]:
     torch.set_num_threads(1)
     found, sets = [], PAIR.sets[:4]
     for protocol, n in ((replace(PAIR, sets=sets), images), (STANDARD, images * len(sets))):
-        cells, passes = cells_of(models.load("tiny-vit8"), protocol.sets, n), {}
+        cells, made = cells_of(models.load("tiny-vit8"), protocol.sets, n), {}
 
-        def run(independent: bool, cells: list[Cell] = cells, protocol: Protocol = protocol, passes: dict[bool, int] = passes) -> float:
+        def run(independent: bool, cells: list[Cell] = cells, protocol: Protocol = protocol, made: dict[bool, Records] = made) -> float:
             mode = replace(protocol, independent=independent)
-            rows, took = timed(lambda: [row for cell in cells for row in run_cascade(*cell, mode)])
-            passes[independent] = sum(row.get("forwards", 1) for row in rows)
+            made[independent], took = timed(lambda: [row for cell in cells for row in run_cascade(*cell, mode)])
             return took
 
         took = paired(partial(run, True), partial(run, False), pairs)
@@ -123,9 +125,21 @@ def rows(images: int = 24, pairs: int = PAIRS) -> list[Row]:
         claim = f"{attacks} at eps {', '.join(f'{eps:g}' for eps in protocol.eps)} on {n * len(protocol.sets)} images"
         sides = {True: "every image meets every attack", False: "the cascade"}
         found.append(took.row(claim, sides[True], sides[False], unit="CPU s"))
+        passes = {mode: sum(row.get("forwards", 1) for row in rows) for mode, rows in made.items()}
         counts = (f"{sides[mode]}: {passes[mode]:,} passes" for mode in (True, False))
         found.append(Row("the same, its forward passes", *counts, (passes[True] / passes[False],)))
-    return found
+    return [*found, in_order(made[False], STANDARD)]
+
+
+def in_order(rows: Records, protocol: Protocol) -> Row:
+    """Return the row that says whether the stages of a cascade come in the order of the images that each breaks in a second."""
+    rates = []
+    for attack in protocol.attacks:
+        met = [row for row in rows if row["attack"] == attack.name]
+        rates.append(sum(not row["correct"] for row in met) / max(sum(row["seconds"] for row in met), 1e-9))
+    first, *others = (f"{attack.name}: {rate:.3g}" for attack, rate in zip(protocol.attacks, rates, strict=True))
+    ratio = min((a / b for a, b in pairwise(rates) if b), default=math.inf)
+    return Row("AutoAttack's order: survivors that a stage breaks in a second, to the next one's", ", ".join(others), first, (ratio,), 1.0)
 
 
 def against_others(name: str, n: int) -> None:

@@ -73,6 +73,17 @@ def test_it_is_compiled_once_and_for_all_steps(make_model, pictures, kind, train
     assert backend.graphs == 1
 
 
+def test_a_resumed_learner_goes_on_bit_for_bit(make_model, pictures):
+    batch = batch_of(pictures)
+    stepped = pixels(batch.images), batch.labels, batch.ids
+    whole, first, second = (learner_with(make_model(), "aot_eager") for _ in range(3))
+    for learner in (whole, whole, first):
+        step(learner, stepped)
+    second.restore(first.state())
+    step(second, stepped)
+    assert torch.equal(learned(second), learned(whole))
+
+
 @pytest.mark.parametrize("defense", [TeCoA(), FARE(), TRADES()], ids=lambda defense: type(defense).__name__)
 def test_autograd_of_what_was_compiled_agrees(make_model, pictures, defense):
     plain, compiled = (learner_with(make_model(), backend, defense) for backend in (None, "aot_eager"))

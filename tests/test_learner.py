@@ -90,6 +90,23 @@ def test_item_10_a_resumed_learner_goes_on_bit_for_bit(pair, make_model, batch):
     assert second.model.sha256 == whole.model.sha256
 
 
+SWITCHES = ({"recompute": True}, {"precision": "bf16"}, {"attack": InnerAttack(2, 0.75, "bf16")})
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_a_resumed_learner_goes_on_bit_for_bit_with_every_switch(switch, make_model, batch):
+    """That of a fused optimiser stands in test_fused.py, that of a compiled attack in test_compiling.py."""
+    whole, first, second = (learner_of(make_model(), config(TeCoA(), batch=16, **switch)) for _ in range(3))
+    for _ in range(3):
+        report = step(whole, batch)
+    step(first, batch)
+    second.restore(first.state())
+    for _ in range(2):
+        resumed = step(second, batch)
+    assert resumed == report
+    assert torch.equal(learned(second), learned(whole))
+
+
 def test_a_learner_without_the_optimisers_state_would_not(make_model, batch):
     whole, forgetful = (learner_of(make_model(), tecoa()) for _ in range(2))
     step(whole, batch)

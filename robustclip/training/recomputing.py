@@ -11,8 +11,9 @@ from robustclip.base.errors import UserError
 def recompute(clip: nn.Module, name: str) -> None:
     """Make every block of both towers of a CLIP be computed again in the backward pass.
 
-    What is computed is the same to the bit; a step takes one more forward pass and the memory of one block (Chen et al. 2016). Raises
-    UserError for a tower without blocks, and for weights that are themselves computed, which torch does not find again as they were.
+    What is computed is the same to the bit; every pass with a gradient, the attack's too, takes one more forward pass and the memory of one
+    block (Chen et al. 2016). Raises UserError for a tower without blocks, and for weights that are themselves computed, which torch does
+    not find again as they were.
     """
     visual: Any = clip.visual
     if not (hasattr(visual, "transformer") or hasattr(visual, "trunk")):
