@@ -1,4 +1,4 @@
-"""Published sets in miniature: every layout with two or three classes and images of a few pixels, grey, CMYK, turned and 1 px wide ones."""
+"""Published sets in miniature: every layout with two or three classes and images of a few pixels, grey, CMYK, turned, 1 px wide or huge."""
 
 import io
 import json
@@ -22,6 +22,13 @@ def turned():
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4), (200, 30, 10)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def huge():
+    """Return a JPEG of 20 million pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (5000, 4000), 128).save(stream, "JPEG")
     return stream.getvalue()
 
 
@@ -231,17 +238,20 @@ def memes():
     return files | lists | {"test.jsonl": lines(json.dumps({"id": 7, "img": "img/00007.png", "text": "x"}))}
 
 
+def shard(labels, kind="cls"):
+    """Return an archive of samples, {key: label}."""
+    files = {}
+    for key, label in labels.items():
+        files |= {f"{key}.webp": image(6, 6, "WEBP"), f"{key}.{kind}": label.encode()}
+    return tar_bytes(files)
+
+
 def webdataset(kind="cls", names=True):
     """Return shards as CLIP_benchmark keeps them; a sample's name is its own only in its archive."""
-    texts = {"cls": ("0", "1"), "json": ('{"label": 0}', '{"label": 1}'), "txt": ("cat", "dog")}
-
-    def shard(first):
-        files = {}
-        for i in range(2):
-            files |= {f"s{i:07d}.webp": image(6, 6, "WEBP"), f"s{i:07d}.{kind}": texts[kind][(first + i) % 2].encode()}
-        return tar_bytes(files)
-
-    shards = {"train/0.tar": shard(0), "train/1.tar": shard(1), "test/0.tar": shard(0)}
+    texts = {"cls": ("0", "1"), "json": ('{"label": 0}', '{"label": 1}'), "txt": ("cat", "dog")}[kind]
+    keys = [f"s{i:07d}" for i in range(2)]
+    one, other = ({key: texts[(first + i) % 2] for i, key in enumerate(keys)} for first in (0, 1))
+    shards = {"train/0.tar": shard(one, kind), "train/1.tar": shard(other, kind), "test/0.tar": shard(one, kind)}
     counts = {"train/nshards.txt": b"2", "test/nshards.txt": b"1"}
     beside = {"classnames.txt": lines("cat", "dog"), "zeroshot_classification_templates.txt": lines("a drawing of a {c}.")}
     return shards | counts | (beside if names else {})

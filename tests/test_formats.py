@@ -21,17 +21,21 @@ from miniatures import (
     memes,
     midframes,
     own_list,
+    parquet,
     pets,
     scenes,
+    shard,
     solution,
     stl,
     textures,
     tiny,
     webdataset,
 )
-from sourcing import stored
+from sourcing import image, stored
+from timm.data import ImageNetInfo
 
 from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.data.formats import FORMATS
 from robustclip.data.formats.base import Asked
 from robustclip.data.images import decode
@@ -132,6 +136,64 @@ def test_imagenets_numbers_are_written_out_where_all_are_there():
     assert written_out(numbers, numbers, Asked(name="imagenet-v2"), None)[:2] == SHARKS[:2]
     assert written_out(numbers, numbers, Asked(name="mine"), None) == numbers
     assert written_out(numbers[:9], numbers[:9], Asked(name="imagenet-v2"), None) == numbers[:9]
+
+
+def test_imagenets_synsets_are_written_out_where_all_are_there(tmp_path):
+    synsets = [*ImageNetInfo().label_descriptions()]
+    synsets[517] = "crane2"  # the machine, which is told apart from the bird
+    source = folder(lambda: {"validation-00000-of-00001.parquet": parquet([0, 517], synsets)})(tmp_path)
+    card = prepare(str(tmp_path / "out"), "imagenet", source).card
+    assert card.class_names == tuple(imagenet_names().values())
+    assert {name for _, name in stored(card, "val").values()} == {"tench", "construction crane"}
+    assert prepare(str(tmp_path / "out"), "mine", source).card.class_names[0] == "tench, Tinca tinca"
+    turned = [*reversed(synsets)]
+    assert written_out(turned, turned, Asked(name="imagenet"), None) == tuple(turned)
+
+
+# where the samples of webdataset archives lie and what they are called, and the split that each is of
+SPLITS = [
+    ("test/0.tar", ("train_000012", "val.s1"), {"test": 2}),  # of a class "train": a sample's own name says nothing
+    ("test/0.tar", ("train/1", "train/2"), {"test": 2}),
+    ("mine-test-0.tar", ("val/1", "val/2"), {"test": 2}),
+    ("0.tar", ("train/1", "test/1"), {"train": 1, "test": 1}),  # nothing else says it
+]
+
+
+@pytest.mark.parametrize(("archive", "keys", "splits"), SPLITS)
+def test_where_an_archive_lies_says_the_split_before_what_its_samples_are_called(tmp_path, archive, keys, splits):
+    source = folder(lambda: {archive: shard(dict.fromkeys(keys, "0"))})(tmp_path)
+    assert prepare(str(tmp_path / "out"), "wds", source).card.splits == splits
+
+
+def test_a_folder_around_an_archive_says_the_split_and_a_samples_own_name_never(tmp_path):
+    folder(lambda: {"test/0.tar": shard({"train_1": "0"}), "0.tar": shard({"train_1": "0"})})(tmp_path)
+    assert prepare(str(tmp_path / "out"), "wds", [str(tmp_path / "source" / "test" / "0.tar")]).card.splits == {"test": 1}
+    with pytest.raises(UserError, match=r"neither 0/train_1\.webp nor a folder around it names a split; say which"):
+        prepare(str(tmp_path / "other"), "wds", [str(tmp_path / "source" / "0.tar")])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data/test/0.tar": shard({"s1": "0"})},
+        {"data/test-00000-of-00001.parquet": parquet(["cat", "dog"])},
+        {"data/test.txt": b"0.jpg cat\n", **classes("data", n=1)},
+        {"data/test/cat/0.jpg": image()},
+    ],
+    ids=["webdataset", "parquet", "list", "folders"],
+)
+def test_a_split_that_names_speak_against_is_refused(tmp_path, files):
+    source = folder(lambda: files)(tmp_path)
+    with pytest.raises(UserError, match="says 'test', but --split train was given; leave --split out"):
+        prepare(str(tmp_path / "out"), "mine", source, split="train")
+    assert prepare(str(tmp_path / "out"), "mine", source, split="test").card.splits.keys() == {"test"}
+
+
+def test_a_split_that_the_folder_around_a_set_speaks_against_is_refused(tmp_path):
+    mine = folder(lambda: {"test/mine/0.tar": shard({"s1": "0"})})(tmp_path)[0] + "/test/mine"
+    with pytest.raises(UserError, match="says 'test', but --split train was given"):
+        prepare(str(tmp_path / "out"), "mine", [mine], split="train")
+    assert prepare(str(tmp_path / "out"), "mine", [mine]).card.splits == {"test": 1}
 
 
 def test_imagenets_names_are_all_its_own_when_clean():

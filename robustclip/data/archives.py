@@ -42,13 +42,14 @@ def is_image(name: str) -> bool:
 class Entry:
     """A folder of a source (`open` is None), or a file: its name inside the source, its size in bytes, and how to open it at any time.
 
-    A file that cannot be read has a `fault` instead, which says why.
+    A file that cannot be read has a `fault` instead, which says why. `inside` is its name in the archive that it lies in.
     """
 
     name: str
     size: int = 0
     open: Callable[[], IO[bytes]] | None = None
     fault: str = ""
+    inside: str = ""
 
 
 class _Header(tarfile.TarInfo):

@@ -18,7 +18,7 @@ from robustclip.data.spool import Place, Spool
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 PACKED = (*SUFFIXES, zips.SUFFIX)
-READERS = 1  # raised by hand when a reader makes something else of the same files
+READERS = 2  # raised by hand when a reader makes something else of the same files
 DEPTH = 3  # archives in archives: ImageNet's tar of tars is two
 Progress = Callable[[int, str], None]  # hears how many files there are so far, and what was done with them
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -73,7 +73,7 @@ class Tree:
             if (entry.open or entry.fault) and not any(part.startswith(".") or part == "__MACOSX" for part in entry.name.split("/"))
         }
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Return whether a folder of it holds archives that were not looked into."""
         return any(entry.open and is_packed(entry.name) for root in self.roots for entry in root.entries)
@@ -193,7 +193,7 @@ def _inside(source: str, packed: Callable[[], IO[bytes]], spool: Spool, depth: i
         if entry.open and is_packed(entry.name) and depth < DEPTH:
             yield from _mounted(entry.name, _inside(f"{source}: {entry.name}", entry.open, spool, depth + 1))
         else:
-            yield entry
+            yield Entry(entry.name, entry.size, entry.open, entry.fault, entry.name)
 
 
 def _mounted(name: str, inside: Iterator[Entry]) -> Iterator[Entry]:
@@ -201,7 +201,7 @@ def _mounted(name: str, inside: Iterator[Entry]) -> Iterator[Entry]:
     folder, stem = name.rpartition("/")[0], stem_of(name)
     for entry in inside:
         at = entry.name if entry.name == stem or entry.name.startswith(f"{stem}/") else _joined(stem, entry.name)
-        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault)
+        yield Entry(_joined(folder, at), entry.size, entry.open, entry.fault, entry.inside)
 
 
 def _folder_entries(source: str) -> Iterator[Entry]:

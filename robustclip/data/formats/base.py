@@ -82,14 +82,31 @@ def lines(tree: Tree, name: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def split_of(tree: Tree, name: str, asked: Asked) -> str:
-    """Return the split that a name speaks of, as train/0.tar and test-00000-of-00001.parquet do, else the one asked for; or UserError."""
-    words = [word for part in reversed(name.split("/")) for word in re.split(r"[-_.]", part.lower())]
+def agreed(where: str, named: str | None, asked: Asked) -> str | None:
+    """Return the split that names speak of, else the one asked for, if any; raises UserError where they are two."""
+    if named and asked.split and asked.split != named:
+        said = f"its name, or that of a folder around it, says {named!r}, but --split {asked.split} was given"
+        raise UserError(f"{where}: {said}; leave --split out")
+    return named or asked.split
+
+
+def split_of(tree: Tree, name: str, asked: Asked, own: str = "") -> str:
+    """Return the split that a name speaks of, as train/0.tar and test-00000-of-00001.parquet do, else the one asked for; or UserError.
+
+    `own` is the end of it that is a sample's own, its name in an archive: there only folders speak, after all that is around the archive
+    in the sources. Last speaks the folder that the sources lie in.
+    """
+    parts = [*reversed(name.removesuffix(own).split("/")), *reversed(own.split("/")[:-1])]
+    words = [word for part in parts for word in re.split(r"[-_.]", part.lower())]
     around = {storage.name_of(storage.parent_of(root.source)).lower() for root in tree.roots}
-    split = next((SPLIT_NAMES[word] for word in (*words, *(around if len(around) == 1 else ())) if word in SPLIT_NAMES), None)
-    if split := split or asked.split or asked.whole:
+    named = next((SPLIT_NAMES[word] for word in (*words, *(around if len(around) == 1 else ())) if word in SPLIT_NAMES), None)
+    if split := agreed(f"{tree}: {name}", named, asked) or asked.whole:
         return split
     raise UserError(f"{tree}: neither {name} nor a folder around it names a split; say which it is with --split train or --split test")
+
+
+class Elsewhere(UserError):
+    """A list names an image that is not there, while archives that may hold it wait to be opened."""
 
 
 class Images:

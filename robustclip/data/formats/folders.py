@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from robustclip.base.errors import UserError
 from robustclip.data.archives import is_image
-from robustclip.data.formats.base import NO_SPLIT, Asked, Item, Reading, plain
+from robustclip.data.formats.base import NO_SPLIT, Asked, Item, Reading, agreed, plain
 from robustclip.data.sources import SPLITS, Root, Tree, stem_of
 
 NAME = "class folders"
@@ -131,14 +131,8 @@ def _check_wrapper(source: str, wrappers: set[str]) -> None:
 
 
 def _split_of(where: Place, root: Root, asked: Asked) -> str:
-    if where.split:
-        if asked.split and asked.split != where.split:
-            raise UserError(
-                f"{root.source}: has a folder for the split {where.split!r}, but --split {asked.split} was given; leave --split out"
-            )
-        return where.split
     stem = stem_of(root.source).split(".")[0].lower()
-    split = asked.split or SPLITS.get(stem) or asked.whole
+    split = agreed(f"{root.source}: {where.class_folder}/{where.file}", where.split, asked) or SPLITS.get(stem) or asked.whole
     if split is None:
         raise UserError(
             f"{root.source}: its folders name no split ({', '.join(SPLITS)}) for {where.class_folder}/{where.file}; "

@@ -9,7 +9,7 @@ from typing import Any
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.data.archives import is_image
-from robustclip.data.formats.base import SPLIT_NAMES, Asked, Images, Item, Listed, Reading, lines, listed, numbered, plain, require
+from robustclip.data.formats.base import SPLIT_NAMES, Asked, Images, Item, Listed, Reading, agreed, lines, listed, numbered, plain, require
 from robustclip.data.sources import Tree, stem_of
 
 
@@ -181,7 +181,7 @@ def own(tree: Tree, asked: Asked) -> Reading | None:
     found = {name: split for name, split in found.items() if split or stem_of(name) == "labels"}
     rows: list[Listed] = []
     for name, split in found.items():
-        rows += _own_rows(tree, name, split or asked.split or asked.whole)
+        rows += _own_rows(tree, name, split, asked)
     if not rows:
         return None
     listing = tree.only(r"class(?:es|names)\.txt")
@@ -198,7 +198,7 @@ def own(tree: Tree, asked: Asked) -> Reading | None:
     return Reading("a list of images and classes", keys, names, listed(images, rows, place.get, len(keys)), said=images.beside())
 
 
-def _own_rows(tree: Tree, name: str, split: str | None) -> Iterator[Listed]:
+def _own_rows(tree: Tree, name: str, named: str | None, asked: Asked) -> Iterator[Listed]:
     where = storage.name_of(name)
     for number, line in lines(tree, name):
         mark = next((mark for mark in ("\t", ",") if mark in line), None)
@@ -207,6 +207,6 @@ def _own_rows(tree: Tree, name: str, split: str | None) -> Iterator[Listed]:
             if number == 1 and mark:
                 continue  # the names of its columns
             return  # a text of another kind
-        if split is None:
+        if not (split := agreed(f"{tree}: {where}", named, asked) or asked.whole):
             raise UserError(f"{tree}: {where} names no split; say which it is with --split train or --split test")
         yield Listed(f"{where}, line {number}", split, words[0].strip().removeprefix("./"), words[1].strip())

@@ -46,12 +46,13 @@ def read(tree: Tree, asked: Asked) -> Reading | None:
 
     def items() -> Iterator[Item]:
         for stem, label in labels.items():
-            split = split_of(tree, stem, asked)
+            name = stems[stem]["image"]
+            entry = tree.files[name]
+            split = split_of(tree, name, asked, entry.inside or storage.name_of(name))
             fault = (
                 "its label is missing" if label is None else "" if label in place else f"label {label!r} is none of the {len(keys)} classes"
             )
-            name = stems[stem]["image"]
-            yield Item(split, place.get(label or "", -1), _id(stem), tree.files[name], fault=fault)
+            yield Item(split, place.get(label or "", -1), _id(stem), entry, fault=fault)
 
     prompts = tree.only(r"zeroshot_classification_templates\.txt")
     templates = tuple(line.replace("{c}", "{}") for _, line in lines(tree, prompts)) if prompts else ()
