@@ -1,6 +1,7 @@
 """The table of sets and layouts: how each is made in a folder, what it is then called, and what must come of it."""
 
 import gzip
+import io
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from miniatures import (
     flowers,
     food,
     ground_truth,
+    huge,
     hugging_face,
     jpegs,
     lines,
@@ -74,12 +76,19 @@ def packed(name: str, files: Callable[[], Files], mode: str = "w:gz") -> Make:
     return lambda path: [as_tar(path / name, files(), mode)]
 
 
+def zip_bytes(files: Files) -> bytes:
+    """Return a zip archive."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
 def as_zip(path: Path, files: Files) -> str:
     """Write a zip archive and return where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
+    path.write_bytes(zip_bytes(files))
     return str(path)
 
 
@@ -93,8 +102,9 @@ def beside(files: Callable[[], Mapping[str, Files | bytes]]) -> Make:
 
     def make(path: Path) -> list[str]:
         for name, inside in files().items():
-            data = inside if isinstance(inside, bytes) else tar_bytes(inside, "w:gz" if name.endswith("gz") else "w")
-            as_folder(path / "source", {name: data})
+            if not isinstance(inside, bytes):
+                inside = zip_bytes(inside) if name.endswith("zip") else tar_bytes(inside, "w:gz" if name.endswith("gz") else "w")
+            as_folder(path / "source", {name: inside})
         return [str(path / "source")]
 
     return make
@@ -118,6 +128,24 @@ def flowers_archives(unpacked: bool) -> dict[str, Files | bytes]:
     files = flowers()
     images = {name: data for name, data in files.items() if "jpg" in name}
     return {"102flowers.tgz": images} | {name: data for name, data in files.items() if unpacked or name.endswith(".mat")}
+
+
+def images_packed(name: str, files: Files) -> dict[str, Files | bytes]:
+    """Return files whose images are in an archive of that name, and what lists them beside it."""
+    images = {each: data for each, data in files.items() if each.endswith("jpg")}
+    return {name: images} | {each: data for each, data in files.items() if each not in images}
+
+
+def flowers_half_unpacked() -> dict[str, Files | bytes]:
+    """Return Flowers 102 as it is downloaded, its archive unpacked but for an image."""
+    files = flowers_archives(True)
+    return {name: data for name, data in files.items() if name != "jpg/image_00003.jpg"}
+
+
+def named_parquet() -> Files:
+    """Return a set as Hugging Face has it, with the names of its classes."""
+    names = ("airplane", "automobile")
+    return {f"plain_text/{part}-00000-of-00001.parquet": parquet([0, 1], names) for part in ("train", "test")}
 
 
 def pets_archives() -> dict[str, Files]:
@@ -167,6 +195,7 @@ PCAM = ("PatchCamelyon's HDF5", {"train": 3, "val": 1, "test": 2}, SETS["pcam"].
 MEMES = ("Hateful Memes' JSON lines", {"train": 2, "val": 2, "test": 3}, ("not hateful", "hateful"))
 SHARDS, ANIMALS = ("webdataset", {"train": 4, "test": 2}), ("cat", "dog")
 FACE = "Hugging Face Parquet"
+LISTED = ("a list of images and classes", {"train": 2, "test": 1}, ("dog", "grey cat"))
 LABELS = {"imagenet_2012_validation_synset_labels.txt": lines(WNIDS[2], WNIDS[0], WNIDS[0])}
 CAFFE = {"val.txt": lines(*(f"ILSVRC2012_val_{i:08d}.JPEG {k}" for i, k in zip((1, 2, 3), (2, 0, 0))))}
 AS_COOP = {"format": "coop"}
@@ -193,15 +222,18 @@ LAYOUTS = [
     Layout("oxfordpets", folder(pets), *PETS),
     Layout("oxfordpets", beside(pets_archives), *PETS),
     Layout("oxfordpets", pets_sources, *PETS),
+    Layout("oxfordpets", folder(lambda: pets() | {"images/Abyssinian_1.jpg": huge()}), *PETS),
     Layout("sun397", folder(scenes), SCENES, {"all": 6}, ABBEYS),
     Layout("sun397", folder(under("SUN397", partial(scenes, lists=True))), SCENES, {"all": 6, "train": 3, "test": 1}, ABBEYS),
     Layout("ucf101", folder(midframes), COOP, UCF, ("Apply Eye Makeup", "Archery")),
+    Layout("ucf101", beside(lambda: images_packed("UCF-101-midframes.zip", midframes())), COOP, UCF, ("Apply Eye Makeup", "Archery")),
     Layout("eurosat", folder(land_of_coop), FOLDERS, {"all": 2}, ("Forest", "River")),
     Layout("eurosat", folder(land_of_coop), COOP, COOPS, ("Forest", "River"), AS_COOP),
     Layout("eurosat", zipped("EuroSAT.zip", lambda: classes("2750/Forest", "2750/River")), FOLDERS, {"all": 4}, ("Forest", "River")),
     Layout("flowers102", folder(flowers), *FLOWERS),
     Layout("flowers102", beside(partial(flowers_archives, False)), *FLOWERS),
     Layout("flowers102", beside(partial(flowers_archives, True)), *FLOWERS),
+    Layout("flowers102", beside(flowers_half_unpacked), *FLOWERS),
     Layout("stanfordcars", folder(cars), *CARS),
     Layout("stanfordcars", folder(under("stanford_cars", cars)), *CARS),
     Layout("imagenet", folder(lambda: classes(*SPLIT_WNIDS, suffix=".JPEG")), FOLDERS, {"train": 6, "val": 6}, SHARKS),
@@ -218,9 +250,11 @@ LAYOUTS = [
     Layout("cifar10", folder(cifar_python), PYTHON, *TEN),
     Layout("cifar10", packed("cifar-10-python.tar.gz", cifar_python), PYTHON, *TEN),
     Layout("cifar10", folder(cifar_binary), BINARY, *TEN),
+    Layout("cifar10", folder(named_parquet), FACE, {"train": 2, "test": 2}, ("airplane", "automobile")),
     Layout("cifar100", folder(cifar100_python), PYTHON, *HUNDRED),
     Layout("cifar100", folder(cifar100_binary), BINARY, *HUNDRED),
     Layout("stl10", packed("stl10_binary.tar.gz", under("stl10_binary", stl)), *STL),
+    Layout("stl10", folder(webdataset), *SHARDS, ANIMALS),
     Layout("pcam", folder(camelyon), *PCAM),
     Layout("pcam", folder(lambda: {f"{name}.gz": gzip.compress(data) for name, data in camelyon().items()}), *PCAM),
     Layout("hatefulmemes", folder(memes), *MEMES),
@@ -231,7 +265,8 @@ LAYOUTS = [
     Layout("pets", braces, "webdataset", {"train": 4}, ("class 0", "class 1")),
     Layout("zoo", folder(hugging_face), FACE, {"train": 3, "test": 2}, ("cat", "sea lion", "zebra")),
     Layout("zoo", folder(lambda: {"test.parquet": parquet(["dog", "cat"], column="class")}), FACE, {"test": 2}, ANIMALS),
-    Layout("mine", folder(own_list), "a list of images and classes", {"train": 2, "test": 1}, ("dog", "grey cat")),
+    Layout("mine", folder(own_list), *LISTED),
+    Layout("mine", beside(lambda: images_packed("images.tar", own_list())), *LISTED),
     Layout("mine", zipped("test.zip", lambda: classes("cat", "dog")), FOLDERS, {"test": 4}, ANIMALS),
     Layout("mine", beside(lambda: UNPACKED), FOLDERS, {"train": 4, "val": 4}, ANIMALS),
 ]

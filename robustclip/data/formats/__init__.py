@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.data.formats import binaries, folders, imagenet, lists, matlab, pairs, tables
-from robustclip.data.formats.base import Asked, Reader, Reading
+from robustclip.data.formats.base import Asked, Elsewhere, Reader, Reading
 from robustclip.data.naming import written_out
 from robustclip.data.sources import Tree
 
@@ -40,7 +40,8 @@ LOOKED_FOR = (
 def recognised(tree: Tree, asked: Asked, wanted: str | None = None) -> Reading:
     """Return what the sources hold, read as `wanted`, as the first format of a known set that fits, or as the one whose files are there.
 
-    Archives in folders are opened if nothing fits without. Raises UserError for none, for several, and for one that lacks a file.
+    Archives in folders are opened if nothing fits without, or what fits lacks images. Raises UserError for none, for several, and for one
+    that lacks a file.
     """
     if wanted is not None and wanted not in FORMATS:
         raise UserError(f"no format {wanted!r}{did_you_mean(wanted, FORMATS)}; there are {', '.join(FORMATS)}")
@@ -88,6 +89,8 @@ def _recognised(tree: Tree, asked: Asked, wanted: str | None) -> Reading | None:
 def _tried(name: str, tree: Tree, asked: Asked, faults: list[UserError]) -> Reading | None:
     try:
         return FORMATS[name](tree, asked)
+    except Elsewhere:
+        raise  # it is the right one, and no other is to take its files for something else
     except UserError as error:
         faults.append(error)
         return None

@@ -125,9 +125,10 @@ class Images:
         if listed.startswith("/") or ".." in listed.split("/"):
             raise UserError(f"{self.tree}: a list names {listed!r}, which points outside; this source is not to be trusted")
         fits = [name for name in self.tails.get(storage.name_of(listed), ()) if f"/{name}".endswith(f"/{listed}")]
+        self.used.update(fits)
+        fits = [name for name in fits if not self.files[name].inside] or fits  # what lies unpacked counts, and not its copy
         if len(fits) > 1:
             raise UserError(f"{self.tree}: {listed} may be {fits[0]} or {fits[1]}; give the folder of one of them")
-        self.used.update(fits)
         return self.files[fits[0]] if fits else None
 
     def beside(self) -> list[str]:
@@ -147,7 +148,10 @@ class Listed:
 
 
 def listed(images: Images, rows: Iterable[Listed], label: Callable[[Any], int | None], classes: int) -> list[Item]:
-    """Return the items of a list; what names no image or no class is one with a fault, an image of two classes a UserError."""
+    """Return the items of a list; what names no image or no class is one with a fault, an image of two classes a UserError.
+
+    Raises Elsewhere for an image that is not there, as long as there are archives to be opened.
+    """
     items: list[Item] = []
     before: dict[tuple[str, str], tuple[int, str]] = {}
     for row in rows:
@@ -163,6 +167,8 @@ def listed(images: Images, rows: Iterable[Listed], label: Callable[[Any], int | 
             continue
         before[key] = (place, row.where)
         entry = images.find(row.image)
+        if entry is None and images.tree.packed:
+            raise Elsewhere(f"{images.tree}: {row.where} names {row.image}, which is in none of its folders; put it beside the list")
         fault = fault or ("" if entry else f"{row.where} names it, but it is not there")
         items.append(Item(row.split, place, row.image, entry, fault=fault))
     return items
