@@ -39,7 +39,7 @@ def test_the_smallest_preset_goes_from_files_to_its_published_row(tmp_path: Path
     # With its contrast turned up it falls within a few steps; hundreds would take seconds.
     model = replace(model, open_clip_config=model.open_clip_config | {"preprocess_cfg": STATISTICS | {"size": 16, "std": [0.01] * 3}})
     table = evaluate_model(model, resolved)
-    chosen = expected.choose(["published"], "fare-imagenet", [model.name], model.name)
+    chosen = expected.choose(["published"], "fare-imagenet", [model.name], model.name, model.open_clip_config)
     published, notes = expected.beside(chosen, "fare-imagenet", resolved)
     built = report.from_records(table, resolved.describe(), [model.name], expected=published, notes=notes)
 

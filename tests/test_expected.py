@@ -4,16 +4,23 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from robustclip.base.errors import UserError
+from robustclip.commands import evaluate
 from robustclip.evaluation import expected
 from robustclip.evaluation.presets import FARE_13, PRESETS
 from robustclip.evaluation.published import ROWS
 from robustclip.records import metrics
 from robustclip.records.expected import gap
 from robustclip.records.rows import CLEAN
+
+
+def config(name: str) -> dict[str, Any]:
+    """Return the config of a model with the towers of one of open_clip's architectures."""
+    return {"model_cfg": open_clip.get_model_config(name)}
 
 
 def resolved(preset: str, images: int = 5000, **changes: Any) -> Any:
@@ -80,15 +87,37 @@ def test_averages_and_imagenet_stand_for_what_they_are_of() -> None:
 
 
 def test_every_model_has_its_row_and_the_base_that_of_clip() -> None:
-    assert expected.choose(["FARE4"], "fare-13", ["mine"], "base") == {"base": "CLIP ViT-L/14", "mine": "FARE4 ViT-L/14"}
-    assert expected.choose(["CLIP ViT-B/32"], "fare-13", ["base"], "base") == {"base": "CLIP ViT-B/32"}
-    assert expected.choose(["published"], "tecoa-16", ["x", "FT(TeCoA)"], "base") == {"base": "CLIP", "FT(TeCoA)": "FT(TeCoA)"}
+    large, small, middle = map(config, ("ViT-L-14", "ViT-B-32", "ViT-B-16"))
+    assert expected.choose(["FARE4"], "fare-13", ["mine"], "base", large) == {"base": "CLIP ViT-L/14", "mine": "FARE4 ViT-L/14"}
+    assert expected.choose(["CLIP ViT-B/32"], "fare-13", ["base"], "base", small) == {"base": "CLIP ViT-B/32"}
+    assert expected.choose(["published"], "tecoa-16", ["x", "FT(TeCoA)"], "base", small) == {"base": "CLIP", "FT(TeCoA)": "FT(TeCoA)"}
     both = {"base": "CLIP ViT-B/16", "a": "TAPT-V ViT-B/16", "b": "APT-V ViT-B/16"}
-    assert expected.choose(["TAPT-V", "APT-V"], "tapt-11", ["a", "b"], "base") == both
+    assert expected.choose(["TAPT-V", "APT-V"], "tapt-11", ["a", "b"], "base", middle) == both
     found, _ = expected.beside({"a": "TAPT-V ViT-B/16"}, "tapt-11", resolved("tapt-11"))
     assert [each.column for each in found if len(each.sets) == 11] == [(1.0, "pgd-100"), (1.0, "square-5000"), CLEAN]
     with pytest.raises(UserError, match=r"no published row is called 'x': name one, --expect .*FARE4 ViT-L/14"):
-        expected.choose(["published"], "fare-13", ["x"], "base")
+        expected.choose(["published"], "fare-13", ["x"], "base", small)
+
+
+@pytest.mark.parametrize(("preset", "word", "row"), [("fare-13", "FARE4", "FARE4 ViT-L/14"), ("tga-16", "TGA-ZSR", "TGA-ZSR")])
+def test_a_base_of_another_tower_stands_beside_no_clip(preset: str, word: str, row: str) -> None:
+    for other in ({}, {"model_cfg": {"vision_cfg": {"layers": 4, "width": 64, "patch_size": 4}}}, config("ViT-B-16")):
+        assert expected.choose([word], preset, ["mine"], "base", other) == {"mine": row}
+
+
+def test_an_embedded_model_in_place_of_a_base_stands_beside_no_clip() -> None:
+    file = "open_clip:ViT-L-14-quickgelu/openai//fare4.pt"
+    first: Any = SimpleNamespace(open_clip_config=config("ViT-L-14-quickgelu"))
+    called = {"tiny-vit8": "tiny-vit8", file: file}
+    assert evaluate.rows(["FARE4"], "fare-13", [file], called, first) == {file: "FARE4 ViT-L/14"}
+    tuned = {"base": "my CLIP", "run": "run-1"}
+    assert evaluate.rows(["FARE4"], "fare-13", ["run"], tuned, first) == {"my CLIP": "CLIP ViT-L/14", "run-1": "FARE4 ViT-L/14"}
+
+
+def test_openais_weights_in_the_zoo_are_the_published_clip() -> None:
+    for name, preset, row in (("ViT-B-32", "tecoa-16", "CLIP"), ("ViT-L-14", "fare-13", "CLIP ViT-L/14")):
+        zoo = f"open_clip:{name}-quickgelu/openai"
+        assert expected.choose(["published"], preset, [zoo], "tiny-vit8", {}) == {zoo: row}
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
         "--expect",
         nargs="+",
         metavar="ROW",
-        help="put a preset's numbers beside published ones: the row of each MODEL, in their order, or `published`: those of the same name",
+        help="put a preset's numbers beside published ones: the row of each MODEL, in their order, or `published`: those of the same name, "
+        "CLIP's for OpenAI's weights in the zoo",
     )
     cli.add_plan(parser)
     parser.add_argument("--actors", type=cli.taking(COUNT), help="evaluators at once (default: as many as fit)")
@@ -109,7 +110,7 @@ def run() -> None:
     first = models.load(given[0])
     names = [*dict.fromkeys([base_of(first), *given])]
     called = models.called(names)
-    held = expected.choose(args.expect, args.protocol, [called[name] for name in given], called[names[0]]) if args.expect else {}
+    held = rows(args.expect, args.protocol, given, called, first) if args.expect else {}
     resolved = protocols.resolve(protocol, out)
     for name, test_set in resolved.sets.items():
         first.tell_names(test_set.card.class_names, test_set.templates, f"data set {name}")
@@ -155,6 +156,16 @@ def base_of(model: Model) -> str:
         return models.base(model) or BASELINE
     except UserError as error:
         raise UserError(f"{error}; or give first a model that was not fine-tuned, such as {BASELINE}") from error
+
+
+def rows(words: Sequence[str], preset: str, given: Sequence[str], called: Mapping[str, str], first: Model) -> dict[str, str]:
+    """Return display name -> the published row that it is held against, of the models `given`, and of the base, which `called` begins with.
+
+    A base that `first` was not fine-tuned from, the embedded one, is the CLIP of no paper.
+    """
+    base = next(iter(called))
+    config = {} if base == BASELINE else first.open_clip_config  # fine-tuning keeps the shapes of the base
+    return expected.choose(words, preset, [called[name] for name in given], called[base], config)
 
 
 def adapted(protocol: protocols.Protocol, args: argparse.Namespace) -> protocols.Protocol:

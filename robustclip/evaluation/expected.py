@@ -1,6 +1,7 @@
 """Which published numbers a run is held against: the row that stands for each model, and which column of ours counts the same attacks."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustclip.attacks.ensembles import ENSEMBLES
 from robustclip.base.errors import UserError, did_you_mean
@@ -14,6 +15,7 @@ from robustclip.records.survival import Column
 
 BY_NAME = "published"  # every model beside the row that is called as it is
 CLIP = "CLIP"
+UNNAMED = "ViT-B/32"  # the tower of tables that name none: TeCoA's and TGA-ZSR's
 # The attacks that a published column counts, as a preset calls them.
 COUNTED = {
     "clean": (),
@@ -24,10 +26,29 @@ COUNTED = {
 }
 
 
+def tower(row: Row) -> str:
+    """Return the image tower that the source of a row names, such as ViT-L/14; nothing where it names none."""
+    last = row.source.rpartition(", ")[2]
+    return last if last.startswith("ViT-") else ""
+
+
 def label(row: Row) -> str:
     """Return what a row is called: its model, with the tower where its source names one, since papers print one name for several."""
-    tower = row.source.rpartition(", ")[2]
-    return f"{row.model} {tower}" if tower.startswith("ViT-") else row.model
+    return f"{row.model} {tower(row)}".strip()
+
+
+def released(row: Row) -> str:
+    """Return what open_clip's zoo calls the weights of a row of plain CLIP: OpenAI's."""
+    return f"open_clip:{(tower(row) or UNNAMED).replace('/', '-')}-quickgelu/openai"
+
+
+def has_tower(config: Mapping[str, Any], name: str) -> bool:
+    """Return whether the images of a model, told by its open_clip config, go through the tower that a paper calls ViT-L/14 or the like."""
+    import open_clip
+
+    meant = (open_clip.get_model_config(name.replace("/", "-")) or {}).get("vision_cfg", {})
+    own = config.get("model_cfg", {}).get("vision_cfg", {})
+    return all(own.get(key) == meant[key] for key in ("layers", "width", "patch_size"))
 
 
 def rows_of(preset: str) -> list[Row]:
@@ -67,22 +88,25 @@ def find(word: str, rows: Sequence[Row]) -> str:
     return found[0]
 
 
-def choose(words: Sequence[str], preset: str, given: Sequence[str], base: str) -> dict[str, str]:
+def choose(words: Sequence[str], preset: str, given: Sequence[str], base: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Return model -> label of its row, for the models `given` by their display names and, of CLIP's row, for their undefended `base`.
 
-    Raises UserError where BY_NAME finds no row for any of them.
+    `config` is the base's in open_clip's form: it stands beside the CLIP of its own tower alone. Raises UserError where BY_NAME finds no
+    row for any of them.
     """
     rows = rows_of(preset)
     labels = {label(row) for row in rows}
     if list(words) == [BY_NAME]:
-        chosen = {model: find(model, rows) for model in given if model in labels | {row.model for row in rows}}
+        known = {name: name for row in rows for name in (row.model, label(row))}
+        known |= {released(row): label(row) for row in rows if row.model == CLIP}
+        chosen = {model: find(known[model], rows) for model in given if model in known}
         if not chosen:
             raise UserError(f"no published row is called {' or '.join(map(repr, given))}: name one, --expect {' or '.join(sorted(labels))}")
     else:
         chosen = {model: find(word, rows) for model, word in zip(given, words, strict=True)}
-    towers = {each.removeprefix(row.model).strip() for each in chosen.values() for row in rows if label(row) == each}
-    clip = {f"{CLIP} {tower}".strip() for tower in towers} & labels
-    return chosen if base in chosen or len(clip) != 1 else {base: clip.pop(), **chosen}
+    towers = {tower(row) for row in rows if label(row) in chosen.values()}
+    clip = [label(row) for row in rows if row.model == CLIP and tower(row) in towers and has_tower(config, tower(row) or UNNAMED)]
+    return chosen if base in chosen or len({*clip}) != 1 else {base: clip[0], **chosen}
 
 
 def counted(row: Row, protocol: Protocol) -> tuple[Column, tuple[str, ...]] | None:
