@@ -6,8 +6,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from layouts import folder, textures_of_coop, under
-from miniatures import aircraft, cars, classes, flat, food, hugging_face, lines, scenes, solution, stl, textures, webdataset
+from layouts import FLAT, beside, folder, imagenet_archives, textures_of_coop, under
+from miniatures import (
+    aircraft,
+    cars,
+    cifar_binary,
+    cifar_python,
+    classes,
+    flat,
+    food,
+    hugging_face,
+    lines,
+    pets,
+    scenes,
+    solution,
+    stl,
+    textures,
+    webdataset,
+)
 from sourcing import as_folder, as_tar
 
 from robustclip.base import errors
@@ -16,7 +32,6 @@ from robustclip.commands import prepare as command
 from robustclip.data import naming, suites
 from robustclip.data.formats import FORMATS
 from robustclip.data.known import differences
-from robustclip.data.naming import names_file, renamed, suite_names, templates_file
 from robustclip.data.preparation import prepare
 from robustclip.data.sets import SETS
 from robustclip.data.suites import located, prepare_suite
@@ -65,6 +80,43 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     assert outcomes(tmp_path)["dtd"].state == "prepared"
 
 
+def test_names_that_packages_gave_otherwise_are_no_longer_unchanged(tmp_path, monkeypatch):
+    listed = {}
+    monkeypatch.setattr(naming, "clip_benchmark", lambda name: listed.get(name, ()))
+    as_folder(tmp_path / "root" / "oxford_pets", pets())
+    for state in ("prepared", "unchanged"):
+        assert outcomes(tmp_path, ("oxfordpets",), "fare-13")["oxfordpets"].state == state
+    listed["oxfordpets"] = ("abyssinian cat", "japanese chin dog")
+    found = outcomes(tmp_path, ("oxfordpets",), "fare-13")["oxfordpets"]
+    assert found.state == "failed"
+    assert "replace it with --fresh" in found.said[0]
+    assert outcomes(tmp_path, ("oxfordpets",), "fare-13", fresh=True)["oxfordpets"].card.class_names == listed["oxfordpets"]
+    assert outcomes(tmp_path, ("oxfordpets",), "fare-13")["oxfordpets"].state == "unchanged"
+
+
+@pytest.mark.parametrize(("name", "files"), [("cifar-10-python.tar.gz", cifar_python), ("cifar-10-binary.tar.gz", cifar_binary)])
+def test_cifar_is_found_as_it_is_downloaded(tmp_path, name, files):
+    (tmp_path / "root").mkdir()
+    as_tar(tmp_path / "root" / name, files())
+    assert outcomes(tmp_path, ("cifar10",))["cifar10"].card.splits == {"train": 10, "test": 3}
+
+
+def test_imagenets_archives_in_the_folder_of_all_sets_are_one_set(tmp_path):
+    place = Path(beside(imagenet_archives)(tmp_path)[0]).rename(tmp_path / "root")
+    found = outcomes(tmp_path, ("imagenet", "dtd"))
+    assert (found["imagenet"].done.format, found["imagenet"].card.splits, found["imagenet"].card.class_names) == FLAT
+    assert found["dtd"].state == "missing"
+    assert outcomes(tmp_path, ("imagenet",))["imagenet"].state == "unchanged"
+    (place / "ILSVRC2012_img_train.tar").touch()
+    read = []
+    assert outcomes(tmp_path, ("imagenet",), starting=lambda name, source: read.append(source))["imagenet"].state == "unchanged"
+    assert [Path(each).name for each in read[0].split(", ")] == [
+        "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+    ]  # fmt: skip
+    as_folder(place / "imagenet", flat(solution()))
+    assert located(str(place), SETS["imagenet"], "tecoa-16")[0] == (str(place / "imagenet"),)
+
+
 def test_a_bad_set_loses_no_other(tmp_path):
     place = root(tmp_path)
     (place / "DTD" / "labels" / "test1.txt").unlink()
@@ -78,7 +130,7 @@ def test_the_suite_chooses_among_copies_and_splits(tmp_path):
     as_folder(tmp_path / "root" / "dtd", textures_of_coop())
     as_folder(tmp_path / "root" / "wds_vtab-dtd", webdataset())
     as_folder(tmp_path / "root" / "fgvc_aircraft", aircraft())
-    assert [Path(place).name for place in located(str(tmp_path / "root"), SETS["dtd"], "fare-13")] == ["wds_vtab-dtd", "dtd"]
+    assert [Path(place).name for (place,) in located(str(tmp_path / "root"), SETS["dtd"], "fare-13")] == ["wds_vtab-dtd", "dtd"]
     assert outcomes(tmp_path / "a", ()) == {}
     (tmp_path / "tapt").mkdir()
     (tmp_path / "tapt" / "root").symlink_to(tmp_path / "root")
@@ -130,57 +182,6 @@ def test_differences_are_said_of_splits_that_are_known():
         "46 classes where the published set has 47",
         "9 test images where the published set has 1880",
     ]
-
-
-# suite, set, keys, names, reference, clean
-NAMES = [
-    ("tecoa-16", "caltech101", ("Faces", "Faces_easy", "ant"), None, ("person", "person", "ant"), ("off center face", "face", "ant")),
-    ("tecoa-16", "stanfordcars", ("Acura RL 2012",), None, ("acura rl",), ("Acura RL 2012",)),
-    ("mmcoa-16", "fgvcaircraft", ("707-320", "A300B4"), None, ("Boeing 707-320", "A300B4"), ("Boeing 707-320", "A300B4")),
-    ("tecoa-16", "sun397", ("a/bar/in_door",), ("in door bar",), ("bar in door",), ("in door bar",)),
-    ("ttc-16", "caltech256", ("145.x",), ("motorbikes-101",), ("motorbikes",), ("motorbikes",)),
-    ("tapt-11", "dtd", ("lace_like",), ("lace like",), ("lace like",), ("lace like",)),
-    ("tecoa-16", "imagenet", ("n04355933", "n04356056"), None, ("sunglasses", "sunglasses"), ("sunglass", "sunglasses")),
-]
-
-
-@pytest.mark.parametrize(("suite", "name", "keys", "names", "reference", "clean"), NAMES, ids=[f"{row[0]}-{row[1]}" for row in NAMES])
-def test_names_as_published_and_mended(suite, name, keys, names, reference, clean):
-    assert suite_names(suite, name, keys, names or keys, "reference") == reference
-    assert suite_names(suite, name, keys, names or keys, "clean") == clean
-
-
-def test_names_of_clip_benchmark(monkeypatch):
-    table = {"pets": ("Abyssinian", "head of a  dog"), "country211": ("Andorra", "United Arab Emirates")}
-    monkeypatch.setattr(naming, "clip_benchmark", lambda name: table.get(naming.IN_CLIP_BENCHMARK[name], ()))
-    assert suite_names("fare-13", "oxfordpets", ("a", "b"), ("a", "b"), "clean") == ("Abyssinian", "head of a dog")
-    assert suite_names("fare-13", "oxfordpets", ("a", "b"), ("a", "b"), "reference")[1] == "head of a  dog"
-    assert suite_names("fare-13", "oxfordpets", ("a", "b", "c"), ("a", "b", "c"), "clean") == ("a", "b", "c")
-    assert suite_names("ttc-16", "country211", ("AD", "AE"), ("AD", "AE"), "clean") == table["country211"]
-    table.clear()
-    with pytest.raises(UserError, match=r"install robustclip\[clip-benchmark\]"):
-        suite_names("ttc-16", "country211", ("AD", "AE"), ("AD", "AE"), "clean")
-
-
-def test_the_package_itself_is_read():
-    pytest.importorskip("clip_benchmark")
-    assert len(naming.clip_benchmark("imagenet")) == 1000
-    assert naming.clip_benchmark("country211")[:2] == ("Andorra", "United Arab Emirates")
-    assert naming.clip_benchmark("dtd") == ()
-
-
-def test_names_and_templates_from_files(tmp_path):
-    files = {"a.txt": lines("tench", "", " goldfish "), "b.json": b'["tench", "goldfish"]', "c.json": b'{"n1": "tench"}', "d.json": b"[1]"}
-    as_folder(tmp_path, files | {"t.txt": lines("a photo of a {c}.", "art of {}.")})
-    assert names_file(str(tmp_path / "a.txt")) == names_file(str(tmp_path / "b.json")) == ["tench", "goldfish"]
-    assert templates_file(str(tmp_path / "t.txt")) == ["a photo of a {}.", "art of {}."]
-    assert renamed(("n1", "n2"), ("x", "y"), names_file(str(tmp_path / "c.json")), "c") == ("tench", "y")
-    for wanted, said in ((["a"], "1 names for 2 classes, in the order x, y"), ({"n3": "a"}, "'n3' is no class of the set")):
-        with pytest.raises(UserError, match=said):
-            renamed(("n1", "n2"), ("x", "y"), wanted, "file")
-    for name, said in (("d.json", "no class names"), ("e.txt", "no such file")):
-        with pytest.raises(UserError, match=said):
-            names_file(str(tmp_path / name))
 
 
 def run(monkeypatch, *arguments):

@@ -10,8 +10,9 @@ from robustclip.data.formats.base import Asked
 class KnownSet:
     """A set by its name under <out>/data: `folders` it usually lies in, its `formats`, its `classes` and `images` per split as published.
 
-    `other_classes`: how many there are in other published versions. `whole`: the split that holds all images where the set has no other;
-    `without`: class folders that its protocols leave out.
+    `parts`: the files of a download that is several, which lie in no folder of their own. `other_classes`: how many there are in other
+    published versions. `whole`: the split that holds all images where the set has no other; `without`: class folders that its protocols
+    leave out.
     """
 
     name: str
@@ -27,6 +28,7 @@ class KnownSet:
     names: tuple[str, ...] | Callable[[], tuple[str, ...]] = field(default=(), compare=False)
     squash: int | None = None
     other_classes: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def asked(self, split: str | None) -> Asked:
         """Return what a reader may know of it."""

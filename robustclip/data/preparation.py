@@ -34,7 +34,8 @@ Rename = Callable[[Sequence[str], Sequence[str]], Sequence[str]]  # keys and nam
 class Prepared:
     """What preparing a set came to: its card, the files that were skipped, whether the very same set was there before.
 
-    `format` is what the sources were read as, `said` what the reader has to say of them.
+    `format` is what the sources were read as, `said` what the reader has to say of them, `called` the keys and the names of its classes
+    before they were given others.
     """
 
     card: DatasetCard
@@ -42,6 +43,7 @@ class Prepared:
     unchanged: bool
     format: str = ""
     said: tuple[str, ...] = ()
+    called: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -88,6 +90,7 @@ def prepare(
         decides = [split, format, sorted((splits or {}).items())]
         stage = held.enter_context(stage_of(folder, places, decides, not unharmed, mapper, progress))
         reading = recognised(Tree(places, stage.spool, progress), known.asked(split) if known else Asked(split), format)
+        called = (reading.keys, reading.names)
         if rename:
             reading = replace(reading, names=tuple(rename(reading.keys, reading.names)))
         check_templates(reading.templates)
@@ -107,7 +110,7 @@ def prepare(
             raise UserError(
                 f"{folder} holds another set of this name; nothing was changed; choose another --name or replace it with --fresh"
             )
-    return Prepared(load(folder), tuple(found.skipped), unharmed, reading.format, tuple(reading.said))
+    return Prepared(load(folder), tuple(found.skipped), unharmed, reading.format, tuple(reading.said), called)
 
 
 def _check(found: Collected, sources: Sequence[str], strict: bool) -> None:

@@ -28,6 +28,10 @@ SETS: dict[str, KnownSet] = {
             {"train": 1_281_167, "val": 50_000},
             "https://image-net.org/download.php",
             _IMAGENET,
+            parts=(
+                *("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"),
+                *("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt"),
+            ),
         ),
         KnownSet(
             "imagenet-v2",
@@ -86,7 +90,10 @@ SETS: dict[str, KnownSet] = {
         KnownSet(
             "cifar10",
             "CIFAR-10",
-            ("cifar10", "cifar-10", "cifar-10-batches-py", "cifar-10-batches-bin", "wds_vtab-cifar10", "wds_cifar10"),
+            (
+                *("cifar10", "cifar-10", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar-10-python", "cifar-10-binary"),
+                *("wds_vtab-cifar10", "wds_cifar10"),
+            ),
             ("cifar", "cifar-binary", *_ANY),
             10,
             {"train": 50_000, "test": 10_000},

@@ -12,7 +12,7 @@ from robustclip.data.card import CARD, DatasetCard, load
 from robustclip.data.known import KnownSet, differences
 from robustclip.data.naming import suite_names
 from robustclip.data.pieces import Mapper, one_by_one
-from robustclip.data.preparation import TEMPLATES, Prepared, prepare
+from robustclip.data.preparation import TEMPLATES, Prepared, Rename, prepare
 from robustclip.data.sets import SETS
 from robustclip.data.sources import Progress, fingerprint, is_packed, stem_of
 
@@ -32,20 +32,22 @@ class Outcome:
     done: Prepared | None = None
 
 
-def located(root: str, known: KnownSet, suite: str) -> list[str]:
-    """Return the paths in `root` that have a usual name of the set, the likeliest first; folders before archives.
+def located(root: str, known: KnownSet, suite: str) -> list[tuple[str, ...]]:
+    """Return the copies of a set in `root`, each the paths that it is of: what has a usual name, the likeliest first, then the set's parts.
 
-    FARE-13 was scored on webdataset copies, so there these come first.
+    Folders come before archives. FARE-13 was scored on webdataset copies, so there these come first.
     """
-    there = [storage.join(root, name) for name in storage.list_folders(root)]
-    there += [path for path in storage.list_files(root) if is_packed(path)]
+    files = storage.list_files(root)
+    there = [storage.join(root, name) for name in storage.list_folders(root)] + [path for path in files if is_packed(path)]
     usual = [_letters(name) for name in (*known.folders, known.name)]
 
     def rank(path: str) -> tuple[bool, int]:
         name = _letters(stem_of_any(path))
         return suite.startswith("fare") and not name.startswith("wds"), usual.index(name)
 
-    return sorted((path for path in there if _letters(stem_of_any(path)) in usual), key=rank)
+    whole = sorted((path for path in there if _letters(stem_of_any(path)) in usual), key=rank)
+    parts = tuple(path for path in files if storage.name_of(path) in known.parts)
+    return [(path,) for path in whole] + ([parts] if any(map(is_packed, parts)) else [])
 
 
 def stem_of_any(path: str) -> str:
@@ -86,18 +88,19 @@ def prepare_suite(
             continue
         chosen = templates.get(name) or TEMPLATES
         try:
-            mark = fingerprint(places[0], [suite, variant, strict, chosen])
-            if not fresh and (card := _unchanged(storage.join(out, "data", name), mark)):
+            mark = [fingerprint(place, [suite, variant, strict, chosen]) for place in places[0]]
+            options = _options(suite, name, variant)
+            if not fresh and (card := _unchanged(storage.join(out, "data", name), mark, options["rename"])):
                 yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
                 continue
-            starting(name, places[0])
-            options = _options(suite, name, variant) | {"strict": strict, "fresh": fresh}
-            done = prepare(out, name, places[:1], templates=chosen, progress=progress, mapper=mapper, **options)
-            _write_mark(done.card, mark)
+            starting(name, ", ".join(places[0]))
+            options |= {"strict": strict, "fresh": fresh}
+            done = prepare(out, name, places[0], templates=chosen, progress=progress, mapper=mapper, **options)
+            _write_mark(done, mark)
         except UserError as error:
             yield Outcome(known, "failed", (str(error),))
             continue
-        others = (f"{', '.join(places[1:])} left aside",) if len(places) > 1 else ()
+        others = (f"{', '.join(path for place in places[1:] for path in place)} left aside",) if len(places) > 1 else ()
         said = (*done.said, *others, *_lacking(suite, known, done.card, scored))
         yield Outcome(known, "unchanged" if done.unchanged else "prepared", said, done.card, done)
 
@@ -127,12 +130,16 @@ def _sizes(card: DatasetCard) -> dict[str, int]:
     return {file: storage.size_of(path) if storage.exists(path) else -1 for file, path in paths.items()}
 
 
-def _write_mark(card: DatasetCard, mark: str) -> None:
-    storage.write_json(storage.join(card.folder, MARK), {"sources": mark, "sizes": _sizes(card)})
+def _write_mark(done: Prepared, mark: list[str]) -> None:
+    facts = {"sources": mark, "sizes": _sizes(done.card), "called": done.called}
+    storage.write_json(storage.join(done.card.folder, MARK), facts)
 
 
-def _unchanged(folder: str, mark: str) -> DatasetCard | None:
+def _unchanged(folder: str, mark: list[str], rename: Rename) -> DatasetCard | None:
+    """Return the set that is there if it was made of the same files and would be given the same names now, which packages also decide."""
     if not (storage.exists(storage.join(folder, MARK)) and storage.exists(storage.join(folder, CARD))):
         return None
-    card = load(folder)
-    return card if storage.read_json(storage.join(folder, MARK)) == {"sources": mark, "sizes": _sizes(card)} else None
+    card, known = load(folder), storage.read_json(storage.join(folder, MARK))
+    if (known["sources"], known["sizes"]) != (mark, _sizes(card)):
+        return None
+    return card if tuple(rename(*known["called"])) == card.class_names else None
