@@ -13,6 +13,8 @@ from robustclip.base.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 VARIANTS = ("clean", "reference")
+BY_LEMMA = ("tecoa", "mmcoa")  # suites whose name begins so were published with the first words of ImageNet's synsets
+FEW = 10  # of ImageNet's 1000 synsets
 # What CLIP_benchmark calls the sets whose class names it carries.
 IN_CLIP_BENCHMARK = {
     "imagenet": "imagenet1k",
@@ -34,21 +36,27 @@ def wnids() -> tuple[str, ...]:
 
 
 @cache
+def first_lemmas() -> dict[str, str]:
+    """Return wnid -> the first word of its synset, from timm: "crane" and "maillot" twice, "Cardigan" a dog and "cardigan" a garment."""
+    from timm.data import ImageNetInfo
+
+    return {wnid: lemmas.split(",")[0] for wnid, lemmas in ImageNetInfo().label_descriptions(as_dict=True).items()}
+
+
+@cache
 def imagenet_names(variant: str = "clean") -> dict[str, str]:
     """Return wnid -> name as CLIP's authors chose it, from open_clip; `clean` tells the four apart that two pairs share."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
 
     names = dict(zip(wnids(), IMAGENET_CLASSNAMES, strict=True))
     twice = {name for name, times in Counter(names.values()).items() if times > 1}
     if variant == "clean":
-        lemmas = ImageNetInfo().label_descriptions(as_dict=True)
-        names |= {wnid: lemmas[wnid].split(",")[0] for wnid, name in names.items() if name in twice}
+        names |= {wnid: first_lemmas()[wnid] for wnid, name in names.items() if name in twice}
     return names
 
 
 def written_out(keys: Sequence[str], names: Sequence[str], asked: Any, tree: Any) -> tuple[str, ...]:
-    """Return names for classes that are called by wnid (of ImageNet, or by words.txt, LOC_synset_mapping.txt) or by ImageNet's number."""
+    """Return names for classes that are called by wnid (of ImageNet, or by words.txt, LOC_synset_mapping.txt) or as `as_wnids` knows."""
     if keys and all(WNID.fullmatch(key) for key in keys):
         known = imagenet_names()
         known = {key: known[key] for key in keys if key in known} if {*keys} <= known.keys() else _words(tree)
@@ -58,14 +66,25 @@ def written_out(keys: Sequence[str], names: Sequence[str], asked: Any, tree: Any
                 "put the set's words.txt beside it, or give --class-names"
             )
         return tuple(known[key] for key in keys)
-    if len(keys) == len(wnids_if(asked)) and tuple(keys) == tuple(map(str, range(len(keys)))):
-        return tuple(imagenet_names().values())
-    return tuple(names)
+    known = as_wnids(asked.name, keys)
+    return tuple(imagenet_names()[key] for key in known) if known else tuple(names)
 
 
-def wnids_if(asked: Any) -> tuple[str, ...]:
-    """Return the wnids where a set is called after ImageNet, so that folders 0 to 999 are its labels; else none."""
-    return wnids() if asked.name.startswith("imagenet") else ()
+def as_wnids(name: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the wnids that the classes of a set called after ImageNet mean, none where they mean others.
+
+    They are wnids, all its labels, 0 to 999, or all its synsets in their order, "tench, Tinca tinca": by their first words, but for a few
+    that may be told apart otherwise than timm does.
+    """
+    if not name.startswith("imagenet"):
+        return ()
+    if all(WNID.fullmatch(key) for key in keys):
+        return tuple(keys)
+    known = first_lemmas()
+    if len(keys) != len(known):
+        return ()
+    alike = sum(key.split(",")[0] == lemma for key, lemma in zip(keys, known.values()))
+    return tuple(known) if alike >= len(known) - FEW or tuple(keys) == tuple(map(str, range(len(keys)))) else ()
 
 
 def _words(tree: Any) -> dict[str, str]:
@@ -131,10 +150,11 @@ def clip_benchmark(name: str) -> tuple[str, ...]:
     return tuple(table.get(IN_CLIP_BENCHMARK.get(name, ""), ()))
 
 
-def mao(name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> tuple[str, ...]:
+def mao(suite: str, name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> tuple[str, ...]:
     """Return a set's names by the rules of TeCoA's published code, which its successors took over; `clean` keeps them apart.
 
-    Published: lower case, '_' and '-' as spaces, cars without their year, both kinds of faces 'person', 'Boeing' before 7...
+    Published: lower case, '_' and '-' as spaces, cars without their year, both kinds of faces 'person' (MMCoA: as their folders), 'Boeing'
+    before 7...
     """
     if name == "stanfordcars":
         return tuple(names) if variant == "clean" else tuple(each[:-5].lower().replace("_", " ").replace("-", " ") for each in names)
@@ -142,7 +162,7 @@ def mao(name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> t
         return tuple(f"Boeing {each}" if each.startswith("7") else each for each in names)
     if name == "sun397" and variant == "reference":
         names = [key.partition("/")[2] or key for key in keys]  # apartment_building/outdoor; clean puts it the other way round
-    if name == "caltech101":
+    if name == "caltech101" and not (suite.startswith("mmcoa") and variant == "reference"):
         faces = (
             {"Faces": "person", "Faces_easy": "person"} if variant == "reference" else {"Faces": "off-center face", "Faces_easy": "face"}
         )
@@ -151,7 +171,12 @@ def mao(name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> t
         names = [each.removesuffix("-101") for each in names]
     if name.startswith("imagenet"):
         return tuple(names)
-    return tuple(re.sub(r"[_/-]", " ", each).lower() for each in names)
+    return tuple(map(refined, names))
+
+
+def refined(name: str) -> str:
+    """Return a name as TeCoA's published code writes it: lower case, '_', '/' and '-' as spaces."""
+    return re.sub(r"[_/-]", " ", name).lower()
 
 
 def suite_names(suite: str, name: str, keys: Sequence[str], names: Sequence[str], variant: str) -> tuple[str, ...]:
@@ -160,9 +185,10 @@ def suite_names(suite: str, name: str, keys: Sequence[str], names: Sequence[str]
     FARE-13's names, and those of countries that are folders of two letters, come from clip-benchmark; without it FARE-13 takes those that
     the set's own files give, and countries without names are a UserError.
     """
-    if name.startswith("imagenet") and all(WNID.fullmatch(key) for key in keys):
-        published = imagenet_names(variant)
-        return tuple(published.get(key, each) for key, each in zip(keys, names))
+    if known := as_wnids(name, keys):
+        by_lemma = variant == "reference" and suite.startswith(BY_LEMMA)
+        published = {key: refined(lemma) for key, lemma in first_lemmas().items()} if by_lemma else imagenet_names(variant)
+        return tuple(published.get(key, each) for key, each in zip(known, names))
     codes = name == "country211" and all(re.fullmatch("[A-Z]{2}", key) for key in keys)
     if codes or (suite.startswith("fare") and name in IN_CLIP_BENCHMARK):
         listed = clip_benchmark(name)
@@ -174,4 +200,4 @@ def suite_names(suite: str, name: str, keys: Sequence[str], names: Sequence[str]
             raise UserError(f"{len(names)} countries where Country211 has {len(listed)}; fetch the others, or give --class-names")
     if suite.startswith(("fare", "tapt")) or codes:
         return tuple(names)
-    return mao(name, keys, names, variant)
+    return mao(suite, name, keys, names, variant)
