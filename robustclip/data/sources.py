@@ -74,6 +74,12 @@ class Tree:
         }
 
     @cached_property
+    def around(self) -> str:
+        """Return the name of the folder that the sources lie in, nothing where they lie in folders of several names."""
+        names = {storage.name_of(storage.parent_of(root.source)) for root in self.roots}
+        return names.pop() if len(names) == 1 else ""
+
+    @cached_property
     def packed(self) -> bool:
         """Return whether a folder of it holds archives that were not looked into."""
         return any(entry.open and is_packed(entry.name) for root in self.roots for entry in root.entries)

@@ -98,8 +98,7 @@ def split_of(tree: Tree, name: str, asked: Asked, own: str = "") -> str:
     """
     parts = [*reversed(name.removesuffix(own).split("/")), *reversed(own.split("/")[:-1])]
     words = [word for part in parts for word in re.split(r"[-_.]", part.lower())]
-    around = {storage.name_of(storage.parent_of(root.source)).lower() for root in tree.roots}
-    named = next((SPLIT_NAMES[word] for word in (*words, *(around if len(around) == 1 else ())) if word in SPLIT_NAMES), None)
+    named = next((SPLIT_NAMES[word] for word in (*words, tree.around.lower()) if word in SPLIT_NAMES), None)
     if split := agreed(f"{tree}: {name}", named, asked) or asked.whole:
         return split
     raise UserError(f"{tree}: neither {name} nor a folder around it names a split; say which it is with --split train or --split test")
