@@ -66,8 +66,7 @@ def written_out(keys: Sequence[str], names: Sequence[str], asked: Any, tree: Any
                 "put the set's words.txt beside it, or give --class-names"
             )
         return tuple(known[key] for key in keys)
-    known = as_wnids(asked.name, keys)
-    return tuple(imagenet_names()[key] for key in known) if known else tuple(names)
+    return tuple(imagenet_names()[key] for key in as_wnids(asked.name, keys)) or tuple(names)
 
 
 def as_wnids(name: str, keys: Sequence[str]) -> tuple[str, ...]:
