@@ -3,8 +3,8 @@
 tiny-vit8 (seed 0, two threads): 120,000 pairs, 4,200 steps of 256, 1013 s on two busy cores; mean clean zero-shot accuracy of the fp16
 weights over the suite's 12 sets, 100 images of each, 85.1 % [83.0, 87.0], the real digits 40.0 % (robustclip evaluate tiny-vit8).
 
-photos trains on Ray Train, on CPUs or, in bf16, on GPUs, and goes on where it stopped; every key of its config is an option. A caption is
-a class's name in a template, or what the file says of the class: JSON {class name: [texts]}.
+photos trains on Ray Train, on CPUs or on GPUs, in bf16 where these know it, and goes on where it stopped; every key of its config is an
+option. A caption is a class's name in a template, or what the file says of the class: JSON {class name: [texts]}.
 
 Example: robustclip pretrain tiny-vit8 --to robustclip/models/embedded/tiny-vit8
          robustclip pretrain photos --data.name SET --captions FILE --workers 2 --to outputs/photos
@@ -34,6 +34,7 @@ from robustclip.runtime.store import how_to_open
 from robustclip.training.captioned import PRETRAINING, kept, start, with_captions
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
+from robustclip.training.precision import knows_bf16
 from robustclip.training.pretraining import Pretraining, card, pretrain
 
 log = logging.getLogger("robustclip.pretrain")
@@ -100,7 +101,7 @@ def from_captions(args: argparse.Namespace, config: Config, out: str, folder: st
     config = replace(config, model=config.model or start(args.name, config.seed, out))
     cluster.check_address()
     cluster.connect()
-    if cluster.total()[1] and "optim.precision" not in args.changes:
+    if cluster.total()[1] and "optim.precision" not in args.changes and cluster.measured(knows_bf16):
         config = override(config, {"optim.precision": "bf16"})
     if (result := train.trained(config, out, args, f"pretrain {args.name}")) is None:
         return

@@ -8,6 +8,11 @@ from robustclip.training.config import Config
 AMPERE = (8, 0)  # the first compute capability whose tensor cores know TF32 and bf16
 
 
+def knows_bf16() -> bool:
+    """Return whether this process has a GPU whose tensor cores know bf16."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
+
+
 def check_precision(config: Config, device: torch.device | str) -> None:
     """Raise UserError for a precision of the attack or of the update that a device does not have."""
     device = torch.device(device)
