@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from robustclip.base import storage
@@ -13,9 +12,9 @@ from robustclip.records import rows as records
 from robustclip.records.contrasts import Term, contrast
 from robustclip.records.rows import CLEAN
 from robustclip.records.survival import Column, Outcomes, Survival, worst_case
-from robustclip.runtime import cluster
+from robustclip.runtime.cluster import Share
 from robustclip.training.config import Config
-from robustclip.training.fit import fit
+from robustclip.training.fit import fit, side_by_side
 from robustclip.training.job import Job, prepare
 
 
@@ -29,17 +28,13 @@ def finished(config: Config, out: str, command: str) -> str:
 
 def trained(configs: Sequence[Config], out: str) -> list[dict[str, Any]]:
     """Return the results of configs, training those that are missing, as many at once as fit."""
-    jobs = [prepare(config, out) for config in configs]
-    at_once = cluster.fitting_trials(len(jobs), 1)
-    share = cluster.divide(at_once, 1)
 
-    def result(job: Job) -> dict[str, Any]:
+    def result(job: Job, share: Share) -> dict[str, Any]:
         found = fit(job, share)
         print(f"checkpoint {found['checkpoint']}", flush=True)
         return found
 
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(result, jobs))
+    return side_by_side([prepare(config, out) for config in configs], result)
 
 
 def losses(folder: str) -> str:

@@ -196,6 +196,17 @@ def test_a_sweep_is_its_trainings_and_its_models(job: Job, tmp_path: Path, monke
     assert "2 for 3 trials, 1 at a time: about 32 s" in str(found)
 
 
+def test_trainings_beside_each_other_are_their_sum_over_the_places(job: Job, monkeypatch: pytest.MonkeyPatch, two_cpus: None) -> None:
+    """One kind is measured once: of 8 steps of two micro-batches, and of twice as many epochs."""
+    measured: list[str] = []
+    monkeypatch.setattr(training, "measure", lambda job, share: (measured.append(job.key), training.Measured(1.0, 0.0, 0.0))[-1])
+    longer = prepare(override(job.config, {"optim.epochs": 4}), job.out)
+    found = training.side_by_side([job, longer])
+    assert len(measured) == 1
+    assert found.seconds == (16.0 + 32.0) / 2
+    assert "2, 2 at a time: about 24 s" in str(found)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -2,11 +2,9 @@
 
 import itertools
 from collections.abc import Iterator
-from statistics import mean
 
 from robustclip.base.errors import UserError
 from robustclip.base.forecast import Forecast, duration, number
-from robustclip.base.values import key
 from robustclip.evaluation import forecast as attacks
 from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.runtime.cluster import measured
@@ -18,8 +16,6 @@ from robustclip.training.config import Config
 from robustclip.training.fit import finished
 from robustclip.training.job import Job, prepare
 
-KINDS = 4  # of training that are measured; others take as long as these on average
-
 
 def footprint(space: Space, config: Config, protocol: Protocol, out: str) -> Footprint:
     """Return what a trial holds on a GPU at most, measured in every kind of its trainings and in the evaluation of what they start from.
@@ -28,7 +24,7 @@ def footprint(space: Space, config: Config, protocol: Protocol, out: str) -> Foo
     """
     if set(EVALUATED) & set(space.space):
         return Footprint()
-    kinds = {kind(job): job for job in jobs_of(space, config, out)}
+    kinds = {training.kind(job): job for job in jobs_of(space, config, out)}
     found = [measured(training.footprint, job) for job in kinds.values()]
     return largest([*found, measured(attacks.footprint, [config.model], resolve(protocol, out))])
 
@@ -39,14 +35,7 @@ def forecast(
     """Return what a sweep will take on this cluster; a drawn field, whose value nobody knows yet, is taken as the recipe has it."""
     concurrent, share = shares(space, workers, concurrent, samples, gpus)
     jobs = {job.key: job for job in jobs_of(space, config, out) if not finished(job)}
-    kinds: dict[str, training.Measured] = {}
-    seconds: list[float] = []
-    for job in sorted(jobs.values(), key=kind):
-        if kind(job) not in kinds and len(kinds) < KINDS:
-            kinds[kind(job)] = measured(training.measure, job, share)
-        if kind(job) in kinds:
-            seconds.append(training.forecast(job, share, kinds[kind(job)]).seconds)
-    seconds += [mean(seconds)] * (len(jobs) - len(seconds)) if seconds else []
+    seconds, kinds = training.seconds_of(jobs.values(), share)
     trials, resolved = count(space, samples), resolve(protocol, out)
     cost, work = measured(attacks.measure, config.model, resolved), attacks.Work()
     for cell in resolved.cells(config.model, ""):
@@ -58,7 +47,7 @@ def forecast(
     train = sum(seconds) / concurrent
     facts = {
         "trainings": f"{len(jobs)} for {number(trials, 'trial')}, {concurrent} at a time: about {duration(train)}"
-        + (f", {len(kinds)} kinds measured" if len({kind(job) for job in jobs.values()}) > len(kinds) else ""),
+        + (f", {kinds} kinds measured" if len({training.kind(job) for job in jobs.values()}) > kinds else ""),
         "evaluation": f"{trials + 1} models, {(trials + 1) * work.images:,} images under {protocol.name}, {number(actors, 'evaluator')}: "
         f"about {duration(least)} to {duration(most)}",
         "passes": f"at most {(trials + 1) * work.shown:,} images through a model in the evaluation",
@@ -74,10 +63,3 @@ def jobs_of(space: Space, config: Config, out: str) -> Iterator[Job]:
             yield prepare(trial_config(space, config, dict(zip(grids, values, strict=True))), out)
         except UserError:
             continue
-
-
-def kind(job: Job) -> str:
-    """Return what decides how long a micro-batch of a job takes."""
-    config, optim = job.config, job.config.optim
-    parts = (config.model, config.defense, config.trainable, config.attack, optim.batch, optim.micro_batch, config.data.augment)
-    return key(*parts, job.pixels_a_side, len(job.card.class_names))

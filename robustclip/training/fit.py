@@ -3,17 +3,21 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from itertools import repeat
+from typing import Any, TypeVar
 
 from robustclip.base import disk, storage
 from robustclip.base.errors import UserError
 from robustclip.base.locks import alone
-from robustclip.runtime.cluster import Share, beside, poll_often
+from robustclip.runtime.cluster import Share, beside, divide, fitting_trials, poll_often
 from robustclip.training.job import Job
 from robustclip.training.loop import train_loop
 
 log = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 
 def say_waiting() -> None:
@@ -31,6 +35,13 @@ def fit(job: Job, share: Share, callbacks: Sequence[Any] = (), waiting: Callable
         if not finished(job):
             storage.write_json(result_file(job), train(job, share, callbacks))
     return storage.read_json(result_file(job))
+
+
+def side_by_side(jobs: Sequence[Job], work: Callable[[Job, Share], Done]) -> list[Done]:
+    """Return what `work`, such as `fit`, comes to for each of some jobs: as many at once as fit, each on one worker."""
+    at_once = fitting_trials(len(jobs), 1)
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(work, jobs, repeat(divide(at_once, 1))))
 
 
 def result_file(job: Job) -> str:

@@ -1,27 +1,30 @@
 """What a training run will take, from some of its own micro-batches, measured: the attack, the losses, the step, the validation."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
 from robustclip import names as models
 from robustclip.base import storage
-from robustclip.base.forecast import Forecast, amount, number, timed
+from robustclip.base.forecast import Forecast, amount, duration, number, timed
 from robustclip.base.threads import threads
+from robustclip.base.values import key
 from robustclip.data.plan import read_unit
-from robustclip.runtime.cluster import Share
+from robustclip.runtime.cluster import Share, divide, fitting_trials, measured
 from robustclip.runtime.gpus import Footprint, begin, taken
 from robustclip.training.job import Job
 from robustclip.training.learner import Learner
 
 UNITS = 3  # micro-batches that are measured, after one that warms up
 ENOUGH = 10.0  # seconds after which one is enough
+KINDS = 4  # of training that are measured; others take as long as these on average
 
 
 @dataclass
@@ -54,6 +57,34 @@ def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
         "bytes": f"{amount(config.optim.epochs * read_bytes(job))} read, {amount(found.weights)} written as the checkpoint",
     }
     return Forecast(f"training: {job.card.name}, {config.model}", facts, seconds, gpus=share.gpus * share.workers)
+
+
+def seconds_of(jobs: Collection[Job], share: Share) -> tuple[list[float], int]:
+    """Return the seconds of some trainings, and how many kinds of them were measured: KINDS at most."""
+    kinds: dict[str, Measured] = {}
+    seconds: list[float] = []
+    for job in sorted(jobs, key=kind):
+        if kind(job) not in kinds and len(kinds) < KINDS:
+            kinds[kind(job)] = measured(measure, job, share)
+        if kind(job) in kinds:
+            seconds.append(forecast(job, share, kinds[kind(job)]).seconds)
+    return seconds + ([mean(seconds)] * (len(jobs) - len(seconds)) if seconds else []), len(kinds)
+
+
+def side_by_side(jobs: Collection[Job]) -> Forecast:
+    """Return what some trainings will take, as many at once as fit."""
+    at_once = fitting_trials(len(jobs), 1)
+    share = divide(at_once, 1)
+    seconds, _ = seconds_of(jobs, share)
+    facts = {"trainings": f"{len(jobs)}, {at_once} at a time: about {duration(sum(seconds) / at_once)}"}
+    return Forecast("trainings", facts, sum(seconds) / at_once, gpus=share.gpus * at_once)
+
+
+def kind(job: Job) -> str:
+    """Return what decides how long a micro-batch of a job takes."""
+    config, optim = job.config, job.config.optim
+    parts = (config.model, config.defense, config.trainable, config.attack, optim.batch, optim.micro_batch, config.data.augment)
+    return key(*parts, job.pixels_a_side, len(job.card.class_names))
 
 
 def read_bytes(job: Job) -> float:
