@@ -1,6 +1,6 @@
-"""The ledger of claims: rules by hand, planted wrong claims, files that say nonsense, worlds, the page."""
+"""The ledger of claims: rules by hand, planted wrong claims, files that say nonsense, what makes a verdict stale, the page."""
 
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +8,14 @@ import claiming
 import numpy as np
 import pytest
 
+from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.data import world as embedded
-from robustclip.evaluation.presets import PRESETS
+from robustclip.models.checkpoints import save
+from robustclip.models.model import Model
 from robustclip.reproduction import ledger, page, worlds
 from robustclip.reproduction.ledger import Part
 from robustclip.reproduction.measuring import Evaluated, measured, result
 from robustclip.reproduction.rules import REFUTED, SHOWN, UNDECIDED, Measured, Rule, judge, together
-from robustclip.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = str(ROOT / "claims")
@@ -23,6 +23,12 @@ PAPERS = page.papers(CLAIMS)
 WORLDS = {name: worlds.read(CLAIMS, name) for name in page.WORLDS}
 EVERY = [(paper, claim) for paper in PAPERS.values() for claim in paper.claims]
 GAIN = {"a robust": 1.0, "b robust": -1.0}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work where no photographs' CLIP lies: whoever trained another one finds its column not measured."""
+    monkeypatch.chdir(tmp_path)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ def disagreements(paper: ledger.Paper, world: worlds.World) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_every_verdict_follows_from_its_numbers(name: str) -> None:
+def test_every_verdict_follows_from_its_numbers(name: str, elsewhere: None) -> None:
     paper = PAPERS[name]
     assert [disagreements(paper, world) for world in WORLDS.values()] == [[]] * len(WORLDS)
     assert Path(paper.path).read_text() in (paper.text(), paper.by_hand.rstrip() + "\n")
@@ -195,63 +201,51 @@ def test_a_verdict_by_hand_and_a_rule_that_moved_are_seen() -> None:
     assert world.fingerprint(moved) != world.fingerprint(claim)
 
 
-def test_the_page_is_that_of_the_ledger() -> None:
+def test_a_verdict_is_of_the_model_that_is_there(tmp_path: Path, make_model: Callable[..., Model]) -> None:
+    """A CLIP that was trained again at the same path leaves no verdict; one that is not here, or a result that names none, says nothing."""
+    paper, (claim,) = PAPERS["tecoa"], (claim for claim in PAPERS["tecoa"].claims if claim.name == "robust")
+    folder = str(tmp_path / "clip")
+    world = replace(WORLDS["rendered"], fixed={"model": folder})
+    of = ledger.Result(SHOWN, "", world.fingerprint(claim), "strong 123", "2026-11-30", (0, 1), (), "another")
+    found = paper.with_results("rendered", {"robust": of})
+    assert page.standing(found, claim, world) == of
+    save(make_model(), folder)
+    assert page.standing(found, claim, world) is None
+    assert page.standing(paper.with_results("rendered", {"robust": replace(of, base="")}), claim, world) == replace(of, base="")
+    ours = replace(of, base=models.identity(folder))
+    assert page.standing(paper.with_results("rendered", {"robust": ours}), claim, world) == ours
+    save(make_model(seed=1), folder)
+    assert page.standing(paper.with_results("rendered", {"robust": ours}), claim, world) is None
+    assert WORLDS["clip"].weights(WORLDS["clip"].studies["methods"]) == ""  # of the zoo: asked of nobody
+
+
+def test_the_model_of_a_result_is_written_where_it_is_known(tmp_path: Path) -> None:
+    """The same numbers as before keep their date, and learn whose they are."""
+    path = tmp_path / "paper.toml"
+    path.write_text(claiming.HAND)
+    before = ledger.Result(SHOWN, "", "abc", "smoke 123", "2026-11-30", (0, 1), (Measured(1.5, 0.5, 3.0, 600, 7, (1.0, 2.0)),))
+    ledger.add(str(path), "rendered", {"falls": before})
+    assert "base" not in path.read_text()
+    ledger.add(str(path), "rendered", {"falls": replace(before, date="2026-12-01", base="f00d")})
+    assert ledger.read(str(path)).results["rendered"] == {"falls": replace(before, base="f00d")}
+    assert 'base = "f00d"' in path.read_text()
+
+
+def test_results_are_added_to_the_file_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "paper.toml"
+    path.write_text(claiming.HAND)
+    stale = ledger.read(str(path))
+    first = ledger.Result(UNDECIDED, "why", "abc", "smoke 123", "2026-11-30", (0, 1), ())
+    ledger.add(str(path), "clip", {"rises": first})
+    path.write_text(path.read_text().replace("CLIP falls.", "CLIP falls down."))
+    ledger.add(stale.path, "rendered", {"falls": first})
+    now = ledger.read(str(path))
+    assert now.results == {"clip": {"rises": first}, "rendered": {"falls": first}}
+    assert now.claims[0].says == "CLIP falls down."
+    assert [file.name for file in tmp_path.iterdir()] == ["paper.toml"]
+
+
+def test_the_page_is_that_of_the_ledger(elsewhere: None) -> None:
     said = (ROOT / "docs" / "claims.md").read_text()
     assert said == page.page(CLAIMS), "robustclip reproduce --paper tecoa --world photographs writes the page anew"
     assert all(f"**{claim.name}**" in said for _, claim in EVERY)
-
-
-# --- worlds -----------------------------------------------------------------------------------------------------------
-
-
-def test_every_claim_can_be_measured_in_the_rendered_world_or_says_why_not() -> None:
-    whys = {claim.name: WORLDS["rendered"].why_not(claim) for _, claim in EVERY}
-    assert {name for name, why in whys.items() if why} == {claim.name for _, claim in EVERY if claim.not_yet} == {"classes"}
-    assert {world.why_not(claim) != "" for world in WORLDS.values() if world.not_yet for _, claim in EVERY} <= {True}
-
-
-@pytest.mark.parametrize("name", [name for name, study in WORLDS["rendered"].studies.items()])
-def test_every_role_is_one_trial_and_every_column_is_in_its_protocol(name: str) -> None:
-    world = WORLDS["rendered"]
-    study, protocol = world.studies[name], world.studies[name].evaluated()
-    space = world.space_of(study)
-    samples = {role: worlds.trial(space, wanted) for role, wanted in study.sampled.items() if role not in study.checkpoints}
-    assert len({str(each) for each in samples.values()}) == len(samples)
-    for spec in study.columns.values():
-        if isinstance(spec, str):
-            assert protocol.independent
-            assert len(protocol.eps) == 1
-        else:
-            assert spec in protocol.eps
-    assert set(protocol.sets) <= set(embedded.SETS)
-    with pytest.raises(UserError, match="trials of"):
-        worlds.trial(space, {"nothing": 1})
-
-
-def test_real_clip_has_recipes_and_protocols_as_published() -> None:
-    for study in WORLDS["clip"].studies.values():
-        assert {*study.recipes.values(), *([study.recipe] if study.recipe else [])} <= RECIPES.keys()
-        assert study.not_yet or study.protocol in PRESETS
-
-
-def test_a_world_like_another_has_its_studies_on_its_own_sets(tmp_path: Path) -> None:
-    shutil.copytree(CLAIMS, tmp_path / "claims")
-    (tmp_path / "claims" / "worlds" / "other.toml").write_text('like = "rendered"\nsets = ["shapes"]\n[fixed]\nmodel = "m"\n')
-    other = worlds.read(str(tmp_path / "claims"), "other")
-    assert other.studies["methods"].evaluated().sets == ("shapes",)
-    assert other.studies["shots-within"].sets == ("labelled",)
-    (claim,) = (claim for _, claim in EVERY if claim.name == "robust-size")
-    assert other.why_not(claim) == ""
-    assert other.fingerprint(claim) != WORLDS["rendered"].fingerprint(claim)
-    with pytest.raises(UserError, match="did you mean other"):
-        worlds.read(str(tmp_path / "claims"), "othr")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [('abuot = "x"\n', "unknown key 'abuot'"), ('[studies.a]\nprotocl = "demo"\n', "unknown key 'protocl'")]
-)
-def test_a_world_with_an_unknown_key_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "worlds").mkdir()
-    (tmp_path / "worlds" / "other.toml").write_text(text)
-    with pytest.raises(UserError, match=said):
-        worlds.read(str(tmp_path), "other")

@@ -11,7 +11,7 @@ from pathlib import Path
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import SEED
-from robustclip.reproduction import page, plan, running, worlds
+from robustclip.reproduction import ledger, page, plan, running, worlds
 from robustclip.reproduction.ledger import Paper
 from robustclip.reproduction.needs import distinct
 from robustclip.reproduction.worlds import World
@@ -61,16 +61,16 @@ def run() -> None:
 def measured(args: argparse.Namespace, paper: Paper, world: World, out: str) -> running.Faults:
     """Measure study by study, writing the ledger after each, and return those that could not be, with the reason."""
     laid, faults = running.lay(paper, world, args.seeds, out)
-    running.train(distinct(each for study in laid.values() for each in study.sweeps()), out)
+    failures = running.train(distinct(each for study in laid.values() for each in study.sweeps()), out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     for study, each in laid.items():
         try:
+            each.check_trained(failures)
             found = running.measure(world, each, running.by_study(paper, world)[study], today)
         except UserError as error:
             faults = {**faults, study: str(error)}
             continue
-        paper = paper.with_results(world.name, found)
-        paper.write()
+        ledger.add(paper.path, world.name, found)
         for name, result in found.items():
             log.info("%s: %s%s", name, result.verdict, f" ({result.why})" if result.why else "")
     return faults

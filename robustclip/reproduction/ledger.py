@@ -8,6 +8,7 @@ from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
+from robustclip.base.locks import alone
 from robustclip.reproduction.rules import Measured, Rule
 
 MARK = "# --- results: written by `robustclip reproduce`, by the rules above, never by hand ---\n"
@@ -39,7 +40,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of a claim in a world: the verdict, why it is undecided, by which rule, under which protocol, when, of which seeds."""
+    """What was found of a claim in a world: the verdict, why it is undecided, by which rule, under which protocol, when, of which seeds.
+
+    `base` is the identity of the model that it was found of, "" in results from before it was kept.
+    """
 
     verdict: str
     why: str
@@ -48,6 +52,7 @@ class Result:
     date: str
     seeds: tuple[int, ...]
     parts: tuple[Measured, ...]
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,8 @@ class Paper:
     def with_results(self, world: str, found: Mapping[str, Result]) -> "Paper":
         """Return the paper with these results in a world's column; those of the same numbers as before keep their date."""
         before = self.results.get(world, {})
-        same = {
-            name: before[name] for name, each in found.items() if name in before and replace(each, date=before[name].date) == before[name]
-        }
+        dated = {name: replace(each, date=before[name].date) for name, each in found.items() if name in before}
+        same = {name: each for name, each in dated.items() if replace(each, base=before[name].base) == before[name]}
         return replace(self, results={**self.results, world: {**before, **found, **same}})
 
     def text(self) -> str:
@@ -99,6 +103,12 @@ class Paper:
     def write(self) -> None:
         """Write the file."""
         storage.write_bytes(self.path, self.text().encode())
+
+
+def add(path: str, world: str, found: Mapping[str, Result]) -> None:
+    """Write results into a world's column of a paper's file as it is now, whatever was written into it since it was read."""
+    with alone(path):
+        read(path).with_results(world, found).write()
 
 
 def read(path: str) -> Paper:
@@ -159,7 +169,7 @@ def _part(data: Mapping[str, Any], where: str) -> Part:
 
 def _block(world: str, name: str, result: Result) -> str:
     """Return a result as TOML, whose strings and numbers are JSON's."""
-    said = {key: value for key, value in asdict(result).items() if key != "parts"}
+    said = {key: value for key, value in asdict(result).items() if key != "parts" and (value or key != "base")}
     lines = [f"\n[results.{world}.{name}]", *(f"{key} = {_json(value)}" for key, value in said.items()), "parts = ["]
     lines += [f"    {{ {', '.join(f'{key} = {_json(value)}' for key, value in asdict(part).items())} }}," for part in result.parts]
     return "\n".join([*lines, "]", ""])

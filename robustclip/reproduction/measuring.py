@@ -56,8 +56,11 @@ def columns_of(table: pa.Table, resolved: Resolved, specs: Mapping[str, Spec]) -
     return found
 
 
-def result(claim: Claim, fingerprint: str, evaluated: Evaluated, seeds: Sequence[int], today: str) -> Result:
-    """Return what records say of a claim, by its rules; undecided where a check of one of its models failed hard, or none was made."""
+def result(claim: Claim, fingerprint: str, evaluated: Evaluated, seeds: Sequence[int], today: str, base: str = "") -> Result:
+    """Return what records say of a claim, by its rules; undecided where a check of one of its models failed hard, or none was made.
+
+    `base` is the identity of the undefended model.
+    """
     parts = [measured(part, evaluated) for part in claim.parts]
     judged = [judge(part.rule, found) for part, found in zip(claim.parts, parts, strict=True)]
     verdict, why = together([said for said, _ in judged]), "; ".join(dict.fromkeys(reason for _, reason in judged if reason))
@@ -65,7 +68,7 @@ def result(claim: Claim, fingerprint: str, evaluated: Evaluated, seeds: Sequence
     if faults := doubts({role: evaluated.runs[role] for role in roles}, evaluated.checks):
         verdict, why = UNDECIDED, faults
     protocol = f"{evaluated.resolved.protocol.name} {evaluated.resolved.hash}"
-    return Result(verdict, why if verdict == UNDECIDED else "", fingerprint, protocol, today, tuple(seeds), tuple(parts))
+    return Result(verdict, why if verdict == UNDECIDED else "", fingerprint, protocol, today, tuple(seeds), tuple(parts), base)
 
 
 def doubts(runs: Mapping[str, Sequence[str]], checks: Mapping[str, Sequence[Finding]]) -> str:

@@ -1,16 +1,16 @@
-"""What a study needs under a folder of results: the runs of its roles, which of them are there, the sweeps that make the rest."""
+"""What a study needs under a folder of results: the runs of its roles, which of them are there, the trainings that make the rest."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from robustclip import names as models
 from robustclip.base import storage
+from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.evaluation.protocols import Protocol
-from robustclip.reproduction.worlds import BASE, SEED, Study, World, parts_of, seeded, trial
-from robustclip.runtime.cli import command
-from robustclip.sweeps.spaces import RECIPE, Space, first_config, trial_config
+from robustclip.reproduction.worlds import BASE, SEED, Study, World, parts_of, sample, seeded
+from robustclip.sweeps.spaces import Space, first_config, trial_config
 from robustclip.sweeps.tuning import written_of
 from robustclip.training.config import Config
 from robustclip.training.fit import finished
@@ -19,51 +19,62 @@ from robustclip.training.job import Job, prepare
 
 @dataclass(frozen=True)
 class Run:
-    """The model of a role and a seed: its training, its checkpoint, the name that is evaluated, and whether all of that is there."""
+    """The model of a role and a seed: its training, its checkpoint, the name that is evaluated, and a file that this needs ("": none)."""
 
+    role: str
     job: Job
     checkpoint: str
     name: str
-    ready: bool
+    file: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of it is there now."""
+        return finished(self.job) and (not self.file or storage.exists(self.file))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep for a study, of one or several seeds, with the trainings that are missing for its claims, by key."""
+    """What makes models of a study: its sweep with one or several seeds, without a space its trainings; `runs` are those that are missing.
 
+    A sweep trains all its trials, whether claims need them or not.
+    """
+
+    world: World
     study: Study
     space: Space
     config: Config
-    seeds: tuple[int, ...]
-    missing: Mapping[str, Job]
+    runs: tuple[Run, ...]
+
+    @property
+    def missing(self) -> dict[str, Job]:
+        """The trainings that are missing for claims, by key."""
+        return {run.job.key: run.job for run in self.runs}
 
     def __str__(self) -> str:
-        """Return the command that runs it by itself; of recipes without a space of their own, what it trains."""
+        """Return the command that runs it by itself; without a space, which roles it trains."""
         if not self.study.space:
-            return f"training of {', '.join(self.space.grid(RECIPE))}, seeds {', '.join(map(str, self.seeds))}"
-        recipe = ("--recipe", self.study.recipe) if self.study.recipe else ()
-        seed = ("--seed", str(self.space.fixed[SEED])) if SEED in self.space.fixed else ()
-        return command("sweep", self.study.space, "--protocol", self.study.protocol, *recipe, *seed)
+            roles, seeds = (dict.fromkeys(each) for each in zip(*((run.role, str(run.job.config.seed)) for run in self.runs), strict=True))
+            return f"training of {', '.join(roles)} of study {self.study.name}, seeds {', '.join(seeds)}"
+        return self.world.sweep(self.study, *(("--seed", str(self.space.fixed[SEED])) if SEED in self.space.fixed else ()))
 
 
 class Laid:
     """A study's roles under a folder `out`, each with a run a seed; only roles that are wanted are looked at."""
 
     def __init__(self, study: Study, world: World, seeds: Sequence[int], out: str, wanted: Iterable[str]):
-        self.study, self.seeds, self.out = study, tuple(seeds), out
+        self.study, self.world, self.seeds, self.out = study, world, tuple(seeds), out
         self.space = world.space_of(study)
         self.config = first_config(self.space)
         self.wanted = study.used(set(wanted))
         self.runs = {role: [self._run(role, seed) for seed in self.seeds] for role in sorted(self.wanted & study.sampled.keys())}
 
     def _run(self, role: str, seed: int) -> Run:
-        sample = trial(self.space, self.study.sampled[role])
-        job = prepare(override(trial_config(self.space, self.config, sample), {SEED: seed}), self.out)
+        sampled = sample(self.study, self.space, role)
+        job = prepare(override(trial_config(self.space, self.config, sampled), {SEED: seed}), self.out)
         checkpoint = storage.join(job.folder, "model")
-        name, file = written_of(sample, checkpoint, job)
-        if role in self.study.checkpoints:
-            name, file = checkpoint, ""
-        return Run(job, checkpoint, name, finished(job) and (not file or storage.exists(file)))
+        alone = role in self.study.checkpoints
+        return Run(role, job, checkpoint, *((checkpoint, "") if alone else written_of(sampled, checkpoint, job)))
 
     @cached_property
     def base(self) -> str:
@@ -98,22 +109,40 @@ class Laid:
         """Return the models to evaluate: the undefended one, then those of some roles."""
         return list(dict.fromkeys([self.base, *(name for role in roles for name in self.names(role))]))
 
+    def missing(self) -> tuple[Run, ...]:
+        """Return the runs that are not there."""
+        return tuple(run for runs in self.runs.values() for run in runs if not run.ready)
+
+    def check_trained(self, failures: Mapping[str, str]) -> None:
+        """Raise UserError where a run is not there, with why, by its key, its training failed."""
+        if missing := self.missing():
+            roles, why = (dict.fromkeys(each) for each in zip(*((run.role, failures.get(run.job.key)) for run in missing), strict=True))
+            raise UserError(f"{', '.join(roles)}: not trained ({'; '.join(filter(None, why))}); the same command tries again")
+
     def sweeps(self) -> list[Sweep]:
-        """Return the sweeps that make what is missing."""
+        """Return what makes the runs that are missing."""
+        missing = self.missing()
+        if not self.study.space:
+            return [Sweep(self.world, self.study, self.space, self.config, missing)] if missing else []
         found = []
         for space in seeded(self.space, self.seeds):
-            seeds = self.seeds if SEED in space.space else (space.fixed[SEED],)
-            runs = [
-                run for each in self.runs.values() for run, seed in zip(each, self.seeds, strict=True) if seed in seeds and not run.ready
-            ]
+            runs = tuple(run for run in missing if run.job.config.seed == space.fixed.get(SEED, run.job.config.seed))
             if runs:
-                found.append(Sweep(self.study, space, first_config(space), seeds, {run.job.key: run.job for run in runs}))
+                found.append(Sweep(self.world, self.study, space, first_config(space), runs))
         return found
 
 
 def distinct(sweeps: Iterable[Sweep]) -> list[Sweep]:
-    """Return sweeps without those that train what an earlier one of the same space, recipe and seeds does."""
-    found: dict[tuple[str, ...], Sweep] = {}
+    """Return sweeps so that nothing is trained twice: of one space, recipe and seeds one, which has the missing runs of all of them."""
+    found: dict[str, Sweep] = {}
+    known: set[str] = set()
     for each in sweeps:
-        found.setdefault((each.space.name, each.space.recipe, str(each.space.space), str(each.space.fixed)), each)
+        if each.study.space:
+            alike = str((each.space.name, each.space.recipe, each.space.space, each.space.fixed))
+            runs = (*(found[alike].runs if alike in found else ()), *each.runs)
+        else:
+            alike, runs = each.study.name, tuple(run for run in each.runs if run.job.key not in known)
+        if runs:
+            found[alike] = replace(found.get(alike, each), runs=runs)
+        known |= each.missing.keys()
     return list(found.values())

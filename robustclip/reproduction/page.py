@@ -9,7 +9,6 @@ from robustclip.reproduction import ledger, worlds
 from robustclip.reproduction.ledger import Claim, Paper, Result
 from robustclip.reproduction.rules import LEAST, REFUTED, SHOWN, UNDECIDED
 from robustclip.reproduction.worlds import World
-from robustclip.runtime.cli import command
 
 PAGE, FOLDER = "claims.md", "docs"
 WORLDS = ("rendered", "photographs", "clip")  # in this order
@@ -78,9 +77,12 @@ def _rules(claim: Claim) -> str:
 
 
 def standing(paper: Paper, claim: Claim, world: World) -> Result | None:
-    """Return a claim's result in a world, None where there is none, or one of another rule or study than there is now."""
+    """Return a claim's result in a world, None where there is none, or one of another rule, study or base model than there is now."""
     found = paper.results.get(world.name, {}).get(claim.name)
-    return found if found and not world.why_not(claim) and found.rule == world.fingerprint(claim) else None
+    if not found or world.why_not(claim) or found.rule != world.fingerprint(claim):
+        return None
+    here = found.base and world.weights(world.studies[claim.study])
+    return found if not here or here == found.base else None
 
 
 def _cell(paper: Paper, claim: Claim, world: World) -> str:
@@ -97,20 +99,21 @@ def _cell(paper: Paper, claim: Claim, world: World) -> str:
 
 
 def _world(world: World) -> str:
-    lines = [f"## The {world.title}", "", world.about or world.not_yet, ""]
-    lines += [f"- {said}" for study in world.studies.values() if (said := _study(study))]
+    fixed = ", ".join(f"{path} {_said(value) if isinstance(value, str) else value}" for path, value in world.fixed.items())
+    about = f"{world.about} Every training has {fixed}, where a trial says nothing else." if fixed else world.about
+    lines = [f"## The {world.title}", "", about or world.not_yet, ""]
+    lines += [f"- {said}" for study in world.studies.values() if (said := _study(world, study))]
     return "\n".join([*lines, ""]) if not world.not_yet else "\n".join(lines[:3]) + "\n"
 
 
-def _study(study: worlds.Study) -> str:
+def _study(world: World, study: worlds.Study) -> str:
     if study.not_yet:
         return f"**{study.name}**: not yet, {study.not_yet}"
     changes = {name: getattr(study, name) for name in ("sets", "n", "eps", "attacks", "independent") if getattr(study, name)}
     told = "; ".join(f"{name} {_said(value)}" for name, value in changes.items())
     alone = {role: "the checkpoint alone of " if role in study.checkpoints else "" for role in study.roles}
     roles = [f"{role} is {alone[role]}{_said(what)}" for role, what in {**study.sampled, **study.models}.items()]
-    recipe = ("--recipe", study.recipe) if study.recipe else ()
-    source = f"`{command('sweep', study.space, '--protocol', study.protocol, *recipe)}`" if study.space else "recipes"
+    source = f"`{world.sweep(study)}`" if study.space else "recipes"
     columns = [f"{column} is {_said(spec)}" for column, spec in study.columns.items()]
     protocol = f"protocol `{study.protocol}`{f' with {told}' if told else ''}"
     return f"**{study.name}**: {protocol}; models of {source}: {'; '.join(roles)}; columns: {', '.join(columns)}"

@@ -14,6 +14,7 @@ from robustclip.reproduction.running import by_study, lay, roles_of
 from robustclip.reproduction.worlds import World
 from robustclip.runtime import cluster
 from robustclip.sweeps.forecast import forecast
+from robustclip.training import forecast as training
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ def plan(paper: Paper, world: World, seeds: Sequence[int], out: str) -> str:
 
 
 def steps(studies: Mapping[str, Sequence[Claim]], laid: Mapping[str, Laid], out: str) -> Iterator[Step]:
-    """Yield the sweeps that are missing and the evaluations, each with its forecast on this cluster."""
+    """Yield the sweeps and trainings that are missing and the evaluations, each with its forecast on this cluster."""
     for sweep in distinct(each for study in laid.values() for each in study.sweeps()):
         what = f"{sweep} ({number(len(sweep.missing), 'training')} missing that claims need)"
-        yield told(what, partial(forecast, sweep.space, sweep.config, named(sweep.study.protocol), out, 1, None, 1))
+        whole = partial(forecast, sweep.space, sweep.config, named(sweep.study.protocol), out, 1, None, 1)
+        yield told(what, whole if sweep.study.space else partial(training.side_by_side, sweep.missing.values()))
     for study, each in laid.items():
         yield told(f"evaluation of {study}", partial(of_study, each, roles_of(studies[study]), out))
 
@@ -61,10 +63,11 @@ def told(what: str, ahead: Callable[[], Forecast]) -> Step:
 
 def of_study(laid: Laid, roles: set[str], out: str) -> Forecast:
     """Return the forecast of a study's evaluations: of models that are not trained yet, those that no sweep attacks, by the base model."""
+    swept = laid.study.space and not laid.study.changed
     resolved, (actors, gpus) = resolve(laid.protocol, out), cluster.fitting_actors()
     late = {role for role in roles if not laid.ready(role)}
     found = cluster.measured(attacks.forecast, laid.all_names(sorted(roles - late)), resolved, out, actors, gpus)
-    later = [name for role in late if laid.study.changed or role not in laid.runs for name in laid.names(role)]
+    later = [name for role in late if not swept or role not in laid.runs for name in laid.names(role)]
     if not later:
         return found
     cost, work = cluster.measured(attacks.measure, laid.base, resolved), attacks.Work()

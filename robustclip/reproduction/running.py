@@ -1,4 +1,4 @@
-"""Measuring claims: what is missing is trained by its sweeps and attacked, what is there is found; then the rules speak."""
+"""Measuring claims: what is missing is trained, by its sweep or by itself, and attacked, what is there is found; then the rules speak."""
 
 import logging
 import time
@@ -16,9 +16,12 @@ from robustclip.reproduction.measuring import Evaluated, columns_of, result
 from robustclip.reproduction.needs import Laid, Sweep
 from robustclip.reproduction.worlds import World
 from robustclip.runtime import cluster
+from robustclip.runtime.cluster import Share
 from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.tuning import sweep
+from robustclip.training.fit import fit, side_by_side
+from robustclip.training.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +53,46 @@ def lay(paper: Paper, world: World, seeds: Sequence[int], out: str) -> tuple[dic
     return laid, faults
 
 
-def train(sweeps: Iterable[Sweep], out: str) -> None:
-    """Run sweeps, each with its report and its runs in MLflow, as `robustclip sweep` does; raises UserError where a trial failed."""
+def train(sweeps: Iterable[Sweep], out: str) -> dict[str, str]:
+    """Train what is missing, and return of what is missing still, by key, why: one that fails keeps no other from being trained."""
+    failures: dict[str, str] = {}
     for each in sweeps:
         log.info("%s", each)
         cluster.connect()
+        failures |= swept(each, out) if each.study.space else fitted(each, out)
+    return failures
+
+
+def swept(each: Sweep, out: str) -> dict[str, str]:
+    """Run a sweep with its report and its runs in MLflow, as `robustclip sweep` does, and return what claims still lack of it, with why."""
+    try:
         tracker, started, protocol = Tracker(out), time.monotonic(), protocols.named(each.study.protocol)
-        outcome = sweep(each.space, each.config, protocol, out, tracker)
-        publish(each.space, each.config, outcome, protocol, out, tracker, started)
-        tracker.close()
-        if outcome.failures:
-            said = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
-            raise UserError(f"{len(outcome.failures)} of {len(outcome.trials)} trials failed ({said}); the same command tries them again")
+        try:
+            outcome = sweep(each.space, each.config, protocol, out, tracker)
+            publish(each.space, each.config, outcome, protocol, out, tracker, started)
+        finally:
+            tracker.close()
+        why = "; ".join(f"{trial.label}: {trial.failure}" for trial in outcome.failures)
+    except UserError as error:
+        why = str(error)
+        log.error("%s: %s", each, why)
+    return {run.job.key: why for run in each.runs if not run.ready}
+
+
+def fitted(each: Sweep, out: str) -> dict[str, str]:
+    """Train the missing runs of a study without a space, as many at once as fit, and return why those failed that did."""
+
+    def failure(job: Job, share: Share) -> str:
+        try:
+            log.info("checkpoint %s", fit(job, share)["checkpoint"])
+        except Exception as error:  # whatever it is, it is this training's: the others and their claims go on
+            log.error("training %s failed", job.key, exc_info=not isinstance(error, UserError))
+            return str(error)
+        return ""
+
+    cluster.warn_of_local_results(out)
+    failures = zip(each.missing, side_by_side(list(each.missing.values()), failure), strict=True)
+    return {key: why for key, why in failures if why}
 
 
 def attacked(laid: Laid, roles: set[str], out: str) -> Evaluated:
@@ -82,9 +113,9 @@ def attacked(laid: Laid, roles: set[str], out: str) -> Evaluated:
 
 def measure(world: World, laid: Laid, claims: Sequence[Claim], today: str) -> dict[str, Result]:
     """Return the results of some claims of one study, whose models are all trained."""
-    evaluated = attacked(laid, roles_of(claims), laid.out)
+    evaluated, base = attacked(laid, roles_of(claims), laid.out), models.identity(laid.base)
     found = {}
     for claim in claims:
         seeds = laid.seeds_of(roles_of([claim]))
-        found[claim.name] = result(claim, world.fingerprint(claim), evaluated, seeds, today)
+        found[claim.name] = result(claim, world.fingerprint(claim), evaluated, seeds, today, base)
     return found

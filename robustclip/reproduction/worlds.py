@@ -1,11 +1,13 @@
 """Worlds: what the roles and columns of the claims are in one place, the embedded world or real CLIP, each a TOML table of studies."""
 
 import itertools
+import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from robustclip import names as models
 from robustclip.attacks.catalogue import named as attacks_named
 from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
@@ -13,12 +15,14 @@ from robustclip.base.values import digest
 from robustclip.evaluation import protocols
 from robustclip.evaluation.rules import Protocol
 from robustclip.reproduction.ledger import Claim, check_keys, parsed
+from robustclip.runtime.cli import command
 from robustclip.sweeps import spaces
-from robustclip.sweeps.spaces import RECIPE, Space
+from robustclip.sweeps.spaces import RECIPE, TEST_TIME, Space
 from robustclip.sweeps.trials import readable
 
 SEED = "seed"
 BASE = "base"  # what a model's name calls the model that the study's recipe starts from
+ALL = "all"  # what a trial calls the value None, which TOML lacks, as tables do
 Spec = float | str | tuple[float, str]  # of a column
 
 
@@ -26,11 +30,12 @@ Spec = float | str | tuple[float, str]  # of a column
 class Study:
     """Which models stand for the roles of some claims, and which accuracies for their columns.
 
-    Models: `trials` of the sweep `space` by what they sample, or of one over `recipes`; the `checkpoints` under such trials, where these
-    are evaluated under a test-time defence; `models` by name, {role} for a role's checkpoint and {base} for the undefended model.
-    `recipe` takes the place of the space's own. Accuracies: under `protocol`, of which `sets`, `n`, `eps`, `attacks` and `independent`
-    change what they name. `columns`: an eps, worst case of all attacks; [eps, attack], up to that attack; a pattern of attack names, these
-    alone (where attacks are independent, at one eps); every study has "clean". `not_yet` says why there is no such study.
+    Models: `trials` of the sweep `space` by what they sample; without a space `recipes`, or `trials` that say their recipe and what they
+    change of it, each trained by itself; the `checkpoints` under such trials, where these are evaluated under a test-time defence;
+    `models` by name, {role} for a role's checkpoint and {base} for the undefended model. `recipe` takes the place of the space's own.
+    Accuracies: under `protocol`, of which `sets`, `n`, `eps`, `attacks` and `independent` change what they name. `columns`: an eps, worst
+    case of all attacks; [eps, attack], up to that attack; a pattern of attack names, these alone (where attacks are independent, at one
+    eps); every study has "clean". `not_yet` says why there is no such study.
     """
 
     name: str
@@ -55,7 +60,7 @@ class Study:
 
     @property
     def sampled(self) -> dict[str, Mapping[str, Any]]:
-        """Return the roles that a sweep trains, with what their trials sample."""
+        """Return the roles that are trained, with what their trials sample."""
         return {**{role: {RECIPE: recipe} for role, recipe in self.recipes.items()}, **self.trials, **self.checkpoints}
 
     @property
@@ -110,14 +115,25 @@ class World:
         return digest([parts, asdict(self.studies[claim.study]), dict(self.fixed)])
 
     def space_of(self, study: Study) -> Space:
-        """Return the sweep that trains a study's models, by names that are found from anywhere; raises UserError for recipes alike."""
+        """Return the sweep that trains a study's models, or what their recipes share, by names that are found from anywhere."""
         if study.space:
             space = spaces.load_space(spaces.FOLDER / f"{study.space}.py")
         else:
-            recipes = list(dict.fromkeys(study.recipes.values()))
+            recipes = list(dict.fromkeys(sampled[RECIPE] for sampled in study.sampled.values()))
             grid = {RECIPE: {"grid_search": recipes}}
             space = Space(f"reproduce-{study.name}", f"What does {study.name} show?", recipes[0], grid, "val/robust", "max")
         return spaces.rooted(replace(space, recipe=study.recipe or space.recipe, fixed={**space.fixed, **self.fixed}))
+
+    def sweep(self, study: Study, *more: str) -> str:
+        """Return the command that trains the models of a study with a space by itself."""
+        recipe = ("--recipe", study.recipe) if study.recipe else ()
+        fixed = [(f"--{path}", value if isinstance(value, str) else json.dumps(value)) for path, value in self.fixed.items()]
+        return command("sweep", study.space, "--protocol", study.protocol, *recipe, *more, *itertools.chain(*fixed))
+
+    def weights(self, study: Study) -> str:
+        """Return the identity of the model that a study's trainings start from; "" where it is no folder that is here."""
+        base = models.parse(spaces.first_config(self.space_of(study)).model)
+        return base.identity() if isinstance(base, models.Folder) and base.card() else ""
 
 
 def parts_of(name: str) -> list[str]:
@@ -142,6 +158,12 @@ def trial(space: Space, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found[0]
 
 
+def sample(study: Study, space: Space, role: str) -> dict[str, Any]:
+    """Return what a role's training samples: the one trial of the study's space that is meant, without a space what the study says."""
+    wanted = study.sampled[role]
+    return trial(space, wanted) if study.space else {path: None if value == ALL else value for path, value in wanted.items()}
+
+
 def seeded(space: Space, seeds: Sequence[int]) -> list[Space]:
     """Return the sweeps that train a space's trials with some seeds: one where it samples the seed, else one a seed."""
     if SEED in space.space:
@@ -152,7 +174,7 @@ def seeded(space: Space, seeds: Sequence[int]) -> list[Space]:
 def read(folder: str, name: str) -> World:
     """Return the world `name` of a ledger's folder; raises UserError with a suggestion for an unknown one, and for unknown keys.
 
-    One that is `like` another has its studies, on `sets` of its own where a study names none, but for those that it says itself.
+    One that is `like` another has its studies, but for those that it says itself. Studies that name no sets have the world's `sets`.
     """
     known = [storage.name_of(path).removesuffix(".toml") for path in storage.list_files(storage.join(folder, "worlds"), ".toml")]
     if name not in known:
@@ -163,8 +185,7 @@ def read(folder: str, name: str) -> World:
     check_keys(data, allowed, path)
     own = {study: _study(study, each, f"{path}: studies.{study}") for study, each in data.get("studies", {}).items()}
     others = read(folder, data["like"]).studies if "like" in data else {}
-    here = {key: replace(each, sets=each.sets or tuple(data.get("sets", ()))) for key, each in others.items()}
-    studies = {**here, **own}
+    studies = {key: replace(each, sets=each.sets or tuple(data.get("sets", ()))) for key, each in {**others, **own}.items()}
     return World(name, data.get("title", name), data.get("about", ""), data.get("fixed", {}), studies, data.get("not_yet", ""))
 
 
@@ -175,6 +196,9 @@ def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
     study = Study(name, **{**data, **lists, "columns": columns})
     if bool(study.not_yet) == bool(study.protocol):
         raise UserError(f"{where}: give a protocol and models, or not_yet")
-    if not study.not_yet and bool(study.space) == bool(study.recipes):
-        raise UserError(f"{where}: give a space of tune_spaces/ or recipes: one of the two trains its models")
+    if not study.not_yet and bool(study.space) == bool(study.recipes if study.space else study.sampled):
+        raise UserError(f"{where}: give a space of tune_spaces/, or recipes and trials without one: one of the two trains its models")
+    for role, sampled in study.sampled.items() if not study.space else ():
+        if RECIPE not in sampled or TEST_TIME in sampled:
+            raise UserError(f"{where}: {role} has {', '.join(sampled) or 'nothing'}; without a space it has a recipe, and no {TEST_TIME}")
     return study
