@@ -96,8 +96,8 @@ def test_a_plan_says_what_is_missing_and_writes_no_verdict(
     said = capsys.readouterr().out
     assert "5 claims of A paper in the rendered world: 4 to measure" in said
     assert "not yet  nowhere: this world has no study 'other'" in said
-    assert said.count("training of smoke, seeds 0 (1 training missing") == 1
-    assert said.count("training of smoke, seeds 1 (1 training missing") == 1
+    assert "training of tecoa of study small, seeds 0, 1 (2 trainings missing that claims need)\n  trainings   2, 2 at a time" in said
+    assert "training of tecoa of study tiny" not in said  # whose claims ask of CLIP alone
     assert "evaluation of tiny" in said
     assert "in all, without Ray's starts and the checks: about" in said
     assert (folder / "paper.toml").read_text() == claiming.HAND
@@ -130,22 +130,24 @@ def test_real_clip_is_planned_to_the_end_on_miniatures(
 ) -> None:
     """TeCoA's 16 sets in miniature, its recipes on a tiny CLIP and few rendered images: every study has its forecast."""
     shutil.copytree(CLAIMS, tmp_path / "claims")
+    path = tmp_path / "claims" / "worlds" / "clip.toml"
     cut = every_preset.cut(PRESETS["tecoa-16"], 10, 2)
     every_preset.lay_out(tmp_path / "sets", cut, 10)
     out = tmp_path / "out"
     every_preset.command(prepare.run, "--suite", "tecoa-16", "--root", str(tmp_path / "sets"), "--out", str(out))
     capsys.readouterr()
-    fixed = {"model": f'"{tiny_checkpoint}"', "data.name": '"shapes"', "data.n": 64, "data.held_out": 16, "data.rendered": 128}
-    fixed |= {"optim.batch": 16, "optim.micro_batch": 8, "optim.warmup": 2, "validation.images": 16, "validation.steps": 2}
-    path = tmp_path / "claims" / "worlds" / "clip.toml"
-    path.write_text(path.read_text() + "\n[fixed]\n" + "".join(f'"{key}" = {value}\n' for key, value in fixed.items()))
+    fixed = {"model": f'"{tiny_checkpoint}"', "data.name": '"shapes"', "data.held_out": 16, "data.rendered": 128}
+    fixed |= {"optim.batch": 8, "optim.micro_batch": 8, "optim.epochs": 1, "validation.images": 16, "validation.steps": 2}
+    own = path.read_text().replace('"tecoa-pad-b32"', '"tecoa-pad-b32", "trainable.size" = 2').replace("153600", "100")
+    path.write_text(f"{own}\n[fixed]\n" + "".join(f'"{key}" = {value}\n' for key, value in fixed.items()))
     with every_preset.meaning("tecoa-16", cut):
         command(monkeypatch, "--paper", "tecoa", "--world", "clip", "--out", out, "--claims", tmp_path / "claims", "--plan")
     said = capsys.readouterr().out
     assert "cannot start" not in said
-    for study in ("pgd", "autoattack", "methods", "epsilon", "interpolation"):
+    for study in ("pgd", "autoattack", "methods", "epsilon", "interpolation", "sizes", "designs", "prompt-sizes"):
         assert f"evaluation of {study}" in said
-    assert "robustclip sweep epsilon --protocol tecoa-16 --recipe tecoa-b32 --seed 1" in said
+    assert f"robustclip sweep epsilon --protocol tecoa-16 --recipe tecoa-b32 --seed 1 --model {tiny_checkpoint} --data.name shapes" in said
+    assert "training of tokens-1, tower-1 of study sizes, seeds 0, 1 (4 trainings missing" in said  # the others are of studies before it
     assert "in all, without Ray's starts and the checks: about" in said
     assert "cannot tell yet" not in said
 
