@@ -17,7 +17,7 @@ from robustclip.evaluation.alone import evaluate_images
 from robustclip.training import learner as learning
 from robustclip.training import statistics as moments
 from robustclip.training.config import Config, InnerAttack, Optim
-from robustclip.training.precision import check_precision
+from robustclip.training.precision import check_precision, knows_bf16
 from robustclip.training.proxy import share_right
 from robustclip.training.trainables import Towers
 
@@ -157,6 +157,13 @@ def test_a_device_that_lacks_a_precision_is_named(monkeypatch, tiny_model, part)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     for name in ("fp32", "tf32", "bf16"):
         check_precision(asked(name), "cuda")
+
+
+@pytest.mark.parametrize(("has", "knows"), [(None, False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bf16_is_for_a_gpu_that_knows_it(monkeypatch, has, knows):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: has)
+    assert knows_bf16() is knows
 
 
 def test_every_precision_is_another_run():
