@@ -6,8 +6,8 @@ The set is the embedded `things`, or a prepared one. A draw orders the classes a
 200 of them, and all. Each subset is a data set of its
 own: its prompts, in the set's first template, are rewritten (once without and once with candidates that name another class of the
 subset), and its images, four of every class, are classified clean and under the rewritten prompts. Damage is clean accuracy minus
-accuracy under attack; relative: its share of clean accuracy; above chance: the share of what clean accuracy has above 1/K. Means over the
-draws, and their standard deviation: the draws share images, so it is no interval. The figure is written to --to.
+accuracy under attack; relative: its share of clean accuracy; above chance: the share of what clean accuracy has above 1/K, where it has
+any. Means over the draws, and their standard deviation: the draws share images, so it is no interval. The figure is written to --to.
 
 Measured 2026-11-25, clip_knn, one word, ten draws, in percent:
 
@@ -22,7 +22,10 @@ leave nothing at any number from ten on (`--source hotflip --draws 2`).
 """
 
 import argparse
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ from robustclip import names as models
 from robustclip.attacks.modes import TEXTS, with_collisions
 from robustclip.attacks.text.search import TextAttack
 from robustclip.base import storage
+from robustclip.base.forecast import timed
 from robustclip.base.seeds import generator
 from robustclip.data import world
 from robustclip.data.datasets import ensure_set
@@ -41,6 +45,7 @@ from robustclip.models.model import Model
 from robustclip.results.figures import COLOURS, blank_figure, plain, png
 
 THINGS, SIZES, IMAGES, RENDER_SEED = "things", (5, 10, 20, 50, 100, 200), 4, 11
+ROUNDING = 1e-6  # of an accuracy in fp32, which may be 1/K
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,13 @@ class Damage:
     collisions: float
 
     def relative(self) -> float:
-        """Return the share of clean accuracy that is lost."""
-        return (self.clean - self.attacked) / self.clean
+        """Return the share of clean accuracy that is lost, NaN where there is none to lose."""
+        return (self.clean - self.attacked) / self.clean if self.clean > 0 else math.nan
 
     def above_chance(self) -> float:
-        """Return the share of what clean accuracy has above 1/K that is lost."""
-        return (self.clean - self.attacked) / (self.clean - 1 / self.classes)
+        """Return the share of what clean accuracy has above 1/K that is lost, NaN where it has nothing."""
+        above = self.clean - 1 / self.classes
+        return (self.clean - self.attacked) / above if above > ROUNDING else math.nan
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,30 @@ def damage(model: Model, pictures: Pictures, chosen: list[int], text: TextAttack
     return Damage(len(chosen), clean, attacked, freely, free.collisions)
 
 
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation in percent of the values that there are."""
+    there = 100 * np.array([value for value in values if not math.isnan(value)])
+    return (float(there.mean()) if len(there) else math.nan), (float(there.std(ddof=1)) if len(there) > 1 else 0.0)
+
+
+def cell(values: Sequence[float]) -> str:
+    """Return "67.2 ± 4.0", and of how many draws that is where the others have nothing that could be lost."""
+    there = sum(not math.isnan(value) for value in values)
+    mean, deviation = spread(values)
+    return f"{mean:6.1f} ± {deviation:3.1f}" + (f" (of {there} of {len(values)} draws: the others had none)" if there < len(values) else "")
+
+
+def sizes_of(classes: int) -> list[int]:
+    """Return the numbers of classes that are drawn of so many."""
+    return sorted({k for k in SIZES if k < classes} | {classes})
+
+
+def ahead(model: Model, pictures: Pictures, text: TextAttack, draws: int) -> float:
+    """Return about how many seconds some draws take, by one of the fewest classes: the work grows with the classes whose prompts are."""
+    few, *_ = sizes = sizes_of(len(pictures.names))
+    return draws * sum(sizes) / few * timed(partial(damage, model, pictures, list(range(few)), text))
+
+
 def draw(found: dict[int, list[Damage]], title: str) -> bytes:
     """Return the figure: accuracies on the left, damage on the right, against the number of classes."""
     figure = blank_figure(3.2)
@@ -118,8 +148,8 @@ def draw(found: dict[int, list[Damage]], title: str) -> bytes:
     }
     for axes, curves in lines.items():
         for i, (name, value) in enumerate(curves.items()):
-            values = np.array([[100 * value(each) for each in found[k]] for k in found])
-            axes.errorbar(list(found), values.mean(1), values.std(1, ddof=1), color=COLOURS[i], label=name, marker="o", markersize=3)
+            means, deviations = zip(*(spread([value(each) for each in found[k]]) for k in found), strict=True)
+            axes.errorbar(list(found), means, deviations, color=COLOURS[i], label=name, marker="o", markersize=3)
         axes.set_xscale("log")
         axes.set_xticks(list(found), [str(k) if k != 200 or k == max(found) else "" for k in found])  # which would lie under 276
         axes.minorticks_off()
@@ -145,7 +175,7 @@ def main() -> None:
     model, text = models.load(args.checkpoint), TEXTS[args.source]
     pictures = pictures_of(model, args.set, storage.resolve(args.out))
     classes = len(pictures.names)
-    found: dict[int, list[Damage]] = {k: [] for k in sorted({k for k in SIZES if k < classes} | {classes})}
+    found: dict[int, list[Damage]] = {k: [] for k in sizes_of(classes)}
     for number in range(args.draws):
         order = torch.randperm(classes, generator=generator(0, "class counts", number)).tolist()
         for k in found:
@@ -162,7 +192,7 @@ def main() -> None:
             [d.above_chance() for d in each],
             [d.collisions for d in each],
         )
-        print(f"{k:7d}  " + "  ".join(f"{100 * np.mean(c):6.1f} ± {100 * np.std(c, ddof=1):3.1f}" for c in columns))
+        print(f"{k:7d}  " + "  ".join(map(cell, columns)))
     storage.write_bytes(args.to, draw(found, args.checkpoint))
     print(f"figure  {args.to}")
 
