@@ -99,7 +99,8 @@ def run() -> None:
 def show(names: Mapping[str, Sequence[str]], resolved: Resolved, out: str) -> None:
     """Attack models (title -> those of its seeds), print each under each attack alone, and the claims of which both sides are there."""
     protocol, (eps,) = resolved.protocol, resolved.protocol.eps
-    table = evaluate([name for each in names.values() for name in each], resolved, out, actors=int(cluster.total()[0]))
+    actors, gpus = cluster.fitting_actors()
+    table = evaluate([name for each in names.values() for name in each], resolved, out, actors=actors, gpus=gpus)
     alone = {attack.name: survival.alone(table, [attack.name], eps, resolved.skips) for attack in protocol.attacks}
     columns = columns_of(list(alone), eps)
 

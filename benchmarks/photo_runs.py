@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from photo_sets import described
 from tables import trained
 
 from robustclip.base import storage
@@ -14,6 +15,7 @@ from robustclip.models.dress import TokenPrompt
 from robustclip.training.config import Config
 from robustclip.training.recipes import named
 
+SAFT = "SAFT"  # TeCoA that attacks and trains by the mean of a class's descriptions
 METHODS = {
     "CE": "demo-ce",
     "Adv.": "demo-adv",
@@ -21,6 +23,7 @@ METHODS = {
     "ImgCoAdv.": "demo-imgcoadv",
     "TeCoA": "demo",
     "TeCoA, pseudo-labels": "demo-pseudo",
+    SAFT: "demo",
     "FARE": "demo-fare",
     "PMG-AFT": "demo-pmg",
     "TeCoA + FARE": "demo",
@@ -28,6 +31,8 @@ METHODS = {
 }
 PROBE, PROBED = "LP(CE)", ("cifar10", "clothing")  # a linear probe of each set that has images to train on, no zero-shot classifier
 TOWER, PROMPT = "tower", "prompt"
+ROWS = [*((method, part) for part in (TOWER, PROMPT) for method in METHODS), *((PROBE, name) for name in PROBED)]
+PROMPTED = ("TeCoA", "FARE", "TeCoA + FARE", "MMCoA")  # towers whose prompts are attacked
 RATES = {TOWER: (3e-4, 1e-3, 3e-3), PROMPT: (3e-3, 1e-2, 3e-2), PROBE: (1e-3, 1e-2, 1e-1)}
 EPS = 2.0  # in 1/255, of training
 # What every training changes of its recipe. The warm-up is shorter, for the rates are compared in 75 steps.
@@ -57,6 +62,8 @@ class Runs:
         recipe = named("demo-lp" if method == PROBE else METHODS[method]).config
         if method == "TeCoA + FARE":
             recipe = replace(recipe, defense=Mix())
+        if method == SAFT:
+            recipe = replace(recipe, templates=described(self.out, CHANGES["data.name"]))
         if part == PROMPT:
             recipe = replace(recipe, trainable=TokenPrompt(tokens=8, deep=True), optim=replace(recipe.optim, weight_decay=0.0))
         changes = {**CHANGES, "model": self.clip, "optim.lr": rate, "seed": seed, **more}

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from robustclip.base import storage
 from robustclip.base.seeds import derive
+from robustclip.data import card
 from robustclip.data.captions import read_captions
 from robustclip.data.preparation import prepare
+from robustclip.models.class_texts import Descriptions
 
 UNSEEN, TUNED = 40, 100  # classes
 TEST_ONLY = ("tiny-rest", "tiny-unseen", "tiny-all")
@@ -150,3 +152,10 @@ def prepared(out: str, name: str, sources: Sequence[str], licence: str, called: 
 def captions_file(out: str) -> str:
     """Return where the captions lie."""
     return storage.join(out, "captions.json")
+
+
+def described(out: str, *names: str) -> Descriptions:
+    """Return what the captions say of the classes of some sets, for a class to be the mean of its texts."""
+    said = read_captions(captions_file(out))
+    classes = [each for name in names for each in card.load(storage.join(out, "data", name)).class_names]
+    return Descriptions.said({each: said[each] for each in classes})

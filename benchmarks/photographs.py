@@ -2,14 +2,17 @@
 
     python benchmarks/photographs.py sets --data ../shared/data     # archives of Tiny-ImageNet at 32 px, CIFAR-10 and clothing
     python benchmarks/photographs.py clip                           # pipelines/pretrain.py photos, 90 minutes
-    python benchmarks/photographs.py zero-shot rates tower prompt epsilon interpolation trainable train_size ladder prompts
+    python benchmarks/photographs.py zero-shot rates tower prompt shift
+    python benchmarks/photographs.py epsilon interpolation trainable first_blocks train_size ladder prompts
     python benchmarks/photographs.py [--plan]                       # all tables, and what did not run; or what each piece will take
 
 A piece is done by its own command, in an hour or less of two cores but for the CLIP's; stopped, the same command goes on. What it says is
-kept under --out, where all else lies too. Pieces: `sets` (see photo_sets.py); `clip`; `zero-shot`, what it knows; `rates`, a rate for every
-method chosen on held-out images of the fine-tuning classes, in short trainings; `tower` and `prompt`, the comparison on the whole visual
-tower and on deep prompt tokens, two seeds; `epsilon`, `interpolation`, `trainable`, `train_size`, the sweeps of these names; `ladder`,
-test-time defences by what attackers know; `prompts`, attacks on class prompts and on both, and against the number of classes.
+kept under --out, where all else lies too. Pieces: `sets` (see photo_sets.py); `clip`; `zero-shot`, what it knows, of scanned digits too;
+`rates`, a rate for every method chosen on held-out images of the fine-tuning classes, in short trainings; `tower` and `prompt`, the
+comparison on the whole visual tower and on deep prompt tokens, two seeds, and how sure the models are of it; `shift`, TeCoA and SAFT (which
+learns from descriptions of the classes) attacked under descriptions and scored under names; `epsilon`, `interpolation`, `trainable`,
+`first_blocks`, `train_size`, the sweeps of these names; `ladder`, test-time defences by what attackers know; `prompts`, attacks on class
+prompts and on both, and against the number of classes.
 
 Scored are classes of Tiny-ImageNet that the CLIP never met (tiny-unseen), those that it met and that did not fine-tune it (tiny-rest),
 CIFAR-10 and clothing; apart from them the fine-tuning classes' own test images. APGD-CE-20 at eps 1 and 2, trained at 2.
@@ -33,38 +36,29 @@ from pathlib import Path
 
 import multimodal
 import photo_sets
-from photo_runs import METHODS, PROBE, PROBED, PROMPT, TOWER
+from photo_plan import plan
+from photo_runs import METHODS, PROBE, PROBED, PROMPT, PROMPTED, ROWS, SAFT, TOWER
 from photo_sets import SCORED
 from photo_study import INSIDE, PROTOCOL, SWEEPS, Study
 from tables import cell, losses, trained, verdict
-from test_time import VIEWS
 
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError, main
-from robustclip.base.forecast import duration
-from robustclip.data.captions import read_captions
-from robustclip.evaluation import forecast as attacks
 from robustclip.evaluation import protocols
-from robustclip.evaluation.protocols import Protocol
-from robustclip.evaluation.rules import SetRule
-from robustclip.models.class_texts import Descriptions
-from robustclip.names import written
-from robustclip.records import metrics, survival
+from robustclip.records import calibration, metrics, survival
 from robustclip.records.survival import Outcomes
+from robustclip.results.sheets import percent
 from robustclip.runtime import cluster
 from robustclip.runtime.cli import say_on_terminal
-from robustclip.test_time import DBD, RTPT, TPT, TTC, ViewEnsemble
-from robustclip.training import forecast as training
-from robustclip.training.job import prepare
 
 HERE = Path(__file__).resolve().parent
-ROWS = [*((method, part) for part in (TOWER, PROMPT) for method in METHODS), *((PROBE, name) for name in PROBED)]
-CONTRASTS = [("TeCoA", "Adv."), ("TeCoA", "CE"), ("TeCoA + FARE", "TeCoA"), ("FARE", "TeCoA"), ("PMG-AFT", "TeCoA"), ("MMCoA", "TeCoA")]
+CONTRASTS = [
+    *(("TeCoA", other) for other in ("Adv.", "CE")),
+    *((other, "TeCoA") for other in ("TeCoA + FARE", "FARE", "PMG-AFT", "MMCoA", SAFT)),
+]
 CROSSED = ("Adv.", "TeCoA")  # the paper's interaction: without class names a prompt beats fine-tuning by more than with them
-PROMPTED = ("TeCoA", "FARE", "TeCoA + FARE", "MMCoA")
-DEFENDED = (ViewEnsemble(**VIEWS), TPT(**VIEWS), RTPT(**VIEWS), TTC(), DBD())
-COMMANDS = {"sets", "clip", *SWEEPS}  # pieces that need no Ray in this process
+COMMANDS = {"sets", "clip", "shift", *SWEEPS}  # pieces that need no Ray in this process
 NOT_RUN = "did not run: python benchmarks/photographs.py {}"
 
 
@@ -82,17 +76,15 @@ def clip(study: Study) -> str:
 
 
 def zero_shot(study: Study) -> str:
-    """Say what the CLIP knows, set by set, clean on all images and attacked on 300; unseen classes by their descriptions too."""
-    said = Descriptions.said(read_captions(photo_sets.captions_file(study.out)))
-    by_name = replace(PROTOCOL, sets=(*SCORED, INSIDE), n=None, attacked=study.n * 4)
-    described = replace(by_name, sets=("tiny-unseen",), rules=(SetRule("tiny-unseen", templates=said),))
+    """Say what the CLIP knows, set by set, and what the checks found on it."""
     lines = ["| set | texts | images | clean | clean of those attacked | eps 1 | eps 2 |", f"|{'---|' * 7}"]
-    for texts, protocol in (("names", by_name), ("descriptions", described)):
+    for texts, protocol in study.known.items():
         (found,) = study.outcomes([study.clip], protocol).values()
         for name, each in found.items():
             columns = (metrics.CLEAN, survival.CLEAN_ATTACKED, *protocol.eps)
             lines.append(f"| {name} | {texts} | {len(each.ids)} | {' | '.join(cell([{name: each}], c, {name: 2}) for c in columns)} |")
-    return "\n".join(lines)
+    facts = [f"\n{said}" for each in study.known.values() for said in (study.stated(each), study.checked([study.clip], each))]
+    return "\n".join([*lines, *facts])
 
 
 def rates(study: Study) -> str:
@@ -112,6 +104,7 @@ def compare(part: str, study: Study) -> str:
     outside, inside = (replace(PROTOCOL, sets=each, n=study.n) for each in (SCORED, (INSIDE,)))
     found = [(study.outcomes(names, protocol), study.classes(protocol)) for protocol in (outside, inside)]
     called = {row: [models.display_name(folder) for folder in folders[row]] for row in [*rows, *others]}
+    runs = {row[0]: [found[0][0][run] for run in called[row]] for row in rows}
 
     def cells(runs: Sequence[str]) -> str:
         return " | ".join(cells_of([each[run] for run in runs], classes) for each, classes in found)
@@ -128,7 +121,21 @@ def compare(part: str, study: Study) -> str:
         each = study.outcomes([study.clip, *folders[row]], replace(outside, sets=(row[1],)))
         plain = cells_of([each.pop(models.display_name(study.clip))], {row[1]: 10})
         lines.append(f"\n{row[0]} of {row[1]}, clean | eps 1 | eps 2: {cells_of([*each.values()], {row[1]: 10})}; CLIP {plain}")
-    return "\n".join(lines)
+    lines += sure({"CLIP": [found[0][0][models.display_name(study.clip)]], **runs})
+    facts = [*map(study.stated, (outside, inside)), study.checked(names, outside)]
+    return "\n".join([*lines, *(f"\n{said}" for said in facts)])
+
+
+def sure(rows: Mapping[str, Sequence[Outcomes]]) -> list[str]:
+    """Return the table of how sure the runs of every row were of their answers, a value a run, clean and attacked at the largest eps."""
+    coverages = (f"accuracy at {share:.0%} coverage" for share in calibration.COVERAGES)
+    lines = [f"\n| how sure, a value a seed | images | ECE | {' | '.join(coverages)} |", f"|{'---|' * (3 + len(calibration.COVERAGES))}"]
+    for title, runs in rows.items():
+        for column, images in ((metrics.CLEAN, "clean"), (eps := PROTOCOL.eps[-1], f"eps {eps:g}")):
+            found = [each for run in runs if (each := calibration.calibration(run, column))]
+            values = zip(*((each.ece, *each.selective) for each in found), strict=True)
+            lines.append(f"| {title} | {images} | {' | '.join('; '.join(map(percent, each)) for each in values)} |")
+    return lines
 
 
 def claims(part: str) -> dict[str, dict[tuple[str, str], float]]:
@@ -149,6 +156,11 @@ def cells_of(runs: Sequence[Outcomes], classes: Mapping[str, int]) -> str:
 def trend(space: str, study: Study) -> str:
     """Run a space whose question is a trend."""
     return command(study.sweep(space))
+
+
+def shift(study: Study) -> str:
+    """Attack towers under descriptions of the classes and score them under names."""
+    return command(study.shift())
 
 
 def ladder(study: Study) -> str:
@@ -177,36 +189,11 @@ PIECES: dict[str, Callable[[Study], str]] = {
     "rates": rates,
     TOWER: partial(compare, TOWER),
     PROMPT: partial(compare, PROMPT),
+    "shift": shift,
     **{space: partial(trend, space) for space in SWEEPS},
     "ladder": ladder,
     "prompts": prompts,
 }
-
-
-def plan(study: Study) -> None:
-    """Print what each piece will take on this machine where nothing of it is there yet, by a few measured passes.
-
-    TeCoA's training stands for all of its part of the model, plain CLIP for all models without a test-time defence.
-    """
-    print(command([*study.pretraining(), "--plan"]))
-    if not storage.exists(storage.join(study.clip, "config.json")):
-        raise UserError("the other pieces are forecast on the CLIP: run the piece `clip` first")
-    share, actors = cluster.divide(2, 1), int(cluster.total()[0])
-    train = {part: training.forecast(prepare(study.runs.config("TeCoA", part, 1e-3), study.out), share).seconds for part in (TOWER, PROMPT)}
-
-    def attack(names: Sequence[str], protocol: Protocol) -> float:
-        return attacks.forecast(names, protocols.resolve(protocol, study.out), study.out, actors, 0.0).seconds
-
-    each = attack([study.clip], replace(PROTOCOL, n=study.n, seed=1))  # a seed of which there are no records
-    many, few = len(METHODS) * len(study.seeds), 1 / 3  # of the steps, in short trainings
-    seconds = {"rates": sum(3 * len(METHODS) * few * train[part] / 2 for part in train)}
-    seconds |= {part: many * (train[part] / 2 + 1.25 * each) for part in train}
-    defended = [written(settings, study.clip) for settings in DEFENDED]
-    seconds["ladder"] = 13 * few * train[PROMPT] / 2 + 10 * attack([study.clip], study.ladder()) + 2 * attack(defended, study.ladder())
-    seconds["prompts"] = (1 + len(PROMPTED) * len(study.seeds)) * attack([study.clip], study.multimodal())
-    print("\n".join(f"{name}: at most {duration(value)}" for name, value in seconds.items()))
-    for space in SWEEPS if storage.exists(study.runs.rates_file) else ():
-        print(command([*study.sweep(space), "--plan"]))
 
 
 def command(words: Sequence[str]) -> str:
@@ -233,7 +220,8 @@ def run(words: Sequence[str] | None = None) -> None:
     if args.plan or set(args.pieces) - COMMANDS:
         cluster.connect()
     if args.plan:
-        plan(study)
+        print(command([*study.pretraining(), "--plan"]))
+        print("\n".join(plan(study)))
         return
     for name in args.pieces:
         storage.write_bytes(told(study, name), PIECES[name](study).encode())

@@ -57,10 +57,9 @@ SMALLER = {"width": 96, "layers": 2}  # of the second visual tower; the first ha
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything lies, and who works; which CLIP stands under all rows, and what its trainings change of the demo recipes."""
+    """Where everything lies; which CLIP stands under all rows, and what its trainings change of the demo recipes."""
 
     out: str
-    actors: int
     model: str = CLIP
     changes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,7 +77,8 @@ class Bench:
         path = storage.join(storage.parent_of(checkpoint), "moments.safetensors")
         if not storage.exists(path):
             data = config.data
-            statistics(checkpoint, Images(data.name, data.n, rendered=data.rendered), self.out, workers=self.actors).write(path)
+            workers, gpus = cluster.fitting_actors()
+            statistics(checkpoint, Images(data.name, data.n, rendered=data.rendered), self.out, workers=workers, gpus=gpus).write(path)
         return path
 
     def tapt(self, recipe: str, model: str = "") -> str:
@@ -125,8 +125,8 @@ class Bench:
     def attacked(self, rows: dict[str, str], protocol: Protocol) -> str:
         """Return the tables of a protocol as Markdown, and write its page."""
         resolved = protocols.resolve(replace(protocol, eps=(EPS,)), self.out)
-        names = list(rows.values())
-        table = evaluate(names, resolved, self.out, actors=self.actors, on_progress=lambda progress: print(progress, flush=True))
+        names, (actors, gpus) = list(rows.values()), cluster.fitting_actors()
+        table = evaluate(names, resolved, self.out, actors=actors, gpus=gpus, on_progress=lambda done: print(done, flush=True))
         titles = {models.display_name(name): title for title, name in rows.items()}
         built = report.from_records(table, resolved.describe(), list(titles), titles)
         page = Page(built).write(storage.join(self.out, "reports", resolved.hash))
@@ -158,7 +158,7 @@ def run(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     say_on_terminal()
     cluster.connect()
-    bench = Bench(storage.resolve(args.out), int(cluster.total()[0]))
+    bench = Bench(storage.resolve(args.out))
     rows = bench.rows() | (bench.second() if args.second else {})
     for name, n in (("ladder", args.n), ("ladder-whole", args.few)):
         print(bench.attacked(rows, replace(protocols.named(name), n=n)), flush=True)

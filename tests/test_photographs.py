@@ -1,44 +1,34 @@
 """The comparison on photographs, on miniatures: which classes go where, what is said of them, how rates are chosen, and its tables."""
 
-import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import multimodal
 import photo_runs
 import photo_sets
 import photo_study
 import photographs
 import pytest
+import test_time
 import torch
 from photo_runs import METHODS, PROBE, PROBED, PROMPT, RATES, TOWER, score
-from photo_study import INSIDE, PROTOCOL, SWEEPS, Study
-from sourcing import as_tar, image
+from photo_study import DIGITS, INSIDE, PROTOCOL, SWEEPS, Study
+from photos import TINY, archives, study_on
 
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.commands import sweep
+from robustclip.commands import evaluate, sweep
 from robustclip.data.card import load
+from robustclip.evaluation import protocols
 from robustclip.models.checkpoints import save
 from robustclip.training import proxy
 from robustclip.training.alone import finetune_alone
 from robustclip.training.config import Config
 from robustclip.training.job import prepare
-
-TINY = ("goldfish", "bullfrog", "tabby", "lion", "pizza", "wok", "pay-phone")
-SMALL = (
-    ("data.n", 16),
-    ("data.held_out", 4),
-    ("optim.batch", 8),
-    ("optim.micro_batch", 8),
-    ("optim.epochs", 1),
-    ("optim.warmup", 0),
-    ("validation.images", 4),
-    ("validation.steps", 1),
-)
-
 
 # --- sets -----------------------------------------------------------------------------------------------------------------------------
 
@@ -76,33 +66,14 @@ def test_captions_say_the_kind_of_a_class_beside_its_descriptions() -> None:
     assert found["lion"][-1] == "a lion, a kind of big cat."
 
 
-def folders(split: str, names: Sequence[str], n: int, side: int = 32) -> dict[str, bytes]:
-    return {f"{split}{name.replace(' ', '_')}/{i}.png": image(side, side) for name in names for i in range(n)}
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a folder of archives laid out as the real ones, of a few small images."""
-    root = tmp_path_factory.mktemp("data")
-    for name in ("tinyimagenet32", "cifar10", "clothing"):
-        (root / name).mkdir()
-    as_tar(root / "tinyimagenet32" / "train.tar.gz", folders("", TINY, 12))
-    as_tar(root / "tinyimagenet32" / "val.tar.gz", folders("", TINY, 6))
-    (root / "tinyimagenet32" / "descriptions.json").write_text(json.dumps({name: [f"like a {name}"] for name in TINY}))
-    for name, classes in (("cifar10", ("automobile", "ship", "cat")), ("clothing", ("longsleeve", "outwear", "hat"))):
-        for split, n in (("train", 12), ("test", 8)):
-            prefix = f"{split}/" if name == "cifar10" else ""
-            as_tar(root / name / f"{split}.tar.gz", folders(prefix, classes, n, 32 if name == "cifar10" else 40))
-    return str(root)
+    return archives(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def study(data: str, tmp_path: Path, make_model: Any) -> Study:
-    """Return a study on the miniatures, its sets prepared, a tiny random model in the CLIP's place."""
-    out = str(tmp_path / "out")
-    photo_sets.make_sets(data, out, unseen=2, tuned=3)
-    save(make_model(), storage.join(out, "photos"))
-    return Study(out, data, (0, 1), 3, SMALL)
+    return study_on(data, str(tmp_path / "out"), make_model())
 
 
 def test_the_sets_are_those_of_their_archives_and_made_once(data: str, tmp_path: Path) -> None:
@@ -133,6 +104,10 @@ def test_every_method_is_a_training_on_the_tower_and_on_prompts(study: Study) ->
     assert len(configs) == 3 * (2 * len(METHODS) + len(PROBED))
     assert len({prepare(config, study.out).key for config in configs}) == len(configs)
     assert {config.threat.image.eps for config in configs if config.threat.image} == {2.0}
+    saft, tecoa = (study.runs.config(method, TOWER, 1.0) for method in ("SAFT", "TeCoA"))
+    assert {*saft.templates.texts} == {*load(storage.join(study.out, "data", INSIDE)).class_names}
+    assert replace(saft, templates=None) == tecoa  # which learns by names
+    assert all(f"like a {name}" in texts and len(texts) > 1 for name, texts in saft.templates.texts.items())
     probes = {config.data.name for config in study.runs.short(PROBE, "clothing")}
     assert probes == {"clothing"}
     assert type(study.runs.config("TeCoA + FARE", TOWER, 1.0).defense).__name__ == "Mix"
@@ -197,8 +172,48 @@ def test_the_sweeps_of_the_trends_are_commands_that_are_understood(study: Study,
         assert (protocol.sets, protocol.eps, protocol.n, out) == (PROTOCOL.sets, (1.0, 2.0), 80, study.out)
         assert config.model == study.clip
         assert config.data.name == INSIDE
-    assert [*asked] == ["epsilon", "interpolation", "trainable", "train_size"]
-    assert (asked["epsilon"].optim.lr, asked["train_size"].data.n, asked["train_size"].optim.warmup) == (1e-3, None, 10)
+    assert [*asked] == ["epsilon", "interpolation", "trainable", "first_blocks", "train_size"]
+    assert (asked["epsilon"].optim.lr, asked["first_blocks"].optim.weight_decay) == (1e-3, 0.0)
+    sizes = asked["train_size"]
+    assert (sizes.data.n, sizes.optim.warmup) == (None, 3)
+    assert photo_sets.TUNED // sizes.optim.batch * sizes.optim.epochs >= 2 * sizes.optim.warmup  # one image a class leaves the warm-up
+
+
+def test_the_shift_is_a_command_that_attacks_towers_under_descriptions(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_json(study.runs.rates_file, {"TeCoA, tower": 1e-3, "SAFT, tower": 3e-3})
+    with pytest.raises(UserError, match=r"is not trained yet: python benchmarks/photographs\.py tower"):
+        study.shift()
+    for method in ("TeCoA", "SAFT"):
+        for config in study.runs.final(method, TOWER, study.seeds):
+            storage.write_json(storage.join(prepare(config, study.out).folder, "result.json"), {})
+    monkeypatch.setattr("sys.argv", study.shift()[1:])
+    args, protocol, _ = evaluate.asked()
+    assert len(args.models) == 4
+    assert (protocol.sets, protocol.eps, protocol.n, protocol.independent) == (photo_study.DESCRIBED, (1.0, 2.0), 3, True)
+    plain, seen = protocol.attacks
+    assert (plain, seen.attack) == (PROTOCOL.attacks[0],) * 2
+    assert {*seen.texts.texts} == {*TINY}  # of every class of Tiny-ImageNet, so of those of both sets
+
+
+@pytest.mark.parametrize("part", ["ladder", "prompts", "outcomes"])
+def test_attacks_take_the_share_of_a_gpu_that_evaluators_take(part: str, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def seen(names: Sequence[str], resolved: Any, out: str, **given: Any) -> None:
+        asked.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(photo_study.cluster, "fitting_actors", lambda: (3, 0.25))
+    for module in (photo_study, multimodal, test_time):
+        monkeypatch.setattr(module, "evaluate", seen)
+    run = {
+        "ladder": lambda: study.bench().attacked({"CLIP": study.clip}, study.ladder()),
+        "prompts": lambda: multimodal.show({"CLIP": [study.clip]}, protocols.resolve(study.multimodal(), study.out), study.out),
+        "outcomes": lambda: study.outcomes([study.clip], replace(PROTOCOL, n=3)),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        run[part]()
+    assert (asked["actors"], asked["gpus"]) == (3, 0.25)
 
 
 def test_what_did_not_run_says_so_and_an_unknown_piece_is_refused(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +249,15 @@ def test_from_rates_to_the_tables(study: Study, ray_session: None, monkeypatch: 
     assert all(f"LP(CE) of {name}, clean | eps 1 | eps 2:" in table for name in PROBED)
     prompted = photographs.compare(PROMPT, study)
     assert "(prompt - tower) of Adv. - (prompt - tower) of TeCoA" in prompted
+    assert "how sure, a value a seed" in table
+    assert next(line for line in lines if line.startswith("| Adv. | eps 2 |")).count(";") == 4  # two seeds in four columns
+    assert "protocol photographs, hash" in table
+    assert "tiny-rest n = 3" in table
+    assert "checks: " in table
     known = photographs.zero_shot(study)
     assert "| tiny-unseen | descriptions | 12 |" in known
-    assert known.count("\n") == 1 + len((*photo_sets.SCORED, INSIDE)) + 1
+    assert "| digits | names | 1000 |" in known
+    assert known.count("\n| ") == len((*photo_sets.SCORED, INSIDE, DIGITS)) + 1
+    assert "of which 12 each attacked" in known
+    assert known.count("checks: ") == 2
     torch.set_num_threads(1)
