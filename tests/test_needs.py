@@ -143,3 +143,15 @@ def test_a_study_whose_training_fails_is_named_and_the_others_are_measured(
     assert results["clip"] == {"rises": other}
     assert {*results["rendered"]} == {"tiny"}
     assert results["rendered"]["tiny"].base == worlds.read(str(folder), "rendered").weights(laid["tiny"].study) != ""
+
+
+@pytest.mark.slow
+def test_what_a_study_lacks_is_trained_on_ray_train(tmp_path: Path, tiny_checkpoint: str, ray_session: None) -> None:
+    """Two seeds of one recipe side by side; then nothing is missing, and no run of MLflow was made for it."""
+    folder, out = claiming.ledger(tmp_path, tiny_checkpoint), str(tmp_path / "out")
+    laid, _ = running.lay(page.named(str(folder), "paper"), worlds.read(str(folder), "rendered"), [0, 1], out)
+    assert len(laid["small"].missing()) == 2
+    assert running.train(distinct(each for study in laid.values() for each in study.sweeps()), out) == {}
+    assert [study.missing() for study in laid.values()] == [(), ()]
+    assert [study.sweeps() for study in laid.values()] == [[], []]
+    assert not (tmp_path / "out" / "mlflow.db").exists()

@@ -87,7 +87,7 @@ def fitted(each: Sweep, out: str) -> dict[str, str]:
             log.info("checkpoint %s", fit(job, share)["checkpoint"])
         except Exception as error:  # whatever it is, it is this training's: the others and their claims go on
             log.error("training %s failed", job.key, exc_info=not isinstance(error, UserError))
-            return str(error)
+            return str(error) or type(error).__name__
         return ""
 
     cluster.warn_of_local_results(out)
