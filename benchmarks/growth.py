@@ -8,6 +8,7 @@ fresh process after two steps.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -60,15 +61,15 @@ def grown(small: Case, large: Case, times: float, claim: str, pairs: int) -> Row
     return took.row(claim, f"{times:.3g} times the smaller one", "the larger one")
 
 
-def by_workers(workers: int, model: str, images: int) -> float:
-    """Return the seconds of the second step of workers that share its images, gradients summed over gloo."""
+def by_workers(workers: int, model: str, images: int, steps: int) -> list[float]:
+    """Return the seconds of some steps, after a first one, of workers that share their images, gradients summed over gloo."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (workers, folder, model, images), nprocs=workers)
-        return float(Path(folder, "seconds").read_text())
+        torch.multiprocessing.spawn(work, (workers, folder, model, images, steps), nprocs=workers)
+        return json.loads(Path(folder, "seconds").read_text())
 
 
-def work(rank: int, workers: int, folder: str, model: str, images: int) -> None:
-    """Take two steps as one of some workers; the first one writes the seconds of its second."""
+def work(rank: int, workers: int, folder: str, model: str, images: int, steps: int) -> None:
+    """Take steps as one of some workers; the first one writes the seconds of all but its first."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     case = Case(images // workers, CLASSES[0], model)
@@ -78,9 +79,9 @@ def work(rank: int, workers: int, folder: str, model: str, images: int) -> None:
     taken = step.ours(case, Learner(config, models.load(model), names(CLASSES[0]), texts, 1000, world=world))
     taken()
     dist.barrier()
-    took = seconds(taken)
+    took = [seconds(taken) for _ in range(steps)]
     if rank == 0:
-        Path(folder, "seconds").write_text(str(took))
+        Path(folder, "seconds").write_text(json.dumps(took))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -116,9 +117,10 @@ def rows(model: str = UNTRAINED, images: int = 4, pairs: int = PAIRS) -> list[Ro
     each = [seconds(lambda: [long() for _ in range(ROUND)]) for _ in range(2 * pairs)]
     halves = Pairs(tuple(each[:pairs]), tuple(each[pairs:]))
     found.append(halves.row(f"with the steps before it, {SMALL}, {ROUND} steps", "in a run's first half", "in its second half"))
-    shared = paired(lambda: by_workers(1, model, images) / 2, partial(by_workers, 2, model, images), pairs)
+    one, two = (by_workers(workers, model, images, pairs) for workers in (1, 2))
+    shared = Pairs(tuple(took / 2 for took in one), tuple(two))
     found.append(shared.row(f"with workers of one thread, 1 to 2, on {images} images", "half of one's", "two workers"))
-    memory = paired(partial(peak, "plain", model, images), partial(peak, "ours", model, images), pairs)
+    memory = Pairs(*((peak(side, model, images),) for side in ("plain", "ours")))
     return [*found, memory.row(f"memory of training, {images} images, {CLASSES[0]} classes", "plain PyTorch", "ours", unit="MiB")]
 
 

@@ -132,11 +132,11 @@ class TextAttack:
                 flat = [[new for news in each for new in news] for each in by_place]
             values = self._scores(classifier, flat, score)
             for i, (news, each) in enumerate(zip(flat, values, strict=True)):
-                names_other = [collides(i, new) for new in news]
-                allowed = [j for j in range(len(news)) if self.collisions or not names_other[j]]
-                top, chosen = (max(some, key=lambda j: each[j], default=None) for some in (range(len(news)), allowed))
-                hit[i] = hit[i] or (top is not None and each[top] > best[i][0] and names_other[top])
-                if chosen is not None and each[chosen] > best[i][0]:
+                better = [j for j in sorted(range(len(news)), key=lambda j: -each[j]) if each[j] > best[i][0]]
+                hit[i] = hit[i] or (bool(better) and collides(i, news[better[0]]))
+                # The best ones are asked until one is allowed: to ask all takes as long as to encode them.
+                chosen = next((j for j in better if self.collisions or not collides(i, news[j])), None)
+                if chosen is not None:
                     prompts[i], best[i] = news[chosen], [each[chosen]]
         return prompts, hit
 
