@@ -53,7 +53,7 @@ def test_a_plan_counts_every_piece_and_their_sum(study: Study, monkeypatch: pyte
 
 def test_what_is_forecast_is_what_the_pieces_do(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """That its protocols resolve on the sets, and that a sweep's changes go into its space."""
-    monkeypatch.setattr(photo_plan.attacks, "measure", lambda name, resolved: (1.0, 1.0))
+    monkeypatch.setattr(photo_plan.attacks, "measure", lambda name, resolved: photo_plan.attacks.Cost(1.0, 1.0))
     one = photo_plan.attacking(study, photo_plan.shifted(study))
     assert one == 2 * 3 * (1 + 2 * (20 + 2) + 2 * (20 + 3)) / 2  # two sets of three images: clean, two radii, with and without a shift
     asked: list[Any] = []
