@@ -17,6 +17,8 @@ from robustclip.base.errors import UserError
 from robustclip.evaluation import computing, progress, protocols
 from robustclip.evaluation import evaluator as evaluation
 from robustclip.evaluation.rules import SetRule
+from robustclip.evaluation.wanted import Wanted
+from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.records import rows as records
 from robustclip.records.summary import cost, set_metrics
 from robustclip.records.survival import CLEAN_ATTACKED
@@ -145,3 +147,13 @@ def test_a_worker_that_dies_costs_its_cell_one_attempt(
     table = evaluation.evaluate([tiny_checkpoint], resolved, str(tmp_path), actors=1, cpus=0.5)
     assert (tmp_path / "killed").exists()
     assert {row["dataset"] for row in table.to_pylist()} == {"shapes", "digits"}
+
+
+def test_a_worker_reads_the_prompts_of_a_set_once(tmp_path, tiny_checkpoint, monkeypatch):
+    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",)), str(tmp_path))
+    (cell,), passes, read = Wanted([tiny_checkpoint], resolved, str(tmp_path)).missing, [], ZeroShotClassifier.class_features
+    monkeypatch.setattr(ZeroShotClassifier, "class_features", lambda self: passes.append(self.texts) or read(self))
+    worker = evaluation.Worker(resolved, str(tmp_path), 1, None)
+    for _ in range(2):
+        worker.run(cell, tiny_checkpoint)
+    assert len(passes) == 1

@@ -16,7 +16,7 @@ from robustclip.training.job import Job
 
 BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
 BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
-BLOCKS = 256  # of one Ray Dataset, whose tasks are all made before its first block comes, in about a millisecond each
+BLOCKS = 256  # of one Ray Dataset, whose tasks are all made before its first block comes
 AHEAD = 2  # blocks before the end of one at which the next begins
 PAUSE = 0.03  # seconds between two looks of the stream's executor at its tasks
 
