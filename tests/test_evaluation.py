@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from one_process import cells_of, computed
 
 from robustclip import names as models
@@ -157,3 +158,13 @@ def test_a_worker_reads_the_prompts_of_a_set_once(tmp_path, tiny_checkpoint, mon
     for _ in range(2):
         worker.run(cell, tiny_checkpoint)
     assert len(passes) == 1
+
+
+def test_prompts_are_read_on_the_device_of_the_images(tmp_path, tiny_checkpoint, monkeypatch):
+    """Else the first cell's would be read on the CPU and those of the next ones on the GPU, which rounds otherwise."""
+    resolved = protocols.resolve(replace(protocols.named("smoke"), sets=("shapes",)), str(tmp_path))
+    where, read = set(), ZeroShotClassifier.embed_prompts
+    monkeypatch.setattr(ZeroShotClassifier, "embed_prompts", lambda self: where.add(next(self.clip.parameters()).device.type) or read(self))
+    monkeypatch.setattr(computing, "images_of", lambda *given: (torch.empty(2, 3, 16, 16, device="meta"), torch.zeros(2), ["a", "b"]))
+    computing.on_device(models.load(tiny_checkpoint), resolved, "shapes", resolved.sets["shapes"].rows[:2])
+    assert where == {"meta"}
