@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from robustclip.base.values import override
 from robustclip.data.plan import read_unit
@@ -27,13 +28,30 @@ def test_its_executor_pauses(ray_session: None, tmp_path: Path, tiny_checkpoint:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_task_hands_out_each_of_its_blocks(
+    ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training waits for a block alone; Ray's own bound would gather all blocks of a task."""
+    monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
+    monkeypatch.setattr(streaming, "TASK", 4)
+    config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
+    job, share = prepare(config, str(tmp_path)), cluster.Share(1, 0.5, 0.0)
+    found = streaming.stream(job, share, 0, range(job.plan.steps), ray.put(job.plan)).materialize()
+    blocks = streaming.parts_of(range(job.plan.steps), streaming.steps_a_block(job, share))
+    assert len(blocks) > 4
+    assert found.num_blocks() == len(blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("workers", "first"), [(1, 0), (2, 5)])
 def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int
 ) -> None:
     """Ray promises no order between releases: this test is what resume and equal workers rest on. Last pieces and blocks are short ones."""
     monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
-    monkeypatch.setattr(streaming, "BLOCKS", 2)
+    monkeypatch.setattr(streaming, "TASK", 2)
+    monkeypatch.setattr(streaming, "TASKS", 2)
     made, stream = [], streaming.stream
     monkeypatch.setattr(streaming, "stream", lambda *given: made.append(given[3]) or stream(*given))
     config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})

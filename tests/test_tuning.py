@@ -10,7 +10,7 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.models.dress import PixelPrompt, TokenPrompt
-from robustclip.sweeps import spaces, tuning
+from robustclip.sweeps import body, spaces, tuning
 from robustclip.test_time import TAPT, TPT, TTC, PromptAlign
 from robustclip.training.recipes import RECIPES
 
@@ -133,7 +133,7 @@ def test_a_test_time_defence_is_sampled_over_one_training(tmp_path):
     path = tmp_path / "moments.safetensors"
     path.write_text("there already")
     job = SimpleNamespace(folder=str(tmp_path), config=first, out="")
-    names = [tuning.evaluated({"test_time": each}, "RUN", job, None) for each in sampled]
+    names = [body.evaluated({"test_time": each}, "RUN", job, None) for each in sampled]
     assert names == [
         "tpt[views=4,keep=0.5]:RUN",
         f"tapt[views=4,keep=0.5,adversarial={path},gamma=1.0]:RUN",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustclip.base import errors
+from robustclip.base.forecast import Forecast
 from robustclip.base.ranges import AMOUNT, COUNT
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster, gpus
@@ -17,7 +18,7 @@ from robustclip.runtime.tracking import Tracker
 from robustclip.sweeps.forecast import footprint, forecast
 from robustclip.sweeps.report import publish
 from robustclip.sweeps.spaces import FOLDER, RECIPE, Space, check_space, first_config, load_space, rooted, starts
-from robustclip.sweeps.tuning import sweep
+from robustclip.sweeps.tuning import found, sweep, trained
 from robustclip.training.compatible import check_pair
 from robustclip.training.config import Config
 
@@ -64,32 +65,30 @@ def asked() -> tuple[argparse.Namespace, Space, Config, protocols.Protocol, str]
     return args, space, config, protocol, out
 
 
+def ahead(args: argparse.Namespace, space: Space, config: Config, protocol: protocols.Protocol, out: str) -> tuple[Forecast, float]:
+    """Return what a sweep will take on the cluster, joined or started for it, and the part of a GPU that each of its workers gets."""
+    cluster.connect()
+    share = gpus.share(footprint(space, config, protocol, out)) if args.gpus is None else args.gpus
+    return forecast(space, config, protocol, out, args.workers, args.concurrent, args.samples, share), share
+
+
 def run() -> None:
     started = time.monotonic()
     args, space, config, protocol, out = asked()
     cli.say_on_terminal()
     cluster.check_address()
     tracker = None if args.plan else Tracker(out)
-    cluster.connect()
-    share = gpus.share(footprint(space, config, protocol, out)) if args.gpus is None else args.gpus
-    ahead = forecast(space, config, protocol, out, args.workers, args.concurrent, args.samples, share)
+    sampled = None if args.plan or args.fresh else trained(space, config, out, args.samples)
     if tracker is None:
-        print(ahead)
+        print(ahead(args, space, config, protocol, out)[0])
         return
-    cli.tell_if_long(ahead)
-    outcome = sweep(
-        space,
-        config,
-        protocol,
-        out,
-        tracker,
-        workers=args.workers,
-        concurrent=args.concurrent,
-        samples=args.samples,
-        gpus=share,
-        asha=args.asha,
-        fresh=args.fresh,
-    )
+    if sampled is not None:
+        outcome = found(space, config, protocol, out, tracker, sampled)
+    else:
+        told, share = ahead(args, space, config, protocol, out)
+        cli.tell_if_long(told)
+        given = {name: getattr(args, name) for name in ("workers", "concurrent", "samples", "asha", "fresh")}
+        outcome = sweep(space, config, protocol, out, tracker, gpus=share, **given)
     print(publish(space, config, outcome, protocol, out, tracker, started, args.register))
     tracker.close()
     if outcome.failures:

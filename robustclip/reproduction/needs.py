@@ -10,8 +10,8 @@ from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.evaluation.protocols import Protocol
 from robustclip.reproduction.worlds import BASE, SEED, Study, World, parts_of, sample, seeded
+from robustclip.sweeps.body import written_of
 from robustclip.sweeps.spaces import Space, first_config, trial_config
-from robustclip.sweeps.tuning import written_of
 from robustclip.training.config import Config
 from robustclip.training.fit import finished
 from robustclip.training.job import Job, prepare

@@ -3,14 +3,10 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from robustclip import names as models
 from robustclip.base.errors import UserError
-from robustclip.evaluation import protocols
-from robustclip.evaluation.evaluator import evaluate
-from robustclip.evaluation.probing import check, unchecked
-from robustclip.evaluation.wanted import Wanted
+from robustclip.evaluation import complete, protocols
 from robustclip.reproduction.ledger import Claim, Paper, Result
 from robustclip.reproduction.measuring import Evaluated, columns_of, result
 from robustclip.reproduction.needs import Laid, Sweep
@@ -99,14 +95,9 @@ def attacked(laid: Laid, roles: set[str], out: str) -> Evaluated:
     """Return the records and the findings on the models of some roles of a study, attacking and checking those that have none."""
     resolved = protocols.resolve(laid.protocol, out)
     names = laid.all_names(sorted(roles))
-    share: dict[str, Any] = {"actors": 1}
-    absolute = [models.absolute(name) for name in names]
-    if Wanted(names, resolved, out).missing or unchecked(absolute, models.absolute(laid.base), resolved, out):
-        cluster.connect()
-        share["actors"], share["gpus"] = cluster.fitting_actors()
-    table = evaluate(names, resolved, out, **share, on_progress=lambda done: log.info("%s", done))
-    checks = check(names, laid.base, resolved, table, out, **share, on_progress=log.info)
-    called = models.called(absolute)
+    table = complete.attacked(names, resolved, out, lambda done: log.info("%s", done))
+    checks = complete.checked(names, laid.base, resolved, table, out, log.info)
+    called = models.called([models.absolute(name) for name in names])
     runs = {role: [called[models.absolute(name)] for name in laid.names(role)] for role in roles}
     return Evaluated(resolved, runs, columns_of(table, resolved, laid.study.columns), checks)
 

@@ -6,13 +6,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.evaluation.evaluator import evaluate
-from robustclip.evaluation.probing import check
+from robustclip.evaluation.complete import attacked, checked
 from robustclip.evaluation.protocols import Protocol, Resolved, resolve
 from robustclip.evaluation.wanted import same_but_seed
 from robustclip.records import metrics, survival
@@ -20,7 +18,6 @@ from robustclip.records.findings import Finding, summary
 from robustclip.records.rows import CLEAN
 from robustclip.results import figures, report
 from robustclip.results.page import Page
-from robustclip.runtime.cluster import fitting_actors
 from robustclip.runtime.store import how_to_open
 from robustclip.runtime.tracking import RESULTS, Run, Tracker
 from robustclip.sweeps import trends
@@ -48,10 +45,8 @@ def publish(
         raise UserError(f"no trial of {space.name} finished: {reasons}")
     resolved = resolve(protocol, out)
     names = [config.model, *(trial.model for trial in finished)]
-    actors, gpus = fitting_actors()
-    share: dict[str, Any] = {"actors": actors, "gpus": gpus}
-    table = evaluate(names, resolved, out, **share)
-    checks = check(names, config.model, resolved, table, out, **share, on_progress=log.info)
+    table = attacked(names, resolved, out, lambda done: log.info("%s", done))
+    checks = checked(names, config.model, resolved, table, out, log.info)
     titles = {models.display_name(config.model): f"CLIP ({config.model})"}
     titles |= {models.display_name(trial.model): title(trial, outcome) for trial in finished}
     chosen = outcome.chosen or finished[-1]
@@ -72,8 +67,8 @@ def publish(
         ],
     )
     built = replace(built, notes=(*built.notes, *trades(built)))
-    attacked = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(chosen.model, resolved)}
-    pictures = trend(space, finished, built) | attacked | {"training": curves(finished)}
+    shown = {"examples-undefended": examples(config.model, resolved), "examples-chosen": examples(chosen.model, resolved)}
+    pictures = trend(space, finished, built) | shown | {"training": curves(finished)}
     page = Page(built).write(storage.join(out, "reports", f"sweep-{space.name}-{resolved.hash}"), pictures)
     attach(tracker, outcome.parent, storage.parent_of(page), finished, resolved, out, checks)
     tracker.artefacts(outcome.parent, {"space.json": told(space), "protocol.json": json.dumps(resolved.describe(), indent=1).encode()})

@@ -173,6 +173,16 @@ def check_space(space: Space, config: Config) -> None:
         raise UserError(f"space {space.name}: PUBLISHED without AXIS has no figure to stand beside")
 
 
+def grid(space: Space) -> list[dict[str, Any]] | None:
+    """Return what the trials of a space sample, in Tune's order; None where a field is drawn."""
+    from ray.tune.search.sample import Domain
+    from ray.tune.search.variant_generator import generate_variants
+
+    if any(isinstance(each, Domain) for each in space.space.values()):
+        return None
+    return [dict(sampled) for _, sampled in generate_variants(dict(space.space))]
+
+
 def count(space: Space, samples: int) -> int:
     """Return how many trials a space has: the product of its grids times the samples."""
     total = samples

@@ -82,16 +82,17 @@ class SweepCallback(tune.Callback):
             self.free = True
             self.when_slot_is_free()
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def begin(self, trial: str, sample: dict[str, Any]) -> None:
+        """Note that a trial, told by its id, has started with what it samples."""
         # Not trial_config(): a value it refuses is the trial's failure, and must not end the sweep from inside a callback.
-        sample = dict(trial.config)
         start = first_config(self.space, sample[RECIPE]) if RECIPE in sample else self.base
-        mine = self.trials.setdefault(trial.trial_id, Trial(sample, key(start, sample)))
-        self.runs[trial.trial_id] = self.tracker.run(mine.key, mine.label, shared(self.space, self.base) | sample, self.parent)
+        mine = self.trials.setdefault(trial, Trial(sample, key(start, sample)))
+        self.runs[trial] = self.tracker.run(mine.key, mine.label, shared(self.space, self.base) | sample, self.parent)
         log.info("trial %s: started", mine.label)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        mine, run = self.trials[trial.trial_id], self.runs[trial.trial_id]
+    def tell(self, trial: str, result: dict[str, Any]) -> None:
+        """Note what a trial reports."""
+        mine, run = self.trials[trial], self.runs[trial]
         if "failure" in result:
             mine.failure = result["failure"]
             self.tracker.tag(run, failure=mine.failure)
@@ -117,13 +118,23 @@ class SweepCallback(tune.Callback):
         else:
             log.info("trial %s: evaluated %s cells", mine.label, result.get("cells"))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        mine = self.trials[trial.trial_id]
-        self.tracker.finish(self.runs[trial.trial_id], failed=mine.failure is not None)
+    def end(self, trial: str, epoch: float | None = None) -> None:
+        """Note that a trial has ended, in this epoch where it was stopped."""
+        mine = self.trials[trial]
+        self.tracker.finish(self.runs[trial], failed=mine.failure is not None)
         if not (mine.result or mine.failure):
-            mine.stopped = trial.last_result.get("epoch")
+            mine.stopped = epoch
             log.info("trial %s: stopped early after epoch %s", mine.label, mine.stopped)
         self.one_ended()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.begin(trial.trial_id, dict(trial.config))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.tell(trial.trial_id, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.end(trial.trial_id, trial.last_result.get("epoch"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         mine = self.trials[trial.trial_id]

@@ -1,163 +1,37 @@
-"""Sweeps on Ray Tune: a trial is `fit(override(recipe, sample))`, then `evaluate`; chosen on val/, shown on test/."""
+"""Sweeps on Ray Tune: its trials side by side, or found where they are finished; chosen on val/, shown on test/."""
 
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from ray import tune
 
-from robustclip import names as models
 from robustclip.base import storage
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, check
-from robustclip.base.values import from_json, key, override, to_json
+from robustclip.base.values import key, to_json
+from robustclip.evaluation.complete import attacked
 from robustclip.evaluation.evaluator import evaluate
-from robustclip.evaluation.progress import Progress
 from robustclip.evaluation.protocols import Protocol, resolve
-from robustclip.names import INTERPOLATE, written
-from robustclip.records.summary import cost, set_metrics
-from robustclip.runtime.cluster import Share, connect, divide, fitting_trials, total, use_threads, warn_of_local_results
+from robustclip.runtime.cluster import Share, connect, divide, fitting_trials, total, warn_of_local_results
 from robustclip.runtime.gpus import places
 from robustclip.runtime.tracking import Run, Tracker
-from robustclip.sweeps.spaces import EVALUATED, INTERPOLATION, TEST_TIME, Space, check_space, count, starts, trial_config
+from robustclip.sweeps.body import Settings, final, measured, run_trial
+from robustclip.sweeps.spaces import EVALUATED, Space, check_space, count, grid, starts, trial_config
 from robustclip.sweeps.trials import SweepCallback, Trial
-from robustclip.test_time import TAPT, PromptAlign
 from robustclip.training import proxy
 from robustclip.training.config import Config
-from robustclip.training.fit import fit
-from robustclip.training.job import Job, forget, prepare, tell_names
-from robustclip.training.statistics import Images, statistics
+from robustclip.training.fit import finished, result_file
+from robustclip.training.job import prepare, tell_names
 
 log = logging.getLogger(__name__)
 
 DRIVER = {"node:__internal_head__": 0.001}  # trial drivers sit on the head and hold no CPU: drivers that hold CPUs deadlock their workers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every trial of a sweep shares, as plain values: it travels to the trial's process."""
-
-    space: Space
-    config: Any
-    protocol: Protocol
-    out: str
-    share: Share
-    actors: int
-    fresh: bool
-
-
-def run_trial(sample: dict[str, Any], settings: Settings) -> None:
-    """Run a trial in its own light process, which only starts others; what a user must mend is reported: a retry would not mend it."""
-    try:
-        train_and_evaluate(sample, settings)
-    except UserError as error:
-        tune.report({"failure": str(error)})
-
-
-def train_and_evaluate(sample: dict[str, Any], settings: Settings) -> None:
-    """Do the work of a trial: `fit(override(recipe, sample))`, then `evaluate`, reporting to Tune on the way."""
-    config = trial_config(settings.space, from_json(Config, settings.config), sample)
-    started = time.monotonic()
-    job = prepare(config, settings.out)
-    firsts = [settings.space.grid(each)[0] for each in EVALUATED if each in sample]
-    if settings.fresh and [sample[each] for each in EVALUATED if each in sample] == firsts:  # the others find what the first has trained
-        forget(job)
-    fitted = fit(job, settings.share, [forward_epochs()], lambda: tune.report({"waiting": True}))
-    name, metrics = fitted["checkpoint"], {name: value for name, value in fitted["metrics"].items() if name != "step"}
-    if set(sample) & set(EVALUATED):
-        name = evaluated(sample, name, job, settings.share)
-        metrics |= validated(name, job, settings.share)
-    trained = time.monotonic()
-
-    def progress(done: Progress) -> None:
-        tune.report({**metrics, "epoch": config.optim.epochs, "cells": f"{done.done}/{done.total}"})
-
-    resolved = resolve(settings.protocol, settings.out)
-    share = settings.share
-    table = evaluate([name], resolved, settings.out, actors=settings.actors, cpus=share.cpus, gpus=share.gpus, on_progress=progress)
-    inputs = [asdict(each) for each in (*job.inputs(), *resolved.inputs())]
-    seconds = {"seconds/training": trained - started, "seconds/evaluation": time.monotonic() - trained}
-    tested = set_metrics(table, resolved.describe()) | cost(table)
-    # The last report carries everything: a trial that is found finished on a re-run reports nothing else.
-    tune.report(
-        {**metrics, **tested, **seconds, "epoch": config.optim.epochs, "final": True, "run": fitted, "model": name, "inputs": inputs}
-    )
-
-
-def evaluated(sample: dict[str, Any], checkpoint: str, job: Job, share: Share) -> str:
-    """Return the name of what a trial evaluates of its checkpoint: an interpolation, or it under a test-time defence.
-
-    Statistics that the defence asks for and does not name are those of the checkpoint's own training images, made once.
-    """
-    name, file = written_of(sample, checkpoint, job)
-    if file and not storage.exists(file):
-        data = job.config.data
-        images = Images(data.name, data.n, resize=data.resize, rendered=data.rendered, render_seed=data.render_seed)
-        statistics(checkpoint, images, job.out, workers=1, cpus=share.cpus, gpus=share.gpus).write(file)
-    return name
-
-
-def written_of(sample: Mapping[str, Any], checkpoint: str, job: Job) -> tuple[str, str]:
-    """Return the name of what a trial evaluates of its checkpoint, and the file of statistics that it must have first, "" for none."""
-    if INTERPOLATION in sample:
-        return f"{INTERPOLATE}{sample[INTERPOLATION]}:{checkpoint}", ""
-    if TEST_TIME not in sample:
-        return checkpoint, ""
-    settings = sample[TEST_TIME]
-    file = "adversarial" if isinstance(settings, TAPT) else "clean" if isinstance(settings, PromptAlign) else ""
-    if not file or getattr(settings, file):
-        return written(settings, checkpoint), ""
-    path = storage.join(job.folder, "moments.safetensors")
-    return written(override(settings, {file: path}), checkpoint), path
-
-
-def validated(name: str, job: Job, share: Share) -> dict[str, float]:
-    """Return val/ of what no training validated, on the job's held-out images; measured once, kept in its run."""
-    import ray
-
-    sha256 = models.identity(name)
-    path = storage.join(job.folder, f"val-{key(sha256)}.json")
-    if storage.exists(path):
-        return storage.read_json(path)
-    # "DEFAULT": inside a trial Ray would otherwise look for room in the trial's own placement group, which has none.
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, scheduling_strategy="DEFAULT")(validate)
-    try:
-        values = ray.get(task.remote(name, sha256, job, share.threads))
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from error
-    storage.write_json(path, values)
-    return values
-
-
-def validate(name: str, sha256: str, job: Job, threads: int) -> dict[str, float]:
-    """Measure a model of this identity on the held-out images of a job: the body of a Ray task."""
-    use_threads(threads)
-    device, config = "cuda" if torch.cuda.is_available() else "cpu", job.config
-    model = models.load_exactly(name, sha256).to(device)
-    classifier = model.classifier(job.card.class_names, config.templates or job.card.templates).to(device)
-    return proxy.measure(config, classifier, *job.validation_images(device))
-
-
-def forward_epochs() -> Any:
-    """Return the Train callback that passes validated reports (ends of epochs) on to Tune, with the steps since the last one."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    class ForwardEpochs(TuneReportCallback):
-        curve: list[dict[str, float]] = []  # noqa: RUF012 - one instance lives per controller
-
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            self.curve = [*self.curve, *metrics[0]["curve"]]
-            if "val/robust" in metrics[0]:
-                super().after_report(run_context, [metrics[0] | {"curve": self.curve}], checkpoint)
-                self.curve = []
-
-    return ForwardEpochs()
 
 
 @dataclass
@@ -202,10 +76,7 @@ def sweep(
     log.info("results go to %s; %g CPUs, %g GPUs", out, *total())
     concurrent, share = shares(space, workers, concurrent, samples, gpus)
     settings = Settings(space, to_json(config), protocol, out, share, evaluator_actors(share, concurrent), fresh)
-    parent = tracker.run(
-        key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", {"space": space.name, "question": space.question}
-    )
-    tracker.watch(parent)
+    parent = run_of(space, config, protocol, tracker)
     with ThreadPoolExecutor(1) as beside:
         baseline: list[Future[Any]] = []
 
@@ -218,8 +89,55 @@ def sweep(
         tune_trials(space, config, settings, callback, concurrent=concurrent, samples=samples, asha=asha)
         for future in baseline:
             future.result()
+    return outcome(callback, concurrent)
+
+
+def trained(space: Space, config: Config, out: str, samples: int = 1) -> list[dict[str, Any]] | None:
+    """Return what the trials of a sweep sample where every one has been trained; None where one has not, or where it is not known here.
+
+    Not known is what a drawn field will be, or whether what is EVALUATED of a training has been measured.
+    """
+    if samples > 1 or set(EVALUATED) & set(space.space) or not storage.list_folders(storage.join(out, "runs")):
+        return None
+    sampled = grid(space)
+    try:
+        jobs = [prepare(trial_config(space, config, each), out) for each in sampled or ()]
+    except UserError:
+        return None
+    return sampled if all(map(finished, jobs)) else None
+
+
+def found(space: Space, config: Config, protocol: Protocol, out: str, tracker: Tracker, sampled: Sequence[dict[str, Any]]) -> Outcome:
+    """Return a sweep whose trials, which have `sampled` this, are all trained: no Tune runs, only the attacks that are missing do."""
+    find_data(starts(space, config), protocol, out)
+    log.info("results go to %s", out)
+    parent, resolved = run_of(space, config, protocol, tracker), resolve(protocol, out)
+    callback = SweepCallback(tracker, parent, space, config, len(sampled), lambda: None)
+    for number, sample in enumerate(map(dict, sampled)):
+        trial, started = str(number), time.monotonic()
+        callback.begin(trial, sample)
+        job = prepare(trial_config(space, config, sample), out)
+        fitted = storage.read_json(result_file(job))
+        table = attacked([fitted["checkpoint"]], resolved, out, lambda done: log.info("%s", done))
+        seconds = {"seconds/training": 0.0, "seconds/evaluation": time.monotonic() - started}
+        callback.tell(trial, final(job, fitted, fitted["checkpoint"], measured(fitted) | seconds, table, resolved))
+        callback.end(trial)
+    return outcome(callback, 1)
+
+
+def run_of(space: Space, config: Config, protocol: Protocol, tracker: Tracker) -> Run:
+    """Return the MLflow run of a sweep, under which its trials' stand."""
+    about = {"space": space.name, "question": space.question}
+    run = tracker.run(key(config, space.name, str(space.space), protocol.name), f"sweep {space.name}", about)
+    tracker.watch(run)
+    return run
+
+
+def outcome(callback: SweepCallback, concurrent: int) -> Outcome:
+    """Return how a sweep ended by what its callback knows."""
     trials = list(callback.trials.values())
-    return Outcome(trials, *choose(space, trials), parent, concurrent, [trial for trial in trials if trial.failure])
+    failures = [trial for trial in trials if trial.failure]
+    return Outcome(trials, *choose(callback.space, trials), callback.parent, concurrent, failures)
 
 
 def shares(space: Space, workers: int, concurrent: int | None, samples: int, gpus: float = 1.0) -> tuple[int, Share]:

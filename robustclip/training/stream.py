@@ -16,8 +16,9 @@ from robustclip.training.job import Job
 
 BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
 BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
-BLOCKS = 256  # of one Ray Dataset, whose tasks are all made before its first block comes
-AHEAD = 2  # blocks before the end of one at which the next begins
+TASK = 8  # blocks that a task reads one after the other: Ray Data looks ten times a second for ended ones, and a slot waits that long
+TASKS = 256  # of one Ray Dataset, which are all made before its first block comes
+AHEAD = 2  # tasks before the end of one at which the next begins
 PAUSE = 0.03  # seconds between two looks of the stream's executor at its tasks
 
 Unit = Mapping[str, Any]
@@ -30,17 +31,16 @@ def units_of(job: Job, share: Share, rank: int = 0, first: int = 0) -> Iterator[
     """
     import ray
 
-    plan, block = job.plan, steps_a_block(job, share)
+    plan, task = job.plan, TASK * steps_a_block(job, share)
     where = ray.put(plan)  # it travels to every node once, not with every block
 
     def of(steps: range) -> Iterator[Unit]:
         yield from stream(job, share, rank, steps, where).iter_torch_batches(batch_size=plan.micro_batch, device="cpu")
 
-    starts = range(first, plan.steps, BLOCKS * block)
-    pieces = [range(start, min(start + starts.step, plan.steps)) for start in starts]
+    pieces = parts_of(range(first, plan.steps), TASKS * task)
     coming: Iterator[Unit] = of(pieces[0]) if pieces else iter(())
     for piece, after in zip_longest(pieces, pieces[1:]):
-        near_its_end = max(1, (len(piece) - AHEAD * block) * plan.units_per_step // share.workers)
+        near_its_end = max(1, (len(piece) - AHEAD * task) * plan.units_per_step // share.workers)
         for number, unit in enumerate(coming, 1):
             if after and number == near_its_end:
                 following = begun(of(after))
@@ -69,9 +69,19 @@ def begun(units: Iterable[Unit]) -> Iterator[Unit]:
 
 
 def steps_a_block(job: Job, share: Share) -> int:
-    """Return how many steps of a rank a block holds: several, because each costs a task, often a new process."""
-    images = min(BLOCK_IMAGES, BLOCK_BYTES // (3 * job.pixels_a_side**2))
+    """Return how many steps of a rank a block holds: a training waits for one, and Ray's executor handles each."""
+    images = min(BLOCK_IMAGES, BLOCK_BYTES // pixels(job))
     return max(1, images // (job.plan.batch // share.workers))
+
+
+def pixels(job: Job) -> int:
+    """Return the bytes of one decoded image."""
+    return 3 * job.pixels_a_side**2
+
+
+def parts_of(steps: range, length: int) -> list[range]:
+    """Return steps cut into parts of a length, the last a shorter one."""
+    return [steps[begin : begin + length] for begin in range(0, len(steps), length)]
 
 
 def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
@@ -86,27 +96,30 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
     from ray.data.datasource import ReadTask
 
     size, resize, workers, block = job.size, job.config.data.resize, share.workers, steps_a_block(job, share)
-    blocks = [steps[begin : begin + block] for begin in range(0, len(steps), block)]
+    tasks = parts_of(steps, TASK * block)
 
-    def read(number: int) -> list[Any]:
-        plan = fetched(where)  # with the order of the epoch, if the block before was of the same
-        units = [{"step": step, "unit": unit} for step in blocks[number] for unit in range(rank, plan.units_per_step, workers)]
-        parts = [read_unit(plan, unit, size, resize) for unit in units]
-        return [BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})]
+    def read(number: int) -> Iterator[Any]:
+        plan = fetched(where)  # with the order of the epoch, if the task before was of the same
+        for some in parts_of(tasks[number], block):
+            units = [{"step": step, "unit": unit} for step in some for unit in range(rank, plan.units_per_step, workers)]
+            parts = [read_unit(plan, unit, size, resize) for unit in units]
+            yield BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     class Blocks(Datasource):
-        """A task for each block, in order. Of a range, whose numbers are read as units, all numbers would be made before the first unit."""
+        """The tasks, in order. Of a range, whose numbers are read as units, all numbers would be made before the first unit."""
 
         def estimate_inmemory_data_size(self) -> None:
             return None
 
         def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(read, number), unknown) for number in range(len(blocks))]
+            return [ReadTask(partial(read, number), unknown) for number in range(len(tasks))]
 
-    found = ray.data.read_datasource(Blocks(), override_num_blocks=len(blocks), num_cpus=share.cpus)
+    found = ray.data.read_datasource(Blocks(), override_num_blocks=len(tasks), num_cpus=share.cpus)
     found.context.custom_execution_callback_classes = [paced()]
     found.context.execution_options.preserve_order = True
+    # A block goes out as soon as it is read: without this, Ray would gather those of a task up to 128 MiB.
+    found.context.target_max_block_size = block * (job.plan.batch // workers) * pixels(job)
     return found
 
 
