@@ -50,7 +50,7 @@ class Size:
     last: int = 6
     cells: int = 10
     settled: int = 2  # cells after which the clock of an evaluation begins
-    images: int = 12 * UNIT
+    images: int = 64 * UNIT
     processes: int = 2
 
     def config(self, seed: int) -> Config:

@@ -1,7 +1,11 @@
 """The stream of a job: every rank gets its units of every step in order, whatever the number of workers and where it starts."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -12,6 +16,25 @@ from robustclip.runtime import cluster
 from robustclip.training import stream as streaming
 from robustclip.training.job import prepare
 from robustclip.training.recipes import RECIPES
+
+
+def test_who_reads_imports_no_torch(tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task brings what it names: a function of the stream's own file would bring torch into every process that decodes images."""
+    sources: list[Any] = []
+
+    def taken(source: Any, **options: Any) -> Any:
+        sources.append(source)
+        return SimpleNamespace(context=SimpleNamespace(execution_options=SimpleNamespace()))
+
+    monkeypatch.setattr(ray.data, "read_datasource", taken)
+    config = override(RECIPES["smoke"].config, {"model": tiny_checkpoint, "data.name": "shapes", "data.n": 112})
+    job = prepare(config, str(tmp_path))
+    streaming.stream(job, cluster.Share(1, 0.5, 0.0), 0, range(job.plan.steps), None)
+    (task,) = sources[0].get_read_tasks(1)
+    path = tmp_path / "task"
+    path.write_bytes(ray.cloudpickle.dumps(task))
+    read = f"import pickle, sys; from pathlib import Path; pickle.loads(Path({str(path)!r}).read_bytes()); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", read], check=True)
 
 
 @pytest.mark.slow
@@ -49,7 +72,7 @@ def test_ranks_get_their_units_in_order(
     ray_session: None, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, first: int
 ) -> None:
     """Ray promises no order between releases: this test is what resume and equal workers rest on. Last pieces and blocks are short ones."""
-    monkeypatch.setattr(streaming, "BLOCK_IMAGES", 32)
+    monkeypatch.setattr(streaming, "BLOCK_IMAGES", 16)
     monkeypatch.setattr(streaming, "TASK", 2)
     monkeypatch.setattr(streaming, "TASKS", 2)
     made, stream = [], streaming.stream

@@ -98,9 +98,10 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
     size, resize, workers, block = job.size, job.config.data.resize, share.workers, steps_a_block(job, share)
     tasks = parts_of(steps, TASK * block)
 
-    def read(number: int) -> Iterator[Any]:
+    # What it names is imported by every process that reads: nothing of this file, which comes with torch.
+    def read(blocks: list[range]) -> Iterator[Any]:
         plan = fetched(where)  # with the order of the epoch, if the task before was of the same
-        for some in parts_of(tasks[number], block):
+        for some in blocks:
             units = [{"step": step, "unit": unit} for step in some for unit in range(rank, plan.units_per_step, workers)]
             parts = [read_unit(plan, unit, size, resize) for unit in units]
             yield BlockAccessor.batch_to_block({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -113,7 +114,7 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
 
         def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(read, number), unknown) for number in range(len(tasks))]
+            return [ReadTask(partial(read, parts_of(task, block)), unknown) for task in tasks]
 
     found = ray.data.read_datasource(Blocks(), override_num_blocks=len(tasks), num_cpus=share.cpus)
     found.context.custom_execution_callback_classes = [paced()]
