@@ -1,11 +1,15 @@
 """What a user can mend: one line that says what was wrong, where, and what to do."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 from robustclip.base import disk
 from robustclip.base.stopping import Stopping
+
+# When a command's garbage is collected. By Python's own thresholds that is a fifth of the time in which torch, MLflow and Ray are imported.
+SELDOM = (100_000, 50, 50)
 
 
 class UserError(Exception):
@@ -23,8 +27,9 @@ def main(run: Callable[[], None]) -> None:
 
     Ctrl-C is a line and 130, SIGTERM a line and 143; any other error keeps its traceback.
     """
-    stopping = Stopping()
+    stopping, thresholds = Stopping(), gc.get_threshold()
     stopping.listen()
+    gc.set_threshold(*SELDOM)
     try:
         run()
         sys.stdout.flush()
@@ -38,3 +43,4 @@ def main(run: Callable[[], None]) -> None:
         sys.exit(2)
     finally:
         stopping.working = False
+        gc.set_threshold(*thresholds)

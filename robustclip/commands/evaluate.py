@@ -27,9 +27,9 @@ from robustclip.data.naming import templates_file
 from robustclip.evaluation import expected, protocols
 from robustclip.evaluation.evaluator import evaluate
 from robustclip.evaluation.forecast import footprint, forecast
-from robustclip.evaluation.probing import check
+from robustclip.evaluation.probing import check, unchecked
 from robustclip.evaluation.rules import SetRule
-from robustclip.evaluation.wanted import same_but_seed
+from robustclip.evaluation.wanted import Wanted, same_but_seed
 from robustclip.models.class_texts import Descriptions
 from robustclip.models.model import Model
 from robustclip.records.findings import Finding, summary
@@ -114,16 +114,17 @@ def run() -> None:
     resolved = protocols.resolve(protocol, out)
     for name, test_set in resolved.sets.items():
         first.tell_names(test_set.card.class_names, test_set.templates, f"data set {name}")
-    cluster.connect()
-    share_of_gpu = gpus.share(cluster.measured(footprint, names, resolved)) if args.gpus is None else args.gpus
-    actors, each = cluster.fitting_actors(args.actors, share_of_gpu)
-    ahead = cluster.measured(forecast, names, resolved, out, actors, each)
-    if tracker is None:
-        print(ahead)
-        return
-    cluster.warn_of_local_results(out)
-    cli.tell_if_long(ahead)
-    share: dict[str, Any] = {"actors": actors, "gpus": each, "on_progress": partial(log.info, "%s")}
+    share: dict[str, Any] = {"actors": 1, "on_progress": partial(log.info, "%s")}
+    if tracker is None or Wanted(names, resolved, out).missing or unchecked(names, names[0], resolved, out):
+        cluster.connect()
+        share_of_gpu = gpus.share(cluster.measured(footprint, names, resolved)) if args.gpus is None else args.gpus
+        share["actors"], share["gpus"] = cluster.fitting_actors(args.actors, share_of_gpu)
+        ahead = cluster.measured(forecast, names, resolved, out, share["actors"], share["gpus"])
+        if tracker is None:
+            print(ahead)
+            return
+        cluster.warn_of_local_results(out)
+        cli.tell_if_long(ahead)
     table = evaluate(names, resolved, out, **share)
     checks = check(names, names[0], resolved, table, out, **share)
     log_results(tracker, table, resolved, checks)
