@@ -81,15 +81,18 @@ def rows(size: Size = Size(), pairs: int = PAIRS) -> list[Row]:  # noqa: B008 (a
     steps = f"steps {size.first + 1} to {size.last} of {size.batch} images"
     ours = Pairs(tuple(each["one"] for each in ray), tuple(each["two"] for each in ray))
 
-    def aimed(what: str, claim: str, aim: float) -> Row:
-        return Pairs((aim,) * pairs, tuple(each[what] for each in ray)).row(claim, "what is aimed at", "on Ray", 1.0)
+    def aimed(what: str, claim: str, aim: float, why: str = "") -> Row:
+        return Pairs((aim,) * pairs, tuple(each[what] for each in ray)).row(claim, "what is aimed at", "on Ray", 1.0, why=why)
+
+    looks = "a task that has ended waits for the executor's next look, and that shares the two cores"
+    processes = "for each Ray Train starts six processes, of which two import torch and one the model too"
 
     return [
         of("one").row(f"a training, {steps}, decoding counted", "the bare loop", "Ray Train and Data", 0.95),
         of("evaluators").row("an evaluation, by the cell", two, f"{size.processes} Ray actors", 0.9),
-        of("stream", 1000).row("images read and decoded, each", f"DataLoader, {two}", "the stream", 1.0, "ms"),
+        of("stream", 1000).row("images read and decoded, each", f"DataLoader, {two}", "the stream", 1.0, "ms", looks),
         aimed("first", "the first block of a stream", FIRST_BLOCK),
-        aimed("again", f"{size.processes} more trainings in a Ray that runs: to the end of the first step", FIRST_STEP),
+        aimed("again", f"{size.processes} more trainings in a Ray that runs: to the end of the first step", FIRST_STEP, processes),
         of("start").row("start-up: from the command to the end of the first step", "the bare loop", "on Ray"),
         of("memory").row("memory while training, all processes, what they do not share", "the bare loop", "on Ray", unit="MiB"),
         ours.row(f"time grows with trainings: {size.processes} side by side, {steps}", "one on Ray", "all of them on Ray"),
