@@ -48,8 +48,8 @@ class Size:
     batch: int = 2
     first: int = 1
     last: int = 6
-    cells: int = 10
-    settled: int = 2  # cells after which the clock of an evaluation begins
+    cells: int = 24
+    settled: int = 6  # cells after which the clock of an evaluation begins: by then every process has come up
     images: int = 64 * UNIT
     processes: int = 2
 
