@@ -96,7 +96,8 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
     from ray.data.datasource import ReadTask
 
     size, resize, workers, block = job.size, job.config.data.resize, share.workers, steps_a_block(job, share)
-    tasks = parts_of(steps, TASK * block)
+    # The first step is a task of its own, so that a training waits for no whole block of small images.
+    tasks = [[steps[:1]], *(parts_of(task, block) for task in parts_of(steps[1:], TASK * block))]
 
     # What it names is imported by every process that reads: nothing of this file, which comes with torch.
     def read(blocks: list[range]) -> Iterator[Any]:
@@ -114,7 +115,7 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
 
         def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[Any]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(read, parts_of(task, block)), unknown) for task in tasks]
+            return [ReadTask(partial(read, blocks), unknown) for blocks in tasks]
 
     found = ray.data.read_datasource(Blocks(), override_num_blocks=len(tasks), num_cpus=share.cpus)
     found.context.custom_execution_callback_classes = [paced()]
