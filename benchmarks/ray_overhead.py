@@ -8,7 +8,7 @@ with as many processes. Both take the same steps on the same images: a ViT-B/32 
 384 px of which 224 are seen, one thread for each training.
 
 A training is timed from the end of its step `--first` to the end of its step `--last`, which is the time of more steps less that of
-fewer, so that no start counts; two side by side wait for each other before. So few images are one block of the stream, which Ray has
+fewer, so that no start counts; two side by side wait for each other before. So few images are two blocks of the stream, which Ray has
 decoded before the clock begins, so the time in which one process decodes them is added to Ray's. An evaluation is timed from its sixth
 cell on, the stream from its first block on. Start-up, from the command to the end of the first step, and memory are rows of their own.
 """

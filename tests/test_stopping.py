@@ -1,5 +1,6 @@
 """A command that is told to stop does so within seconds, with one line, the shell's status, and none of its processes left."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from robustclip import __main__
-from robustclip.base import stopping
+from robustclip.base import errors, stopping
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = """
@@ -145,3 +146,10 @@ def test_a_script_can_be_stopped_before_it_has_imported_its_command(name: str) -
     words = [sys.executable, "-c", IMPORTING.format(name=name, script=script)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=50, preexec_fn=listening)
     assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+
+
+def test_a_command_collects_garbage_seldom_and_leaves_its_caller_as_he_was() -> None:
+    before, within = gc.get_threshold(), []
+    errors.main(lambda: within.append(gc.get_threshold()))
+    assert within == [errors.SELDOM] != [before]
+    assert gc.get_threshold() == before

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from robustclip.base import disk
 from robustclip.base.stopping import Stopping
 
-# When a command's garbage is collected. By Python's own thresholds that is a fifth of the time in which torch, MLflow and Ray are imported.
+# When a command's garbage is collected: by Python's own thresholds, again and again while torch, MLflow and Ray are imported.
 SELDOM = (100_000, 50, 50)
 
 

@@ -15,7 +15,7 @@ from robustclip.runtime.cluster import Share, fetched
 from robustclip.training.job import Job
 
 BLOCK_BYTES = 2**24  # decoded images in one block of the stream: 111 of 224 px
-BLOCK_IMAGES = 4096  # of small ones; the first step waits for two blocks
+BLOCK_IMAGES = 4096  # of small ones
 TASK = 8  # blocks that a task reads one after the other: Ray Data looks ten times a second for ended ones, and a slot waits that long
 TASKS = 256  # of one Ray Dataset, which are all made before its first block comes
 AHEAD = 2  # tasks before the end of one at which the next begins
@@ -69,12 +69,12 @@ def begun(units: Iterable[Unit]) -> Iterator[Unit]:
 
 
 def steps_a_block(job: Job, share: Share) -> int:
-    """Return how many steps of a rank a block holds: a training waits for one, and Ray's executor handles each."""
-    images = min(BLOCK_IMAGES, BLOCK_BYTES // pixels(job))
+    """Return how many steps of a rank a block holds: several, because Ray's executor handles each."""
+    images = min(BLOCK_IMAGES, BLOCK_BYTES // image_bytes(job))
     return max(1, images // (job.plan.batch // share.workers))
 
 
-def pixels(job: Job) -> int:
+def image_bytes(job: Job) -> int:
     """Return the bytes of one decoded image."""
     return 3 * job.pixels_a_side**2
 
@@ -121,7 +121,7 @@ def stream(job: Job, share: Share, rank: int, steps: range, where: Any) -> Any:
     found.context.custom_execution_callback_classes = [paced()]
     found.context.execution_options.preserve_order = True
     # A block goes out as soon as it is read: without this, Ray would gather those of a task up to 128 MiB.
-    found.context.target_max_block_size = block * (job.plan.batch // workers) * pixels(job)
+    found.context.target_max_block_size = block * (job.plan.batch // workers) * image_bytes(job)
     return found
 
 
