@@ -18,23 +18,17 @@ from robustclip.attacks.catalogue import named
 from robustclip.attacks.levels import Aimed
 from robustclip.attacks.modes import TEXTS
 from robustclip.attacks.multimodal import CoAttack, Text
+from robustclip.attacks.universal import Universal
 from robustclip.base.forecast import Forecast, amount, duration, left
 from robustclip.base.threat import Ball
 from robustclip.base.values import override
 from robustclip.evaluation import forecast as evaluation
 from robustclip.evaluation import protocols
 from robustclip.runtime import cli, cluster
-from robustclip.sweeps import forecast as sweeps
 from robustclip.sweeps import tuning
 from robustclip.training import forecast as training
 from robustclip.training.job import Job, prepare
 from robustclip.training.recipes import RECIPES
-
-SPACE = """'''How long?'''
-from ray import tune
-RECIPE, METRIC, MODE = "smoke", "val/robust", "max"
-SPACE = {"threat.image.eps": tune.grid_search([2.0, 4.0, -1.0])}
-"""
 
 
 @pytest.fixture
@@ -179,32 +173,14 @@ def test_a_loss_over_pairs_is_measured_with_its_second_pass(job: Job, tiny_check
     assert found.forwards > found.backwards >= 2
 
 
-def test_a_sweep_is_its_trainings_and_its_models(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cpus: None) -> None:
-    """A trial that cannot be is not counted as a training, kinds beyond those that are measured take as long as these."""
-    from robustclip.sweeps.spaces import first_config, load_space
-
-    (tmp_path / "space.py").write_text(SPACE)
-    space = load_space(tmp_path / "space.py")
-    config = override(first_config(space), {"model": job.config.model, "data.name": "shapes"})
-    measured: list[str] = []
-    monkeypatch.setattr(training, "measure", lambda job, share: (measured.append(job.key), training.Measured(1.0, 0.0, 0.0))[-1])
-    monkeypatch.setattr(sweeps.attacks, "measure", lambda name, resolved: evaluation.Cost(0.0, 1.0))
-    found = sweeps.forecast(space, config, protocols.named("smoke"), str(tmp_path / "out"), 1, 1, 1)
-    assert len(measured) == 1
-    training_seconds, passes = 2 * 16 * 1.0, 32 * (2 + 3)
-    assert found.seconds == training_seconds + 4 * passes / 2
-    assert "2 for 3 trials, 1 at a time: about 32 s" in str(found)
-
-
-def test_trainings_beside_each_other_are_their_sum_over_the_places(job: Job, monkeypatch: pytest.MonkeyPatch, two_cpus: None) -> None:
-    """One kind is measured once: of 8 steps of two micro-batches, and of twice as many epochs."""
-    measured: list[str] = []
-    monkeypatch.setattr(training, "measure", lambda job, share: (measured.append(job.key), training.Measured(1.0, 0.0, 0.0))[-1])
-    longer = prepare(override(job.config, {"optim.epochs": 4}), job.out)
-    found = training.side_by_side([job, longer])
-    assert len(measured) == 1
-    assert found.seconds == (16.0 + 32.0) / 2
-    assert "2, 2 at a time: about 24 s" in str(found)
+def test_what_models_that_are_not_there_yet_learn_is_in_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models, a cell each: 16 images clean and under a perturbation, learned on 12 others twice."""
+    monkeypatch.setattr(evaluation, "measure", lambda name, resolved: evaluation.Cost(1.0, 2.0))
+    learned = Universal(2, images=12)
+    protocol = replace(protocols.named("smoke"), sets=("shapes",), attacks=(learned,))
+    found = evaluation.of_later("tiny-vit8", 3, protocols.resolve(protocol, str(tmp_path)), 2, 1, 0.5)
+    assert found.seconds == 3 * (16 * (1 + 3) + 2 * 12 * 2.0) / 2
+    assert found.gpus == 1.0
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_a_plan_says_what_is_missing_and_writes_no_verdict(
     assert "training of tecoa of study small, seeds 0, 1 (2 trainings missing that claims need)\n  trainings   2, 2 at a time" in said
     assert "training of tecoa of study tiny" not in said  # whose claims ask of CLIP alone
     assert "evaluation of tiny" in said
+    assert "  later       once trained, 2 models, 2 evaluators: about " in said
     assert "in all, without Ray's starts and the checks: about" in said
     assert (folder / "paper.toml").read_text() == claiming.HAND
     assert not (out / "runs").exists()

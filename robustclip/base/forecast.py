@@ -1,7 +1,8 @@
 """What a command will take on this machine, told before it starts."""
 
+import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 LONG = 600.0  # seconds from which on a command tells by itself
@@ -20,9 +21,13 @@ class Forecast:
     gpus: float = 0.0
     least: float | None = None
 
+    @property
+    def at_least(self) -> float:
+        """The fewest seconds that it may take."""
+        return self.seconds if self.least is None else self.least
+
     def __str__(self) -> str:
-        span = duration(self.seconds) if self.least is None else f"{duration(self.least)} to {duration(self.seconds)}"
-        facts = dict(self.facts) | {"time": f"about {span}"}
+        facts = dict(self.facts) | {"time": f"about {span((self.at_least, self.seconds), duration)}"}
         if self.gpus:
             facts["GPU-hours"] = f"{self.gpus * self.seconds / 3600:.3g}"
         return f"{self.what}\n" + "\n".join(f"  {name:10}  {said}" for name, said in facts.items())
@@ -57,6 +62,26 @@ def amount(n: float) -> str:
 def number(n: int, what: str) -> str:
     """Return "1 model", "2 models", "1,000 models"."""
     return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def span(values: Iterable[float], said: Callable[[float], str] = "{:,}".format) -> str:
+    """Return "8" of numbers that read alike, "8 to 64" of others."""
+    values = [*values]
+    least, most = said(min(values)), said(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def memory(each: float, what: str, at_once: int = 1) -> str:
+    """Return "2 GB a worker", with what all take that run at once: "2 GB a worker, 4 GB of 2 at once"."""
+    return f"{amount(each)} {what}" + (f", {amount(at_once * each)} of {at_once} at once" if at_once > 1 else "")
+
+
+def held() -> float:
+    """Return the bytes that this process has held at most: of a GPU where it used one, else of memory."""
+    import torch
+
+    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -1,8 +1,7 @@
 """What an evaluation will take: the passes of every attack, counted, times the seconds of a pass, measured."""
 
-import resource
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from robustclip.attacks.multimodal import Multimodal
 from robustclip.attacks.pgd import logits_of, meeting
 from robustclip.attacks.shift import Shifted
 from robustclip.base import storage
-from robustclip.base.forecast import Forecast, amount, duration, number, timed
+from robustclip.base.forecast import Forecast, amount, duration, held, memory, number, span, timed
 from robustclip.base.precision import full_precision
 from robustclip.base.threads import one_thread
 from robustclip.base.threat import Ball
@@ -32,6 +31,7 @@ SHOWN = 8  # images on which a pass is measured on a CPU, where more take as muc
 READ = 32  # prompts on which the text tower is
 COPIES = 8  # of a cell's images that an attack holds at once, counted in APGD: points, gradients, the best of each, what it compares
 SIDES = (8, 8)  # of the image on which passes are counted, in pixels
+FILE, ROW = 16_500, 22  # bytes of a cell's records, and of a row more: as 818 files were that hold 180 to 900 rows
 
 
 class Unbroken(nn.Module):
@@ -93,7 +93,7 @@ def passes(attack: Any, classes: int, ball: Ball) -> tuple[int, int]:
 class Work:
     """Images, how often they go through a model at most, prompts, and seconds: at most, and at least, where every image breaks at once.
 
-    `cell` are the seconds of the cell that takes longest.
+    `cell` are the seconds of the cell that takes longest, `written` the bytes of records at most.
     """
 
     images: int = 0
@@ -102,6 +102,21 @@ class Work:
     most: float = 0.0
     least: float = 0.0
     cell: float = 0.0
+    written: int = 0
+
+    def meet(self, cells: Sequence[Cell], resolved: Resolved, cost: Cost, evaluators: int) -> None:
+        """Add cells of one model of such a cost, with what so many evaluators read and learn for them."""
+        for cell in cells:
+            self.add(cell, resolved, cost)
+        for dataset, n in Counter(cell.dataset for cell in cells).items():
+            self.read(dataset, resolved, cost, min(n, evaluators))
+        for dataset in {cell.dataset for cell in cells if cell.attacks} & resolved.surrogates.keys():
+            self.learn(dataset, resolved, cost)
+
+    def times(self, models: int) -> "Work":
+        """Return the work of so many models, each of which takes this."""
+        whole = {name: models * value for name, value in vars(self).items()}
+        return Work(**whole | {"cell": self.cell})
 
     def add(self, cell: Cell, resolved: Resolved, cost: Cost) -> None:
         """Add a cell under a model of such a cost."""
@@ -114,7 +129,7 @@ class Work:
                 forwards += 1 + isinstance(attack, Shifted)  # a look at what came of it, and one under the texts that it saw
                 self.shown += n * forwards
                 each.append((forwards - backwards) * forward + backwards * both)
-        self.images, self.shown = self.images + n, self.shown + n
+        self.images, self.shown, self.written = self.images + n, self.shown + n, self.written + FILE + ROW * n * (1 + len(each))
         self.most += n * (forward + sum(each))
         self.cell = max(self.cell, n * (forward + sum(each)))
         self.least += n * (forward + (sum(each) if protocol.independent else sum(each[:1])))
@@ -140,34 +155,41 @@ def forecast(names: Sequence[str], resolved: Resolved, out: str, actors: int, gp
     """Return what is missing of an evaluation and what it will take `actors` of this machine, without Ray's start and the checks."""
     wanted, work = Wanted(names, resolved, out), Work()
     costs = {name: measure(name, resolved) for name in sorted({wanted.name_of[cell.key] for cell in wanted.missing})}
-    for cell in wanted.missing:
-        work.add(cell, resolved, costs[wanted.name_of[cell.key]])
-    for (name, dataset), cells in Counter((wanted.name_of[cell.key], cell.dataset) for cell in wanted.missing).items():
-        work.read(dataset, resolved, costs[name], min(cells, actors))
-    learning = [cell for cell in wanted.missing if cell.attacks and cell.dataset in resolved.surrogates]
-    for name, dataset in dict.fromkeys((wanted.name_of[cell.key], cell.dataset) for cell in learning):
-        work.learn(dataset, resolved, costs[name])
-    facts = facts_of(wanted, resolved, work, costs, actors, gpus)
-    least = None if work.most == work.least else work.least / actors
-    return Forecast(f"evaluation: {resolved.protocol.name}", facts, work.most / actors, gpus * actors, least)
+    for name, cost in costs.items():
+        work.meet([cell for cell in wanted.missing if wanted.name_of[cell.key] == name], resolved, cost, actors)
+    facts = facts_of({cell.dataset for cell in wanted.missing}, resolved, work, [*costs.values()], actors, gpus)
+    facts["images"] += f"; {number(wanted.found, 'cell')} found finished"
+    return Forecast(f"evaluation: {resolved.protocol.name}", facts, work.most / actors, gpus * actors, work.least / actors)
 
 
-def facts_of(wanted: Wanted, resolved: Resolved, work: Work, costs: Mapping[str, Cost], actors: int, gpus: float) -> dict[str, str]:
-    """Return what a forecast says beside its time."""
-    protocol, sets = resolved.protocol, {cell.dataset for cell in wanted.missing}
+def of_later(name: str, later: int, resolved: Resolved, evaluators: int, at_once: int, gpus: float) -> Forecast:
+    """Return what `later` models that are not there yet will take: each what `name` takes so many evaluators, so many models at once."""
+    cost, one, actors = measure(name, resolved), Work(), evaluators * at_once
+    one.meet(resolved.cells(name, ""), resolved, cost, evaluators)
+    work = one.times(later)
+    seconds, of_one = ((each.least / n, each.most / n) for each, n in ((work, actors), (one, evaluators)))
+    facts = {
+        "evaluation": f"{number(later, 'model')}, {number(actors, 'evaluator')}: about {span(seconds, duration)}",
+        "a model": f"{one.images:,} images, at most {one.shown:,} passes, {number(one.prompts, 'prompt')}: about {span(of_one, duration)}",
+        **facts_of(resolved.sets, resolved, work, [cost] * later, actors, gpus),
+    }
+    return Forecast(f"evaluation: {resolved.protocol.name}", facts, seconds[1], gpus * actors, seconds[0])
+
+
+def facts_of(sets: Collection[str], resolved: Resolved, work: Work, costs: Sequence[Cost], actors: int, gpus: float) -> dict[str, str]:
+    """Return what a forecast says beside its time, of models of such costs on some sets."""
+    protocol = resolved.protocol
     files = [file for name in sets for file in resolved.sets[name].index.files]
-    slowest = max(costs.values(), default=Cost(0.0, 0.0), key=lambda cost: cost.both)
-    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    slowest = max(costs, default=Cost(0.0, 0.0), key=lambda cost: cost.both)
     return {
-        "images": f"{work.images:,} to attack, under {number(len(costs), 'model')}, of {number(len(sets), 'set')}; "
-        f"{number(wanted.found, 'cell')} found finished",
+        "images": f"{work.images:,} to attack, under {number(len(costs), 'model')}, of {number(len(sets), 'set')}",
         "attacks": f"{', '.join(attack.name for attack in protocol.attacks)} at ε {', '.join(f'{eps:g}' for eps in protocol.eps)}",
         "passes": f"at most {work.shown:,} images through a model, and {number(work.prompts, 'prompt')}",
         "a cell": f"at most {duration(work.cell)}",
         "measured": f"{slowest.forward:.3g} s an image forward, {slowest.both:.3g} s with its gradient, {slowest.text:.3g} s a prompt, "
         f"on {number(actors, 'evaluator')}" + (f" with {gpus:g} GPU each" if gpus else ""),
-        "memory": f"{amount(cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} an evaluator",
-        "bytes": f"{amount(sum(storage.sizes(files)) if files else 0)} of images",
+        "memory": memory(held(), "an evaluator", actors),
+        "bytes": f"{amount(sum(storage.sizes(files)))} of images read, at most {amount(work.written)} of records written",
     }
 
 

@@ -37,7 +37,7 @@ def plan(paper: Paper, world: World, seeds: Sequence[int], out: str) -> str:
     said += [f"  not yet  {claim.name}: {why}" for claim in paper.claims if (why := world.why_not(claim))]
     found = [*steps(studies, laid, out), *(Step(f"study {study}", None, why) for study, why in faults.items())]
     ahead = [step.ahead for step in found if step.ahead]
-    least, most = (sum(each) for each in ((e.seconds if e.least is None else e.least for e in ahead), (e.seconds for e in ahead)))
+    least, most = sum(each.at_least for each in ahead), sum(each.seconds for each in ahead)
     blocked = len(found) - len(ahead)
     total = f"in all, without Ray's starts and the checks: about {duration(least)} to {duration(most)}"
     return "\n".join([*said, *map(str, found), total + (f", and what {number(blocked, 'step')} above cannot tell yet" if blocked else "")])
@@ -70,12 +70,6 @@ def of_study(laid: Laid, roles: set[str], out: str) -> Forecast:
     later = [name for role in late if not swept or role not in laid.runs for name in laid.names(role)]
     if not later:
         return found
-    cost, work = cluster.measured(attacks.measure, laid.base, resolved), attacks.Work()
-    for cell in resolved.cells(laid.base, ""):
-        work.add(cell, resolved, cost)
-    for name in resolved.sets:
-        work.read(name, resolved, cost)
-    most, least = (len(later) * each / actors for each in (work.most, work.least))
-    facts = {**found.facts, "later": f"{number(len(later), 'model')} once trained: about {duration(least)} to {duration(most)}"}
-    seconds = found.seconds + most, (found.seconds if found.least is None else found.least) + least
-    return Forecast(found.what, facts, seconds[0], found.gpus, seconds[1])
+    ahead = cluster.measured(attacks.of_later, laid.base, len(later), resolved, actors, 1, gpus)
+    facts = {**found.facts, "later": f"once trained, {ahead.facts['evaluation']}", "a model": ahead.facts["a model"]}
+    return Forecast(found.what, facts, found.seconds + ahead.seconds, found.gpus, found.at_least + ahead.at_least)

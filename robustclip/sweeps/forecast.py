@@ -1,10 +1,10 @@
 """What a sweep will take: its trainings, and the attacks on the models that come of them and on the undefended one."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from robustclip.base.errors import UserError
-from robustclip.base.forecast import Forecast, duration, number
+from robustclip.base.forecast import Forecast
 from robustclip.evaluation import forecast as attacks
 from robustclip.evaluation.protocols import Protocol, resolve
 from robustclip.runtime.cluster import measured
@@ -32,27 +32,25 @@ def footprint(space: Space, config: Config, protocol: Protocol, out: str) -> Foo
 def forecast(
     space: Space, config: Config, protocol: Protocol, out: str, workers: int, concurrent: int | None, samples: int, gpus: float = 1.0
 ) -> Forecast:
-    """Return what a sweep will take on this cluster; a drawn field, whose value nobody knows yet, is taken as the recipe has it."""
+    """Return what a sweep will take on this cluster: what its trainings take, what its evaluation takes, each and in all.
+
+    A drawn field, whose value nobody knows yet, is taken as the recipe has it.
+    """
     concurrent, share = shares(space, workers, concurrent, samples, gpus)
     jobs = {job.key: job for job in jobs_of(space, config, out) if not finished(job)}
-    seconds, kinds = training.seconds_of(jobs.values(), share)
     trials, resolved = count(space, samples), resolve(protocol, out)
-    cost, work = measured(attacks.measure, config.model, resolved), attacks.Work()
-    for cell in resolved.cells(config.model, ""):
-        work.add(cell, resolved, cost)
-    for name in resolved.sets:
-        work.read(name, resolved, cost)
-    actors = concurrent * evaluator_actors(share, concurrent)
-    most, least = ((trials + 1) * each / actors for each in (work.most, work.least))
-    train = sum(seconds) / concurrent
-    facts = {
-        "trainings": f"{len(jobs)} for {number(trials, 'trial')}, {concurrent} at a time: about {duration(train)}"
-        + (f", {kinds} kinds measured" if len({training.kind(job) for job in jobs.values()}) > kinds else ""),
-        "evaluation": f"{trials + 1} models, {(trials + 1) * work.images:,} images under {protocol.name}, {number(actors, 'evaluator')}: "
-        f"about {duration(least)} to {duration(most)}",
-        "passes": f"at most {(trials + 1) * work.shown:,} images through a model in the evaluation",
-    }
-    return Forecast(f"sweep: {space.name}", facts, train + most, share.gpus * share.workers * concurrent, train + least)
+    train = training.together(jobs.values(), share, concurrent)
+    models, evaluators = trials + 1, evaluator_actors(share, concurrent)  # the undefended one too
+    attack = measured(attacks.of_later, config.model, models, resolved, evaluators, concurrent, share.gpus)
+    facts = {"trials": f"{trials:,}", **beside(train.facts, attack.facts)}
+    gpus, least = share.gpus * share.workers * concurrent, train.seconds + attack.at_least
+    return Forecast(f"sweep: {space.name}", facts, train.seconds + attack.seconds, gpus, least)
+
+
+def beside(*parts: Mapping[str, str]) -> dict[str, str]:
+    """Return what several say of one thing in one line."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: "; ".join(part[name] for part in parts if name in part) for name in names}
 
 
 def jobs_of(space: Space, config: Config, out: str) -> Iterator[Job]:

@@ -1,9 +1,8 @@
 """What a training run will take, from some of its own micro-batches, measured: the attack, the losses, the step, the validation."""
 
-import resource
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
 from statistics import mean
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from robustclip import names as models
 from robustclip.base import storage
-from robustclip.base.forecast import Forecast, amount, duration, number, timed
+from robustclip.base.forecast import Forecast, amount, duration, held, memory, number, span, timed
 from robustclip.base.threads import threads
 from robustclip.base.values import key
 from robustclip.data.plan import read_unit
@@ -24,7 +23,7 @@ from robustclip.training.learner import Learner
 
 UNITS = 3  # micro-batches that are measured, after one that warms up
 ENOUGH = 10.0  # seconds after which one is enough
-KINDS = 4  # of training that are measured; others take as long as these on average
+KINDS = 4  # of training that are measured; others take what these take on average
 
 
 @dataclass
@@ -34,50 +33,80 @@ class Measured:
     unit: float = 0.0
     step: float = 0.0
     image: float = 0.0
-    forwards: int = 0
-    backwards: int = 0
+    forwards: float = 0.0
+    backwards: float = 0.0
     memory: float = 0.0
-    weights: int = 0
+    weights: float = 0.0
 
 
 def forecast(job: Job, share: Share, found: Measured | None = None) -> Forecast:
     """Return what a job will take on its share of this machine, without Ray's start: by what was `found` of one like it, or is measured."""
     found = found or measure(job, share)
     plan, config = job.plan, job.config
-    images = len(plan)
-    validation = config.validation.images * found.image
-    seconds = plan.steps * (plan.units_per_step // share.workers * found.unit + found.step) + config.optim.epochs * validation
-    places = number(share.workers, "GPU") if share.gpus else f"{number(share.workers, 'worker')} with {number(share.threads, 'thread')}"
     facts = {
-        "images": f"{images:,} of {job.card.name}, {number(config.optim.epochs, 'epoch')}, {len(job.val_rows):,} held out",
+        "images": f"{len(plan):,} of {job.card.name}, {number(config.optim.epochs, 'epoch')}, {len(job.val_rows):,} held out",
         "steps": f"{plan.steps:,} of {plan.batch} images, {plan.micro_batch} at a time",
-        "passes": f"{found.forwards} forward and {found.backwards} backward of the image tower per image and step",
-        "measured": f"{found.unit:.3g} s a micro-batch, {found.step:.3g} s a step besides, on {places}",
-        "memory": f"{amount(found.memory)} a worker",
-        "bytes": f"{amount(config.optim.epochs * read_bytes(job))} read, {amount(found.weights)} written as the checkpoint",
+        "passes": f"{found.forwards:g} forward and {found.backwards:g} backward of the image tower per image and step",
+        "measured": f"{found.unit:.3g} s a micro-batch, {found.step:.3g} s a step besides, on {places(share)}",
+        "memory": memory(found.memory, "a worker", share.workers),
+        "bytes": f"{amount(read_bytes(job))} read, {amount(found.weights)} written as the checkpoint",
     }
-    return Forecast(f"training: {job.card.name}, {config.model}", facts, seconds, gpus=share.gpus * share.workers)
+    return Forecast(f"training: {job.card.name}, {config.model}", facts, seconds_of(job, share, found), gpus=share.gpus * share.workers)
 
 
-def seconds_of(jobs: Collection[Job], share: Share) -> tuple[list[float], int]:
-    """Return the seconds of some trainings, and how many kinds of them were measured: KINDS at most."""
-    kinds: dict[str, Measured] = {}
-    seconds: list[float] = []
-    for job in sorted(jobs, key=kind):
-        if kind(job) not in kinds and len(kinds) < KINDS:
-            kinds[kind(job)] = measured(measure, job, share)
-        if kind(job) in kinds:
-            seconds.append(forecast(job, share, kinds[kind(job)]).seconds)
-    return seconds + ([mean(seconds)] * (len(jobs) - len(seconds)) if seconds else []), len(kinds)
+def seconds_of(job: Job, share: Share, found: Measured) -> float:
+    """Return the seconds of a job on its share: of its steps, and of a validation after every epoch."""
+    step = job.plan.units_per_step // share.workers * found.unit + found.step
+    return job.plan.steps * step + job.config.optim.epochs * job.config.validation.images * found.image
+
+
+def places(share: Share) -> str:
+    """Return in words what a job runs on."""
+    return number(share.workers, "GPU") if share.gpus else f"{number(share.workers, 'worker')} with {number(share.threads, 'thread')}"
 
 
 def side_by_side(jobs: Collection[Job]) -> Forecast:
     """Return what some trainings will take, as many at once as fit."""
     at_once = fitting_trials(len(jobs), 1)
-    share = divide(at_once, 1)
-    seconds, _ = seconds_of(jobs, share)
-    facts = {"trainings": f"{len(jobs)}, {at_once} at a time: about {duration(sum(seconds) / at_once)}"}
-    return Forecast("trainings", facts, sum(seconds) / at_once, gpus=share.gpus * at_once)
+    return together(jobs, divide(at_once, 1), at_once)
+
+
+def together(jobs: Collection[Job], share: Share, at_once: int) -> Forecast:
+    """Return what some trainings will take, each and in all, so many at once, each on such a share."""
+    if not jobs:
+        return Forecast("trainings", {"trainings": "0, all are there"}, 0.0)
+    kinds = {kind(job): job for job in jobs}
+    found = {name: measured(measure, job, share) for name, job in sorted(kinds.items())[:KINDS]}
+    usual = average(found.values())
+    takes = [found.get(kind(job), usual) for job in jobs]
+    seconds = [seconds_of(job, share, each) for job, each in zip(jobs, takes, strict=True)]
+    steps, shown = [job.plan.steps for job in jobs], [job.plan.steps * job.plan.batch for job in jobs]
+    read, written = [read_bytes(job) for job in jobs], [each.weights for each in takes]
+    forwards = sum(images * each.forwards for images, each in zip(shown, takes, strict=True))
+    backwards = sum(images * each.backwards for images, each in zip(shown, takes, strict=True))
+
+    def once(name: str) -> str:
+        return span([getattr(each, name) for each in found.values()], "{:.3g}".format)
+
+    facts = {
+        "trainings": f"{len(jobs)}, {at_once} at a time: about {duration(sum(seconds) / at_once)}"
+        + (f", {len(found)} of {len(kinds)} kinds measured" if len(kinds) > len(found) else ""),
+        "a training": f"about {span(seconds, duration)}",
+        "images": f"{span([len(job.plan) for job in jobs])} a training, {sum(shown):,} shown in all",
+        "steps": f"{span(steps)} a training, {sum(steps):,} in all",
+        "passes": f"{once('forwards')} forward and {once('backwards')} backward of the image tower per image and step, {forwards:,.0f} and "
+        f"{backwards:,.0f} in all",
+        "measured": f"{once('unit')} s a micro-batch, {once('step')} s a step besides, on {places(share)}",
+        "memory": memory(max(each.memory for each in found.values()), "a worker", at_once * share.workers),
+        "bytes": f"{span(read, amount)} read and {span(written, amount)} written as the checkpoint by a training, {amount(sum(read))} and "
+        f"{amount(sum(written))} in all",
+    }
+    return Forecast("trainings", facts, sum(seconds) / at_once, gpus=share.gpus * share.workers * at_once)
+
+
+def average(found: Collection[Measured]) -> Measured:
+    """Return what trainings take on average."""
+    return Measured(*(mean(values) for values in zip(*map(astuple, found), strict=True)))
 
 
 def kind(job: Job) -> str:
@@ -88,8 +117,8 @@ def kind(job: Job) -> str:
 
 
 def read_bytes(job: Job) -> float:
-    """Return the bytes of the training images, as their shards hold them."""
-    return sum(storage.sizes(job.index.files)) * len(job.plan) / len(job.index)
+    """Return the bytes of the training images, as their shards hold them, in all epochs."""
+    return job.config.optim.epochs * sum(storage.sizes(job.index.files)) * len(job.plan) / len(job.index)
 
 
 def measure(job: Job, share: Share) -> Measured:
@@ -132,8 +161,7 @@ def _measure(job: Job, workers: int) -> Measured:
     images, labels, ids = job.validation_images(device)
     if n := min(len(ids), job.plan.micro_batch):
         found.image = timed(lambda: learner.validate(images[:n], labels[:n], ids[:n])) / n
-    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    found.memory = cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found.memory = held()
     return found
 
 
