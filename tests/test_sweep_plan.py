@@ -1,6 +1,7 @@
 """What a sweep will take: what its trainings take and what the evaluation of its models takes, each of them and in all."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_a_sweep_is_its_trainings_and_its_models(job: Job, tmp_path: Path, measu
     ):
         assert f"  {said}" in str(found)
     assert "GPU-hours" not in str(found)
+
+
+def test_a_draw_is_a_training_and_a_value_that_is_given_is_none(job: Job, tmp_path: Path, measured: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(evaluation, "measure", lambda name, resolved: evaluation.Cost(0.0, 1.0))
+    eps = '"threat.image.eps": tune.grid_search([2.0, 4.0])'
+    assert planned(job, tmp_path, f'{eps}, "optim.lr": tune.loguniform(1e-5, 1e-3)', 3).facts["trainings"].startswith("6, 1 at a time")
+    assert planned(job, tmp_path, f'{eps}, "optim.lr": 1e-4', 3).facts["trainings"].startswith("2, 1 at a time")
 
 
 def test_trainings_beside_each_other_are_their_sum_over_the_places(job: Job, measured: list[str]) -> None:

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Iterator, Mapping
 
+from ray.tune.search.sample import Domain
+
 from robustclip.base.errors import UserError
 from robustclip.base.forecast import Forecast
 from robustclip.evaluation import forecast as attacks
@@ -34,12 +36,14 @@ def forecast(
 ) -> Forecast:
     """Return what a sweep will take on this cluster: what its trainings take, what its evaluation takes, each and in all.
 
-    A drawn field, whose value nobody knows yet, is taken as the recipe has it.
+    A drawn field, whose values nobody knows yet, is taken as the recipe has it, each draw a training.
     """
     concurrent, share = shares(space, workers, concurrent, samples, gpus)
-    jobs = {job.key: job for job in jobs_of(space, config, out) if not finished(job)}
+    drawn = any(isinstance(values, Domain) for values in space.space.values())
+    distinct = {job.key: job for job in jobs_of(space, config, out)}
+    jobs = [job for job in distinct.values() if drawn or not finished(job)]
     trials, resolved = count(space, samples), resolve(protocol, out)
-    train = training.together(jobs.values(), share, concurrent)
+    train = training.together(jobs * (samples if drawn else 1), share, concurrent)
     models, evaluators = trials + 1, evaluator_actors(share, concurrent)  # the undefended one too
     attack = measured(attacks.of_later, config.model, models, resolved, evaluators, concurrent, share.gpus)
     facts = {"trials": f"{trials:,}", **beside(train.facts, attack.facts)}
@@ -54,8 +58,9 @@ def beside(*parts: Mapping[str, str]) -> dict[str, str]:
 
 
 def jobs_of(space: Space, config: Config, out: str) -> Iterator[Job]:
-    """Yield the trainings of a space's grid; a trial that cannot be is left to fail by itself."""
-    grids = {path: values["grid_search"] for path, values in space.space.items() if "grid_search" in values}
+    """Yield the trainings of what a space does not draw: of its grid; a trial that cannot be is left to fail by itself."""
+    given = {path: values for path, values in space.space.items() if not isinstance(values, Domain)}
+    grids = {path: values["grid_search"] if isinstance(values, Mapping) else [values] for path, values in given.items()}
     for values in itertools.product(*grids.values()):
         try:
             yield prepare(trial_config(space, config, dict(zip(grids, values, strict=True))), out)
