@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -141,6 +142,22 @@ def test_weights_replaced_while_they_are_read_are_refused(make_model, tiny_check
 
     monkeypatch.setattr(checkpoints, "load", slow)
     refused("replaced since", models.load_exactly, tiny_checkpoint, sha256)
+
+
+def test_weights_are_hashed_once_in_a_command_and_again_when_they_changed(make_model, tiny_checkpoint, tmp_path, monkeypatch):
+    resolved, read, plain = protocols.resolve(protocols.named("smoke"), str(tmp_path)), [], storage.sha256_file
+    monkeypatch.setattr(storage, "sha256_file", lambda path: (read.append(storage.name_of(path)), plain(path))[1])
+    found = set()
+    for seed in (0, 1):
+        checkpoints.save(make_model(seed=seed), tiny_checkpoint)
+        for file in Path(tiny_checkpoint).iterdir():
+            os.utime(file, (seed, 10**9 + seed))
+        for _ in range(2):
+            wanted = Wanted([tiny_checkpoint, f"ttc:{tiny_checkpoint}"], resolved, str(tmp_path))
+            found.add(models.load_exactly(tiny_checkpoint, models.identity(tiny_checkpoint)).sha256)
+        assert len({cell.model_sha256 for cell in wanted.missing}) == 2
+        assert read.count("model.safetensors") == 1 + seed
+    assert len(found) == 2
 
 
 def test_a_worker_loads_again_when_other_weights_are_asked_of_one_name(make_model, tiny_checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import fsspec.implementations.memory
 import pyarrow as pa
@@ -11,6 +12,9 @@ from pyarrow import fs
 from robustclip.base import errors, storage
 from robustclip.base.errors import UserError
 from robustclip.base.staging import staged
+
+SECOND = 10**9
+LONG_AGO = 10**9 * SECOND
 
 
 def test_resolve_makes_paths_absolute_and_keeps_uris(tmp_path, monkeypatch):
@@ -63,6 +67,40 @@ def test_tables_listing_delete_and_sha256(tmp_path):
     for name in ("folder", "a.txt", "missing"):
         storage.delete(storage.join(root, name))
     assert os.listdir(root) == ["b.parquet"]
+
+
+@pytest.fixture
+def hashed(tmp_path, monkeypatch):
+    """A function that writes a file's bytes and its time of change and returns what hash is known of it, and the list of those read."""
+    path, read, plain = tmp_path / "weights", [], storage.sha256_file
+    monkeypatch.setattr(storage, "sha256_file", lambda path: (read.append(path), plain(path))[1])
+
+    def known(data, changed):
+        path.write_bytes(data)
+        os.utime(path, ns=(changed, changed))
+        return storage.known_sha256(str(path))
+
+    return known, read
+
+
+def test_a_file_is_hashed_again_when_its_size_or_its_time_is_another(hashed):
+    known, read = hashed
+    first = known(b"one", LONG_AGO)
+    assert (known(b"one", LONG_AGO), len(read)) == (first, 1)
+    assert len({first, known(b"two", LONG_AGO + 1), known(b"three", LONG_AGO + 1)}) == 3
+    assert len(read) == 3
+
+
+def test_of_what_changed_just_now_no_hash_is_kept(hashed, monkeypatch):
+    """Other bytes of one size and one time: what a rounded time makes of two writes."""
+    known, read = hashed
+    now = time.time_ns()
+    assert known(b"one", now) != known(b"two", now)
+    monkeypatch.setattr(storage, "SETTLED", -SECOND)
+    assert known(b"one", now) == known(b"two", now), "the planted fault"
+    assert len(read) == 3
+    with pytest.raises(FileNotFoundError):
+        storage.known_sha256("/no/such/file")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-flag", "a b", "a\n", "a\0"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from robustclip.base.errors import UserError
 
 OBJECT_STORES = ("s3", "gs")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SETTLED = 10 * 10**9  # ns: what changed later ago may change again and show the same time, which is rounded, in places to two seconds
 
 
 def resolve(path_or_uri: str) -> str:
@@ -247,3 +249,14 @@ def sha256_file(path: str) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def known_sha256(path: str) -> str:
+    """Return the hex SHA-256 of a file's bytes, which a process reads once as long as the file's size and time of change stay."""
+    size, changed = stamp(path)
+    return _known_sha256(path, size, changed) if changed and time.time_ns() - changed > SETTLED else sha256_file(path)
+
+
+@cache
+def _known_sha256(path: str, size: int, changed: int) -> str:
+    return sha256_file(path)

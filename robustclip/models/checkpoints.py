@@ -44,7 +44,7 @@ def card(folder: str) -> dict[str, Any]:
 def identity(folder: str) -> str | None:
     """Return the hash of the folder's weights, what they wear and their architecture, None where there are none; no model is built."""
     files = [file for file in storage.list_files(folder) if storage.name_of(file) in IDENTITY_FILES]
-    return hashlib.sha256("".join(storage.sha256_file(file) for file in sorted(files)).encode()).hexdigest() if files else None
+    return hashlib.sha256("".join(storage.known_sha256(file) for file in sorted(files)).encode()).hexdigest() if files else None
 
 
 def selection(folder: str) -> frozenset[str] | None:

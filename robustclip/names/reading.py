@@ -101,7 +101,7 @@ class AtTestTime(Over):
             if path := getattr(self.settings, field, ""):
                 if not storage.exists(path):
                     raise UserError(f"{self.kind}: there is no file {path}: make it with robustclip moments")
-                said[field] = storage.sha256_file(path)
+                said[field] = storage.known_sha256(path)
         return said
 
     def identity(self) -> str:
