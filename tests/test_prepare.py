@@ -1,5 +1,6 @@
 """From class folders and archives to shards: bytes untouched, same source same shards, every fault named, nothing half-done."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from sourcing import as_folder, as_tar, image, left, stored
 from robustclip.base import errors, storage
 from robustclip.base.errors import UserError
 from robustclip.commands import prepare as command
+from robustclip.data import marks
 from robustclip.data.preparation import prepare
 
 
@@ -182,6 +184,51 @@ def test_the_command_says_where_and_what_next(tmp_path, monkeypatch, capsys):
         assert word in said
     assert run(monkeypatch, source, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err == "error: a set needs a name: add --name SET\n"
+
+
+def turned(path):
+    """Change a bit of a file and when it was written, not its size."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, (0, 0))
+
+
+THERE, READY, OTHER = "set was already there, unchanged", "set is ready", "holds another set of this name"
+CHANGED = {  # what changes, and returns other words for the command -> how it ends, how often it reads, what it says
+    "nothing": (lambda source, shard: [source], 0, 0, THERE),
+    "a time": (lambda source, shard: (os.utime(source / "train/cat/0.png", (0, 0)), [source])[-1], 0, 1, THERE),
+    "an image": (lambda source, shard: ((source / "train/dog/0.png").write_bytes(image(9, 9)), [source])[-1], 2, 1, OTHER),
+    "a file more": (lambda source, shard: [as_folder(source, {"train/dog/1.png": image()})], 2, 1, OTHER),
+    "its name": (lambda source, shard: [source.rename(source.parent / "moved")], 2, 1, OTHER),
+    "a bit of a shard": (lambda source, shard: (turned(shard), [source])[-1], 0, 1, READY),
+    "no shard": (lambda source, shard: (shard.unlink(), [source])[-1], 0, 1, READY),
+    "prompts": (lambda source, shard: [source, "--templates", "a {}."], 2, 1, OTHER),
+    "class names": (lambda source, shard: [source, "--class-names", as_folder(source.parent, {"n": b"cat\nwolf"}) + "/n"], 2, 1, OTHER),
+    "what is accepted": (lambda source, shard: [source, "--strict"], 0, 1, THERE),
+    "--fresh": (lambda source, shard: [source, "--fresh"], 0, 1, READY),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_source_is_read_again_if_something_changed_and_else_not(tmp_path, monkeypatch, capsys, change):
+    source, read, plain = Path(as_folder(tmp_path / "set", GOOD)), [], marks.prepare
+    monkeypatch.setattr(marks, "prepare", lambda *given, **options: (read.append(given), plain(*given, **options))[-1])
+    where = ("--name", "set", "--out", tmp_path / "out")
+    assert run(monkeypatch, source, *where) == 0
+    assert READY in capsys.readouterr().out
+    shard = tmp_path / "out" / "data" / "set" / "train-00000.parquet"
+    before, (make, status, times, said) = shard.read_bytes(), CHANGED[change]
+    words = make(source, shard)
+    read.clear()
+    assert run(monkeypatch, *words, *where) == status
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+    assert ("read as " in told.out) == (status == 0 and times == 1)
+    assert (len(read), shard.read_bytes()) == (times, before)
+    if status == 0 and "--fresh" not in words:
+        assert run(monkeypatch, *words, *where) == 0
+        assert (len(read), THERE in capsys.readouterr().out) == (times, True)
 
 
 def test_progress_counts_the_time_of_the_first_part_too(monkeypatch, capsys):

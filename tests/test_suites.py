@@ -29,7 +29,7 @@ from sourcing import as_folder, as_tar
 from robustclip.base import errors
 from robustclip.base.errors import UserError
 from robustclip.commands import prepare as command
-from robustclip.data import naming, suites
+from robustclip.data import marks, naming, suites
 from robustclip.data.formats import FORMATS
 from robustclip.data.known import differences
 from robustclip.data.preparation import prepare
@@ -69,7 +69,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     place = root(tmp_path)
     outcomes(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(suites, "prepare", lambda *_, **__: pytest.fail("read again"))
+        patch.setattr(marks, "prepare", lambda *_, **__: pytest.fail("read again"))
         assert {each.state for each in outcomes(tmp_path).values()} == {"unchanged", "missing"}
     (place / "DTD" / "images" / "banded" / "banded_2.jpg").touch()  # other times, the same images
     read = []

@@ -23,8 +23,9 @@ from robustclip.data.card import DatasetCard, whole
 from robustclip.data.datasets import ensure_set
 from robustclip.data.formats import FORMATS
 from robustclip.data.known import differences
+from robustclip.data.marks import prepare_changed
 from robustclip.data.naming import VARIANTS, names_file, renamed, templates_file
-from robustclip.data.preparation import SKIPPED, TEMPLATES, Prepared, check_templates, prepare
+from robustclip.data.preparation import SKIPPED, TEMPLATES, Prepared, check_templates
 from robustclip.data.sets import SETS as KNOWN
 from robustclip.data.sources import Progress
 from robustclip.data.suites import Outcome, prepare_suite
@@ -183,9 +184,11 @@ def run() -> None:
         card = prepare_world(out, args)
     else:
         chosen = {key: getattr(args, key) for key in ("split", "strict", "templates", "licence", "fresh", "format")}
-        done = prepare(out, args.name, args.source, **chosen, rename=getattr(args, "rename", None), progress=progress(), mapper=mapped)
+        chosen |= {"rename": getattr(args, "rename", None), "progress": progress(), "mapper": mapped}
+        done = prepare_changed(out, args.name, args.source, **chosen)
         card = done.card
-        print(f"read as {done.format}")
+        if done.format:
+            print(f"read as {done.format}")
         for said in (*done.said, *(differences(KNOWN[args.name], len(card.class_names), card.splits) if args.name in KNOWN else ())):
             print(f"note: {said}")
         tell_skipped(done)
@@ -237,7 +240,7 @@ def _starting(name: str, source: str) -> None:
 
 def tell_outcome(outcome: Outcome) -> None:
     """Print what became of a set of a suite, a line for each thing to know."""
-    as_what = f", read as {outcome.done.format}" if outcome.done else ""
+    as_what = f", read as {outcome.done.format}" if outcome.done and outcome.done.format else ""
     print(f"{outcome.known.name}: {outcome.state}{f', {size_of(outcome.card)}' if outcome.card else ''}{as_what}")
     for said in outcome.said:
         print(f"  {said}")

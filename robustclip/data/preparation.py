@@ -34,8 +34,8 @@ Rename = Callable[[Sequence[str], Sequence[str]], Sequence[str]]  # keys and nam
 class Prepared:
     """What preparing a set came to: its card, the files that were skipped, whether the very same set was there before.
 
-    `format` is what the sources were read as, `said` what the reader has to say of them, `called` the keys and the names of its classes
-    before they were given others.
+    `format` is what the sources were read as ("": they were not), `said` what the reader has to say of them, `called` the keys and the
+    names of its classes before they were given others.
     """
 
     card: DatasetCard

@@ -83,7 +83,7 @@ def opened(path: str) -> pq.ParquetFile:
     except FileNotFoundError as error:
         raise UserError(f"{path}: this shard is missing though dataset.json lists it; prepare the set again") from error
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); prepare the set again".replace("\n", " ")) from error
+        raise UserError(f"{path}: not a readable Parquet file ({error}); prepare the set again with --fresh".replace("\n", " ")) from error
 
 
 @lru_cache(FOOTERS)
@@ -122,5 +122,7 @@ def read_pixels(
         try:
             pixels.append(decode(image, size, resize, interpolation))
         except BadImage as error:
-            raise UserError(f"{path}: the image {name} cannot be decoded ({error}); the shard is damaged, prepare the set again") from error
+            raise UserError(
+                f"{path}: the image {name} cannot be decoded ({error}); the shard is damaged, prepare the set again with --fresh"
+            ) from error
     return ids, pixels, labels

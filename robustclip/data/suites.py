@@ -8,15 +8,15 @@ from typing import Any
 
 from robustclip.base import storage
 from robustclip.base.errors import UserError
-from robustclip.data.card import CARD, DatasetCard, load
+from robustclip.data.card import DatasetCard
 from robustclip.data.known import KnownSet, differences
+from robustclip.data.marks import prepare_changed
 from robustclip.data.naming import suite_names
 from robustclip.data.pieces import Mapper, one_by_one
-from robustclip.data.preparation import TEMPLATES, Prepared, Rename, prepare
+from robustclip.data.preparation import TEMPLATES, Prepared
 from robustclip.data.sets import SETS
-from robustclip.data.sources import Progress, fingerprint, is_packed, stem_of
+from robustclip.data.sources import Progress, is_packed, stem_of
 
-MARK = "prepared.json"  # of what a set was prepared, so that the same is not read again
 BY_COOP = "tapt"  # suites whose name begins so score CoOp's splits
 WITHOUT_JSON = ("imagenet", "fgvcaircraft")  # of which CoOp takes the validation images, and the authors' own test
 
@@ -86,17 +86,10 @@ def prepare_suite(
         if not places:
             yield Outcome(known, "missing", (f"none of {', '.join(known.folders)} in {root}; its authors publish it at {known.url}",))
             continue
-        chosen = templates.get(name) or TEMPLATES
+        options = _options(suite, name, variant) | {"templates": templates.get(name) or TEMPLATES, "strict": strict, "fresh": fresh}
+        options |= {"starting": partial(starting, name, ", ".join(places[0])), "progress": progress, "mapper": mapper}
         try:
-            mark = [fingerprint(place, [suite, variant, strict, chosen]) for place in places[0]]
-            options = _options(suite, name, variant)
-            if not fresh and (card := _unchanged(storage.join(out, "data", name), mark, options["rename"])):
-                yield Outcome(known, "unchanged", _lacking(suite, known, card, scored), card)
-                continue
-            starting(name, ", ".join(places[0]))
-            options |= {"strict": strict, "fresh": fresh}
-            done = prepare(out, name, places[0], templates=chosen, progress=progress, mapper=mapper, **options)
-            _write_mark(done, mark)
+            done = prepare_changed(out, name, places[0], **options)
         except UserError as error:
             yield Outcome(known, "failed", (str(error),))
             continue
@@ -123,23 +116,3 @@ def _options(suite: str, name: str, variant: str) -> dict[str, Any]:
 
 def _renamed(suite: str, name: str, variant: str, keys: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     return suite_names(suite, name, keys, names, variant)
-
-
-def _sizes(card: DatasetCard) -> dict[str, int]:
-    paths = {shard["file"]: storage.join(card.folder, shard["file"]) for shards in card.shards.values() for shard in shards}
-    return {file: storage.size_of(path) if storage.exists(path) else -1 for file, path in paths.items()}
-
-
-def _write_mark(done: Prepared, mark: list[str]) -> None:
-    facts = {"sources": mark, "sizes": _sizes(done.card), "called": done.called}
-    storage.write_json(storage.join(done.card.folder, MARK), facts)
-
-
-def _unchanged(folder: str, mark: list[str], rename: Rename) -> DatasetCard | None:
-    """Return the set that is there if it was made of the same files and would be given the same names now, which packages also decide."""
-    if not (storage.exists(storage.join(folder, MARK)) and storage.exists(storage.join(folder, CARD))):
-        return None
-    card, known = load(folder), storage.read_json(storage.join(folder, MARK))
-    if (known["sources"], known["sizes"]) != (mark, _sizes(card)):
-        return None
-    return card if tuple(rename(*known["called"])) == card.class_names else None

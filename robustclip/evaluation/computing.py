@@ -164,7 +164,7 @@ def check_bytes(path: str, sha256: str) -> None:
     """Raise UserError when a shard is not the file whose hash the records would name."""
     if storage.sha256_file(path) != sha256:
         raise UserError(
-            f"{path} was changed or damaged since its set was made (its hash is another): prepare the set again, "
+            f"{path} was changed or damaged since its set was made (its hash is another): prepare the set again with --fresh, "
             "or delete the folder of an embedded one, which is then rendered again"
         )
 
