@@ -4,7 +4,7 @@ from typing import Any
 
 from robustclip.attacks.catalogue import KNOWN
 from robustclip.attacks.ensembles import ENSEMBLES
-from robustclip.data.typographic import PREFIX
+from robustclip.data.variants import AMONG, TYPOGRAPHIC
 from robustclip.data.world import FINE_TUNING, SETS
 from robustclip.evaluation.presets import TITLES
 from robustclip.evaluation.protocols import PROTOCOLS
@@ -59,8 +59,11 @@ def list_sets() -> dict[str, str]:
         f"{', what is fine-tuned on' if name == FINE_TUNING else ''}"
         for name, each in SETS.items()
     }
-    written = {f"{PREFIX}SET": "any of them with the name of another class written on every image, to evaluate on"}
-    return embedded | {name: f"{title}, to be prepared" for name, title in TITLES.items()} | written
+    variants = {
+        f"{TYPOGRAPHIC}SET": "any of them with the name of another class written on every image, to evaluate on",
+        f"{AMONG}OTHER:SET": "any of them among the class names of another one too, to evaluate on",
+    }
+    return embedded | {name: f"{title}, to be prepared" for name, title in TITLES.items()} | variants
 
 
 def list_attacks() -> dict[str, str]:

@@ -90,13 +90,14 @@ def _known(what: str, words: Sequence[str] | None, known: Any) -> None:
 
 def _sets() -> set[str]:
     """Return the names of sets: embedded, of published protocols, or prepared by some command of the pages."""
-    from robustclip.data.typographic import PREFIX
+    from robustclip.data.variants import AMONG, TYPOGRAPHIC
     from robustclip.data.world import SETS
     from robustclip.evaluation.presets import TITLES
 
     prepared = [re.search(r"prepare(?:\.py)? .*--name (\S+)", command.text) for page in PAGES for command in commands(page)]
     known = {*SETS, *TITLES, *(found.group(1) for found in prepared if found)}
-    return known | {f"{PREFIX}{name}" for name in known}
+    among = {f"{AMONG}{other}:{name}" for other in known for name in known - {other}}
+    return known | {f"{TYPOGRAPHIC}{name}" for name in known} | among
 
 
 def _model(name: str) -> None:

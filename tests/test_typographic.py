@@ -19,7 +19,8 @@ from robustclip.base.errors import UserError
 from robustclip.data import typographic
 from robustclip.data.datasets import ensure_set
 from robustclip.data.rendering import COLOURS, TEXT_FONTS
-from robustclip.data.typographic import FINE, SMALLEST, base_of, with_words, write, written
+from robustclip.data.typographic import FINE, SMALLEST, with_words, write, written
+from robustclip.data.variants import base_of
 from robustclip.data.world import SETS
 from robustclip.evaluation import computing
 from robustclip.evaluation.presets import PRESETS

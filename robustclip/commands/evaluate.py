@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "--sets",
         nargs="+",
         metavar="SET",
-        help="these data sets instead of the protocol's (another hash); typographic:SET: SET with names of other classes on its images",
+        help="these data sets instead of the protocol's (another hash); typographic:SET: SET with names of other classes on its images; "
+        "among:OTHER:SET: SET among the class names of OTHER too",
     )
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=f"these attacks instead, of {', '.join(KNOWN)}")
     parser.add_argument("--eps", nargs="+", type=cli.taking(AMOUNT), help="these radii instead, in 1/255, ascending")

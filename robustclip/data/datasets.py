@@ -18,7 +18,7 @@ from robustclip.base.threads import one_thread
 from robustclip.data import world
 from robustclip.data.card import CARD, DatasetCard, load, save
 from robustclip.data.shards import Row, write_split
-from robustclip.data.typographic import base_of
+from robustclip.data.variants import base_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def ensure_set(out: str, name: str, split_sizes: Mapping[str, int], render_seed:
     A prepared set keeps its own sizes; `split_sizes` and `render_seed` speak of embedded sets. The card's `folder` says where it lies.
     """
     if (base := base_of(name)) != name:
-        raise UserError(f"{name}: words are written on images when a model is evaluated on them, never to train on; give {base!r}")
+        raise UserError(f"{name} is {base} looked at otherwise, to evaluate on, never to train on; give {base!r}")
     folder = set_folder(out, name, split_sizes, render_seed)
     if name not in world.SETS:
         if not storage.exists(storage.join(folder, CARD)):
@@ -69,6 +69,11 @@ def ensure_set(out: str, name: str, split_sizes: Mapping[str, int], render_seed:
     if (card.splits, card.render_seed) != (dict(split_sizes), render_seed):
         raise UserError(f"{folder}: the card says splits {card.splits}, seed {card.render_seed}; delete the folder to render it again")
     return card
+
+
+def class_names_of(out: str, name: str) -> tuple[str, ...]:
+    """Return the class names of a prepared set, or of an embedded one, which is not rendered for them."""
+    return world.SETS[name].class_names if name in world.SETS else ensure_set(out, name, {}, 0).class_names
 
 
 def _render(folder: str, name: str, split_sizes: Mapping[str, int], seed: int) -> None:

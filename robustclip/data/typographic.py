@@ -18,18 +18,12 @@ from robustclip.base.errors import UserError
 from robustclip.base.seeds import derive, py_random
 from robustclip.data.rendering import COLOURS, TEXT_FONTS
 
-PREFIX = "typographic:"
 SIZES = (20 / 224, 40 / 224)  # of a font, in sides of the image
 LEAST = 8.0  # pixels of a font: letters of fewer run together; only a long word on a small image has them
 SMALLEST = 16  # pixels of a side on which a word can be written
 EDGE = 1 / 20  # of the font's size
 FINE = 4  # letters are drawn so many times larger, then averaged down: smooth
 DISTINCT = 0.5  # two colours are at least so far apart in RGB, as in the rendered world
-
-
-def base_of(name: str) -> str:
-    """Return the set whose images a set shows: of `typographic:SET` it is SET, of any other the set itself."""
-    return name.removeprefix(PREFIX)
 
 
 def written(seed: int, image_id: str, label: int, class_names: Sequence[str]) -> int:

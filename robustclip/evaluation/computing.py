@@ -16,7 +16,8 @@ from robustclip.base.errors import UserError
 from robustclip.base.precision import full_precision
 from robustclip.base.values import key
 from robustclip.data.reading import to_images
-from robustclip.data.typographic import base_of, written
+from robustclip.data.typographic import written
+from robustclip.data.variants import has_words
 from robustclip.evaluation.cascade import run_cascade
 from robustclip.evaluation.protocols import PRECISION, Cell, Resolved, TestSet
 from robustclip.evaluation.rewritings import Kept
@@ -45,7 +46,7 @@ def compute(model: Model, cell: Cell, resolved: Resolved, out: str | None = None
     if cell.dataset in resolved.surrogates and not isinstance(classifier, ZeroShotClassifier):  # what adapts, or is of several towers
         classifier.surrogates = surrogates_of(model, resolved, cell.dataset, cell.model_sha256, out)
     rows = run_cascade(classifier, images, labels, ids, resolved.protocol, cell.attacks)
-    if base_of(cell.dataset) != cell.dataset:
+    if has_words(cell.dataset):
         class_names = resolved.sets[cell.dataset].card.class_names
         for row in rows:
             row["written"] = written(resolved.protocol.seed, row["image_id"], row["label"], class_names)

@@ -19,10 +19,11 @@ from robustclip.base import storage
 from robustclip.base.errors import UserError, did_you_mean
 from robustclip.base.values import digest, key, to_json
 from robustclip.data.card import CARD, DatasetCard
-from robustclip.data.datasets import ensure_set, set_folder
+from robustclip.data.datasets import class_names_of, ensure_set, set_folder
 from robustclip.data.index import Index, scan
 from robustclip.data.reading import decoded_size, read_images, split_identity, stratified
-from robustclip.data.typographic import base_of, with_words
+from robustclip.data.typographic import with_words
+from robustclip.data.variants import base_of, has_words, names_among, other_of
 from robustclip.data.world import SETS, SUITE
 from robustclip.evaluation.presets import PRESETS, TITLES
 from robustclip.evaluation.rules import Protocol, SetRule
@@ -179,7 +180,7 @@ class Resolved:
         native = protocol.rule(name).native
         scaled = (None, None) if native else (size, protocol.resize)
         ids, pixels, labels = read_images(test_set.index, rows, *scaled, protocol.interpolation)
-        if base_of(name) != name:
+        if has_words(name):
             pixels = with_words(pixels, ids, labels, test_set.card.class_names, protocol.seed)
         return ids, pixels, labels
 
@@ -203,9 +204,10 @@ def resolve(protocol: Protocol, out: str) -> Resolved:
 
 def _refuse_missing(protocol: Protocol, out: str) -> None:
     there = [*SETS, *storage.list_folders(storage.join(out, "data"))]
+    shown = (each for name in protocol.sets for each in (base_of(name), other_of(name)) if each)
     missing = [
         f"{name!r} ({TITLES[name]})" if name in TITLES else f"{name!r}{did_you_mean(name, there)}"
-        for name in dict.fromkeys(map(base_of, protocol.sets))
+        for name in dict.fromkeys(shown)
         if name not in SETS and not storage.exists(storage.join(set_folder(out, name, {}, 0), CARD))
     ]
     if missing:
@@ -242,6 +244,9 @@ def _test_set(protocol: Protocol, rule: SetRule, out: str) -> TestSet:
     if len(index) < wanted:
         raise UserError(f"data set {rule.name!r} has {len(index)} {rule.split} images, the protocol {protocol.name!r} asks for {wanted}")
     card = replace(card, class_names=rule.class_names or card.class_names)
+    if other := other_of(rule.name):
+        others = protocol.rule(other).class_names or class_names_of(out, other)
+        card = replace(card, class_names=names_among(card.class_names, others, rule.name))
     for texts in (rule.templates, *(attack.texts for attack in protocol.attacks if isinstance(attack, Shifted))):
         if isinstance(texts, Descriptions):
             texts.of(card.class_names, f"data set {rule.name!r}")

@@ -10,7 +10,7 @@ from robustclip.attacks.shift import Shifted
 from robustclip.base.errors import UserError
 from robustclip.base.ranges import COUNT, PIXELS, SEED, check_fields
 from robustclip.base.threat import Ball
-from robustclip.data.typographic import base_of
+from robustclip.data.variants import base_of
 from robustclip.models.class_texts import Descriptions
 
 LEVELS = ("white-box", "grey-box A0", "grey-box A1")  # what was attacked: the scored model, plain CLIP, the model before it adapts
@@ -132,7 +132,7 @@ class Protocol:
         return replace(self, **wanted, name=f"{self.name} (changed)") if wanted else self
 
     def rule(self, name: str) -> SetRule:
-        """Return what it says of a set; of one with words on its images, if nothing else, what it says of the set without."""
+        """Return what it says of a set; of one that is another looked at otherwise, if nothing else, what it says of that one."""
         said = {rule.name: rule for rule in self.rules}
         return said.get(name) or replace(said.get(base_of(name), SetRule(name)), name=name)
 

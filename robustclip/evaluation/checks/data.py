@@ -74,7 +74,7 @@ def of_model(subject: Subject) -> pa.Table:
 def unevenly_chosen(test_set: TestSet, n: int | None) -> list[str]:
     """Return what is wrong with the choice of images: not the stratified ids, or a class with fewer than its share."""
     faults = [] if np.array_equal(test_set.rows, stratified(test_set.index, n)) else ["its images are not the fixed stratified ones"]
-    classes = len(test_set.card.class_names)
+    classes = len(test_set.index.class_names)  # without the names that another set lends
     there, chosen = (np.bincount(test_set.index.label[rows], minlength=classes) for rows in (slice(None), test_set.rows))
     short = np.flatnonzero(chosen < np.minimum(there, len(test_set.rows) // classes))
     return faults + ([f"class {test_set.card.class_names[short[0]]!r} has {chosen[short[0]]} images"] if len(short) else [])
