@@ -1,8 +1,9 @@
 """The sets of benchmarks/photographs.py, made of archives of class folders: Tiny-ImageNet at 32 px, CIFAR-10, clothing.
 
 Of Tiny-ImageNet's classes 40 are never said or shown to the CLIP that is pre-trained here, by a hash of their names; of the others it is
-fine-tuned on 100. So there are sets of classes unknown to it, known and not fine-tuned on, and fine-tuned on. Captions are descriptions of
-the classes that come with the images, and what kind of thing a class is, as captions of the web would say beside its name; KINDS is ours.
+fine-tuned on 100. So there are sets of classes unknown to it (a few of these apart too, for few class names), known and not fine-tuned on,
+and fine-tuned on. Captions are descriptions of the classes that come with the images, and what kind of thing a class is, as captions of
+the web would say beside its name; KINDS is ours.
 """
 
 import tarfile
@@ -18,8 +19,8 @@ from robustclip.data.captions import read_captions
 from robustclip.data.preparation import prepare
 from robustclip.models.class_texts import Descriptions
 
-UNSEEN, TUNED = 40, 100  # classes
-TEST_ONLY = ("tiny-rest", "tiny-unseen", "tiny-all")
+UNSEEN, TUNED, FEW = 40, 100, 5  # classes
+TEST_ONLY = ("tiny-rest", "tiny-unseen", "tiny-few", "tiny-all")
 SCORED = ("tiny-unseen", "tiny-rest", "cifar10", "clothing")  # nothing of them fine-tunes
 LICENCES = {"cifar10": "none: research use", "clothing": "CC0, alexeygrigorev/clothing-dataset-small"}
 TERMS = "ImageNet's terms: research only"
@@ -96,7 +97,7 @@ def classes_of(names: Sequence[str], unseen: int = UNSEEN, tuned: int = TUNED) -
     seen = [name for name in names if name not in held]
     few = sorted(seen, key=lambda name: derive("tuned", name))[:tuned]
     chosen = {"tiny-seen": seen, "tiny-tuned": few, "tiny-rest": [name for name in seen if name not in few]}
-    return {name: sorted(each) for name, each in (chosen | {"tiny-unseen": held, "tiny-all": names}).items()}
+    return {name: sorted(each) for name, each in (chosen | {"tiny-unseen": held, "tiny-few": held[:FEW], "tiny-all": names}).items()}
 
 
 def captions_of(descriptions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -42,10 +42,12 @@ def test_which_class_is_where_depends_on_its_name_alone_and_no_class_is_in_two_p
         "tiny-tuned": 100,
         "tiny-rest": 60,
         "tiny-unseen": 40,
+        "tiny-few": 5,
         "tiny-all": 200,
     }
     assert not {*parts["tiny-seen"]} & {*parts["tiny-unseen"]}
     assert not {*parts["tiny-tuned"]} & {*parts["tiny-rest"]}
+    assert {*parts["tiny-few"]} < {*parts["tiny-unseen"]}
     assert {*parts["tiny-tuned"], *parts["tiny-rest"]} == {*parts["tiny-seen"]}
     assert photo_sets.classes_of(names[::-1])["tiny-unseen"] == parts["tiny-unseen"]
     fewer = photo_sets.classes_of([name for name in names if name != parts["tiny-rest"][0]])
@@ -82,7 +84,7 @@ def test_the_sets_are_those_of_their_archives_and_made_once(data: str, tmp_path:
     cards = {name: load(storage.join(out, "data", name)) for name in (*photo_sets.classes_of(TINY), "cifar10", "clothing")}
     assert [len(cards[name].class_names) for name in ("tiny-seen", "tiny-tuned", "tiny-rest", "tiny-unseen", "tiny-all")] == [5, 3, 2, 2, 7]
     assert cards["tiny-seen"].splits == {"test": 30, "train": 60}
-    assert cards["tiny-unseen"].splits == {"test": 12}
+    assert cards["tiny-unseen"].splits == cards["tiny-few"].splits == {"test": 12}
     assert "pay-phone" in cards["tiny-all"].class_names
     assert set(cards["cifar10"].class_names) == {"car", "boat", "cat"}
     assert set(cards["clothing"].class_names) == {"long sleeve shirt", "jacket", "hat"}

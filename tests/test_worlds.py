@@ -14,6 +14,7 @@ from robustclip import names as models
 from robustclip.base.errors import UserError
 from robustclip.base.values import override
 from robustclip.data import world as embedded
+from robustclip.data.variants import base_of, other_of
 from robustclip.evaluation.presets import PRESETS
 from robustclip.models.checkpoints import save
 from robustclip.models.dress import PixelPrompt, TokenPrompt
@@ -27,15 +28,22 @@ from robustclip.training.trainables import LastBlocks, SameSize
 
 CLAIMS = str(Path(__file__).resolve().parent.parent / "claims")
 WORLDS = {name: worlds.read(CLAIMS, name) for name in page.WORLDS}
+BOUND = '[studies.a]\nprotocol = "demo"\nrecipes = {{ a = "demo" }}\ncolumns = {{ few = {{ {} }} }}\n'
 EVERY = [(paper, claim) for paper in page.papers(CLAIMS).values() for claim in paper.claims]
 OF_TRIALS = [(world, name) for world in ("photographs", "clip") for name, study in WORLDS[world].studies.items() if not study.not_yet]
+
+
+def means_of(study: worlds.Study) -> list[worlds.Mean]:
+    """Return what a study's columns are of, whatever sets they are bound to; the clean one is everywhere."""
+    specs = [spec.of if isinstance(spec, worlds.Bound) else spec for spec in study.columns.values()]
+    return [spec for spec in specs if spec != worlds.CLEAN]
 
 
 @pytest.mark.parametrize(("world", "not_yet"), [("rendered", set()), ("photographs", {"ladder", "ladder-whole"})])
 def test_every_claim_can_be_measured_in_a_world_or_says_why_not(world: str, not_yet: set[str]) -> None:
     lacking = {claim.name: claim for _, claim in EVERY if WORLDS[world].why_not(claim)}
     assert {claim.study for claim in lacking.values() if not claim.not_yet} == not_yet
-    assert {claim.name for _, claim in EVERY if claim.not_yet} == {"classes"}
+    assert {claim.name for _, claim in EVERY if claim.not_yet} == set()
     assert {world.why_not(claim) != "" for world in WORLDS.values() if world.not_yet for _, claim in EVERY} <= {True}
 
 
@@ -46,13 +54,13 @@ def test_every_role_is_one_trial_and_every_column_is_in_its_protocol(name: str) 
     space = world.space_of(study)
     samples = {role: worlds.trial(space, wanted) for role, wanted in study.sampled.items() if role not in study.checkpoints}
     assert len({str(each) for each in samples.values()}) == len(samples)
-    for spec in study.columns.values():
+    for spec in means_of(study):
         if isinstance(spec, str):
             assert protocol.independent
             assert len(protocol.eps) == 1
         else:
             assert spec in protocol.eps
-    assert set(protocol.sets) <= set(embedded.SETS)
+    assert {base_of(each) for each in protocol.sets} | {other_of(each) for each in protocol.sets} <= {*embedded.SETS, None}
     with pytest.raises(UserError, match="trials of"):
         worlds.trial(space, {"nothing": 1})
 
@@ -89,6 +97,10 @@ def test_a_world_like_another_has_its_studies_on_its_own_sets(tmp_path: Path) ->
             '[studies.a]\nprotocol = "ladder"\ntrials = { a = { recipe = "demo-advvpt", test_time = "tapt" } }\n',
             "a has recipe, test_time; without a space it has a recipe, and no test_time",
         ),
+        (BOUND.format('of = "clean", set = "chss"'), "studies.a: columns.few: no set 'chss' .did you mean chess.*; it has shapes, chess"),
+        (BOUND.format('of = "clean", set = "among:things:chess"'), "no set 'among:things:chess'"),
+        (BOUND.format('off = "clean", set = "chess"'), "unknown key 'off'"),
+        (BOUND.format('of = "text:*"'), "columns.few: set is missing"),
     ],
 )
 def test_a_world_that_says_nonsense_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -116,7 +128,7 @@ def test_every_trial_is_a_training_of_its_own_and_every_column_is_in_its_protoco
     configs = {role: config_of(WORLDS[world], study, role) for role in roles}
     assert len({str((config, samples[role].get("interpolation"))) for role, config in configs.items()}) == len(roles)
     assert {config.model for config in configs.values()} == {first_config(space).model}
-    for spec in study.columns.values():
+    for spec in means_of(study):
         eps, attack = spec if isinstance(spec, tuple) else (spec, "*") if isinstance(spec, float) else (None, spec)
         assert eps in protocol.eps or (eps is None and protocol.independent and len(protocol.eps) == 1)
         assert any(fnmatchcase(each.name, attack) for each in protocol.attacks)
@@ -126,7 +138,11 @@ def test_the_photographs_are_trained_on_as_in_the_benchmark(tmp_path: Path) -> N
     """So that both find each other's trainings: the same changes of every recipe, and at one rate the same config."""
     world = WORLDS["photographs"]
     assert {**world.fixed} == {"model": "outputs/photographs/photos", **photo_runs.CHANGES}
-    assert {study.sets for study in world.studies.values() if not study.not_yet} == {photo_sets.SCORED, ("tiny-tuned",)}
+    assert {study.sets for study in world.studies.values() if not study.not_yet} == {
+        photo_sets.SCORED,
+        ("tiny-tuned",),
+        ("tiny-few", "among:tiny-all:tiny-few"),
+    }
     runs = Runs(models.absolute(str(world.fixed["model"])), str(tmp_path))
     methods = {"tecoa": ("TeCoA", TOWER), "adv": ("Adv.", TOWER), "fare": ("FARE", TOWER), "prompt": ("TeCoA", PROMPT)}
     for role, (method, part) in methods.items():

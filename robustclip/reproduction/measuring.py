@@ -16,9 +16,11 @@ from robustclip.records.metrics import check_same_images
 from robustclip.records.survival import CLEAN_ATTACKED, Column, Outcomes
 from robustclip.reproduction.ledger import Claim, Part, Result
 from robustclip.reproduction.rules import UNDECIDED, Measured, judge, together
-from robustclip.reproduction.worlds import Spec
+from robustclip.reproduction.worlds import CLEAN, Bound, Mean, Spec
 
 POINTS = 2  # decimals that the ledger keeps; rules are applied to what it keeps
+
+Found = tuple[Mapping[str, Outcomes], Column]  # a column: outcomes by model, and where in them its accuracy stands
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Evaluated:
 
     resolved: Resolved
     runs: Mapping[str, Sequence[str]]
-    columns: Mapping[str, tuple[Mapping[str, Outcomes], Column]]
+    columns: Mapping[str, Found]
     checks: Mapping[str, Sequence[Finding]]
 
     def of(self, term: str) -> list[tuple[Outcomes, Column]]:
@@ -37,23 +39,34 @@ class Evaluated:
         return [(found[name], where) for name in self.runs[role]]
 
 
-def columns_of(table: pa.Table, resolved: Resolved, specs: Mapping[str, Spec]) -> dict[str, tuple[Mapping[str, Outcomes], Column]]:
-    """Return column -> outcomes by model, and where in them it stands; raises UserError for a column that the protocol does not have."""
-    protocol = resolved.protocol
+def columns_of(table: pa.Table, resolved: Resolved, specs: Mapping[str, Spec]) -> dict[str, Found]:
+    """Return every column; of one set alone as that of the set whose images it shows, so that images seen twice are one image.
+
+    Raises UserError for a column that the protocol does not have.
+    """
     whole = survival.outcomes_of(table, resolved.describe())
-    found: dict[str, tuple[Mapping[str, Outcomes], Column]] = {"clean": (whole, CLEAN_ATTACKED)}
+
+    def found(name: str, spec: Mean) -> Found:
+        if not isinstance(spec, str):
+            return whole, (float(spec[0]), spec[1]) if isinstance(spec, tuple) else float(spec)
+        protocol = resolved.protocol
+        attacks = [attack.name for attack in protocol.attacks if fnmatchcase(attack.name, spec)]
+        if not attacks or not protocol.independent or len(protocol.eps) != 1:
+            raise UserError(
+                f"column {name!r}: {spec!r} alone needs independent attacks of such names at one eps; protocol {protocol.name} has "
+                f"{', '.join(attack.name for attack in protocol.attacks)} at {protocol.eps}"
+            )
+        return survival.alone(table, attacks, protocol.eps[0], resolved.skips), protocol.eps[0]
+
+    columns: dict[str, Found] = {CLEAN: (whole, CLEAN_ATTACKED)}
     for name, spec in specs.items():
-        if isinstance(spec, str):
-            attacks = [attack.name for attack in protocol.attacks if fnmatchcase(attack.name, spec)]
-            if not attacks or not protocol.independent or len(protocol.eps) != 1:
-                raise UserError(
-                    f"column {name!r}: {spec!r} alone needs independent attacks of such names at one eps; protocol {protocol.name} has "
-                    f"{', '.join(attack.name for attack in protocol.attacks)} at {protocol.eps}"
-                )
-            found[name] = survival.alone(table, attacks, protocol.eps[0], resolved.skips), protocol.eps[0]
+        if isinstance(spec, Bound):
+            outcomes, where = columns[CLEAN] if spec.of == CLEAN else found(name, spec.of)
+            shown = resolved.sets[spec.set].card.name
+            columns[name] = {model: {shown: each[spec.set]} for model, each in outcomes.items()}, where
         else:
-            found[name] = whole, (float(spec[0]), spec[1]) if isinstance(spec, tuple) else float(spec)
-    return found
+            columns[name] = found(name, spec)
+    return columns
 
 
 def result(claim: Claim, fingerprint: str, evaluated: Evaluated, seeds: Sequence[int], today: str, base: str = "") -> Result:
@@ -87,9 +100,10 @@ def doubts(runs: Mapping[str, Sequence[str]], checks: Mapping[str, Sequence[Find
 def measured(part: Part, evaluated: Evaluated) -> Measured:
     """Return a statistic in points: the macro mean over sets of a weighted sum of each image's accuracies, seeds averaged.
 
-    Raises UserError where its models met other images.
+    Raises UserError where its models met, or its columns are of, other images.
     """
     terms = {term: evaluated.of(term) for term in part.terms}
+    _check_same_sets({term: sorted(runs[0][0]) for term, runs in terms.items()})
     check_same_images({f"{term}, run {i + 1}": outcomes for term, runs in terms.items() for i, (outcomes, _) in enumerate(runs)})
     flags = {
         term: [{name: each.flags(column).astype(float) for name, each in outcomes.items()} for outcomes, column in runs]
@@ -113,3 +127,14 @@ def measured(part: Part, evaluated: Evaluated) -> Measured:
     ]
     estimate, low, high, *seeds = (round(100 * float(value), POINTS) for value in (found.mean, found.low, found.high, *alone))
     return Measured(estimate, low, high, found.n, deciding, tuple(seeds))
+
+
+def _check_same_sets(sets: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError unless all terms, given with the sets whose images they are of, are of the same."""
+    first, *_ = sets
+    for term, each in sets.items():
+        if each != sets[first]:
+            raise UserError(
+                f"no comparison: {first!r} is of images of {', '.join(sets[first])} and {term!r} of {', '.join(each)}; give all columns of "
+                "a part sets that show the same images, such as SET and among:OTHER:SET, or none of them a set"
+            )

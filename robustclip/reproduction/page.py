@@ -26,6 +26,7 @@ Every row is a claim of a paper in our words, with a rule that was fixed before 
 - Of several statistics each must show the claim, and one can refute it.
 - A direction is held to 0, a size to half of what is printed, a loss that a paper accepts to twice of it, or to 5 points where it says
   "kept" or "as well". A term is an accuracy in points, of a model in a column; what both are in a world is said below the tables.
+  A set `among:OTHER:SET` is SET [among the class names of OTHER too](data.md#among-more-names).
 
 `robustclip reproduce --paper tecoa --world rendered` trains and attacks what is missing and writes the verdicts; `--plan` says what that
 would take. No verdict is written by hand: its numbers stand beside it, and a test judges them again. Intervals are over images
@@ -120,6 +121,8 @@ def _study(world: World, study: worlds.Study) -> str:
 
 
 def _said(value: object) -> str:
+    if isinstance(value, worlds.Bound):
+        return f"{_said(value.of)} on {_said(value.set)}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key.rpartition('.')[2]} {each}" for key, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

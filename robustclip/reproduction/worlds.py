@@ -23,7 +23,19 @@ from robustclip.sweeps.trials import readable
 SEED = "seed"
 BASE = "base"  # what a model's name calls the model that the study's recipe starts from
 ALL = "all"  # what a trial calls the value None, which TOML lacks, as tables do
-Spec = float | str | tuple[float, str]  # of a column
+CLEAN = "clean"  # the column that every study has
+Mean = float | str | tuple[float, str]  # of a column: a mean over the sets
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A column of one `set` of its study alone, as columns say it that are means over all sets; "clean" is there too."""
+
+    of: Mean
+    set: str
+
+
+Spec = Mean | Bound  # of a column
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Study:
     `models` by name, {role} for a role's checkpoint and {base} for the undefended model. `recipe` takes the place of the space's own.
     Accuracies: under `protocol`, of which `sets`, `n`, `eps`, `attacks` and `independent` change what they name. `columns`: an eps, worst
     case of all attacks; [eps, attack], up to that attack; a pattern of attack names, these alone (where attacks are independent, at one
-    eps); every study has "clean". `not_yet` says why there is no such study.
+    eps); every study has "clean"; { of, set }, one of these on one set alone. `not_yet` says why there is no such study.
     """
 
     name: str
@@ -106,7 +118,7 @@ class World:
             return study.not_yet
         roles, columns = (set().union(*(getattr(part, name) for part in claim.parts)) for name in ("roles", "columns"))
         lacking = [*(f"model {each!r}" for each in sorted(roles - study.roles))]
-        lacking += [f"column {each!r}" for each in sorted(columns - {*study.columns, "clean"})]
+        lacking += [f"column {each!r}" for each in sorted(columns - {*study.columns, CLEAN})]
         return f"its study {study.name!r} has no {', '.join(lacking)}" if lacking else ""
 
     def fingerprint(self, claim: Claim) -> str:
@@ -186,13 +198,15 @@ def read(folder: str, name: str) -> World:
     own = {study: _study(study, each, f"{path}: studies.{study}") for study, each in data.get("studies", {}).items()}
     others = read(folder, data["like"]).studies if "like" in data else {}
     studies = {key: replace(each, sets=each.sets or tuple(data.get("sets", ()))) for key, each in {**others, **own}.items()}
+    for study, each in studies.items():
+        _check_bound(each, f"{path}: studies.{study}")
     return World(name, data.get("title", name), data.get("about", ""), data.get("fixed", {}), studies, data.get("not_yet", ""))
 
 
 def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
     check_keys(data, [each.name for each in fields(Study) if each.name != "name"], where)
     lists = {key: tuple(data[key]) for key in ("sets", "eps", "attacks") if key in data}
-    columns = {column: tuple(spec) if isinstance(spec, list) else spec for column, spec in data.get("columns", {}).items()}
+    columns = {column: _spec(spec, f"{where}: columns.{column}") for column, spec in data.get("columns", {}).items()}
     study = Study(name, **{**data, **lists, "columns": columns})
     if bool(study.not_yet) == bool(study.protocol):
         raise UserError(f"{where}: give a protocol and models, or not_yet")
@@ -202,3 +216,20 @@ def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
         if RECIPE not in sampled or TEST_TIME in sampled:
             raise UserError(f"{where}: {role} has {', '.join(sampled) or 'nothing'}; without a space it has a recipe, and no {TEST_TIME}")
     return study
+
+
+def _spec(said: Any, where: str) -> Spec:
+    if not isinstance(said, Mapping):
+        return tuple(said) if isinstance(said, list) else said
+    names = [each.name for each in fields(Bound)]
+    check_keys(said, names, where)
+    if missing := [name for name in names if name not in said]:
+        raise UserError(f"{where}: {missing[0]} is missing: a column of one set says what it is of and of which set")
+    return Bound(_spec(said["of"], where), said["set"])
+
+
+def _check_bound(study: Study, where: str) -> None:
+    """Raise UserError for a column of a set that a study does not have."""
+    for column, spec in study.columns.items():
+        if isinstance(spec, Bound) and spec.set not in (sets := study.evaluated().sets):
+            raise UserError(f"{where}: columns.{column}: no set {spec.set!r}{did_you_mean(spec.set, sets)}; it has {', '.join(sets)}")
