@@ -2,10 +2,10 @@
 
     python benchmarks/text_batches.py [--pairs 5]
 
-The same attack, one word of the token embedding's neighbours, on the same prompts: its candidates are encoded 64 at a time and each once
-(attacks/text/vocabulary.py), or every one alone. Both choose the same prompts, or it ends with an error. On the embedded CLIP and on the
-text tower of a ViT-B/32 with random weights, where one sentence keeps a CPU nearly as busy as 64, and of so few prompts most of what is
-encoded fills batches up.
+The same attack, one word of the token embedding's neighbours, on the same prompts: its candidates are encoded 32 at a time, each once and
+no further than its end (attacks/text/vocabulary.py), or every one alone in the tower's whole context. Both choose the same prompts, or it
+ends with an error. On the embedded CLIP and on the text tower of a ViT-B/32 with random weights, where one sentence keeps a CPU nearly as
+busy as 32, and of so few prompts padding is a part of what is encoded.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from robustclip.models.classifier import ZeroShotClassifier
 
 AIM = 20.0
 TEMPLATE = "a photo of a {}."
-MODELS = {"tiny-vit8": ("the embedded CLIP", 50), "open_clip:ViT-B-32-quickgelu/random[seed=0]": ("a ViT-B/32's text tower", 2)}
+MODELS = {"tiny-vit8": ("the embedded CLIP", 50), "open_clip:ViT-B-32-quickgelu/random[seed=0]": ("a ViT-B/32's text tower", 6)}
 
 
 def one_at_a_time(classifier: ZeroShotClassifier, texts: Sequence[str], unit: bool = True) -> Tensor:

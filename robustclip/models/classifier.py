@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustclip.base.errors import UserError
 from robustclip.base.precision import full_precision
 from robustclip.models.class_texts import Descriptions, Templates, texts_of, value_of
-from robustclip.models.insertion import Layers, Look, in_images, in_texts
+from robustclip.models.insertion import Layers, Look, cut, in_images, in_texts
 from robustclip.models.prompts import Prompt
 
 TEXT_BATCH = 256
@@ -188,15 +188,15 @@ class ZeroShotClassifier(nn.Module):
         with one_rounding(), in_images(visual, layers, look):
             return visual(x)
 
-    def text_features(self, texts: list[str]) -> Tensor:
-        """Return what the text tower says of texts, not normalised [N,D]."""
-        tokens = torch.stack([token_ids(self.tokenizer, text) for text in texts]).to(next(self.clip.parameters()).device)
-        with in_texts(self.clip, self.prompt.text_layers() if self.prompt is not None else []):
+    def text_features(self, texts: list[str], length: int | None = None) -> Tensor:
+        """Return what the text tower says of texts, not normalised [N,D]; of their first `length` tokens, where these are all it reads."""
+        tokens = torch.stack([token_ids(self.tokenizer, text)[:length] for text in texts]).to(next(self.clip.parameters()).device)
+        with in_texts(self.clip, self.prompt.text_layers() if self.prompt is not None else []), cut(self.clip, tokens.shape[1]):
             return torch.cat([self.clip.encode_text(part) for part in tokens.split(TEXT_BATCH)])  # type: ignore
 
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """Return unit text features [N,D] of texts."""
-        return F.normalize(self.text_features(texts), dim=-1)
+    def embed_texts(self, texts: list[str], length: int | None = None) -> Tensor:
+        """Return unit text features [N,D] of texts; `length` as in `text_features`."""
+        return F.normalize(self.text_features(texts, length), dim=-1)
 
 
 @contextmanager

@@ -131,22 +131,34 @@ def in_texts(clip: nn.Module, layers: Layers) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def cut(clip: nn.Module, length: int) -> Iterator[bool]:
-    """Let the text tower read texts of `length` tokens inside this context and say whether it can.
+def read_of(clip: nn.Module, ids: Tensor) -> Tensor:
+    """Return how many tokens [N] of texts `ids` [N,T] a text tower must read.
 
     What follows the end token changes nothing where attention looks back only and the features are the end token's: then it need not be
-    computed. A tower that looks both ways or speaks by its last token reads its whole context as before.
+    computed. A tower that looks both ways, speaks by its last token, or is not open_clip's own reads its whole context.
     """
-    tower = require_text_tower(clip)
+    tower: Any = getattr(clip, "text", clip)
     pool = getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", "argmax")
-    positions, mask = tower.positional_embedding, tower.attn_mask
-    if mask is None or pool not in ("argmax", "eos"):
-        yield False
+    if not isinstance(getattr(tower, "positional_embedding", None), nn.Parameter) or getattr(tower, "attn_mask", None) is None:
+        return torch.full((len(ids),), ids.shape[1])
+    if pool == "argmax":
+        return ids.argmax(1) + 1
+    if pool == "eos":
+        return ids.eq(getattr(tower, "eos_id", getattr(tower, "text_eos_id", 0))).int().argmax(1) + 1
+    return torch.full((len(ids),), ids.shape[1])
+
+
+@contextmanager
+def cut(clip: nn.Module, length: int) -> Iterator[None]:
+    """Let the text tower take texts of `length` tokens inside this context, without a gradient for its positions (see `read_of`)."""
+    tower: Any = getattr(clip, "text", clip)
+    positions, mask = getattr(tower, "positional_embedding", None), getattr(tower, "attn_mask", None)
+    if positions is None or mask is None or length == len(positions):
+        yield
         return
     tower.positional_embedding = nn.Parameter(positions.detach()[:length], requires_grad=False)
     tower.attn_mask = mask[:length, :length]
     try:
-        yield True
+        yield
     finally:
         tower.positional_embedding, tower.attn_mask = positions, mask

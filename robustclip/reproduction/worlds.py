@@ -220,12 +220,18 @@ def _study(name: str, data: Mapping[str, Any], where: str) -> Study:
 
 def _spec(said: Any, where: str) -> Spec:
     if not isinstance(said, Mapping):
-        return tuple(said) if isinstance(said, list) else said
+        return _mean(said)
     names = [each.name for each in fields(Bound)]
     check_keys(said, names, where)
     if missing := [name for name in names if name not in said]:
         raise UserError(f"{where}: {missing[0]} is missing: a column of one set says what it is of and of which set")
-    return Bound(_spec(said["of"], where), said["set"])
+    if isinstance(said["of"], Mapping):
+        raise UserError(f"{where}: of: a column is of one set alone, not of a set's set")
+    return Bound(_mean(said["of"]), said["set"])
+
+
+def _mean(said: Any) -> Mean:
+    return tuple(said) if isinstance(said, list) else said
 
 
 def _check_bound(study: Study, where: str) -> None:

@@ -14,7 +14,7 @@ from robustclip.base.errors import UserError
 from robustclip.base.ranges import AMOUNT, COUNT, NATURAL, SHARE, check_fields
 from robustclip.models.adaptive import Adaptive
 from robustclip.models.classifier import TEXT_BATCH, ZeroShotClassifier
-from robustclip.models.insertion import Layers, cut, in_texts
+from robustclip.models.insertion import Layers, cut, in_texts, read_of
 from robustclip.models.joint import JointPrompt
 from robustclip.views.augmix import augmix
 from robustclip.views.crops import crops
@@ -87,7 +87,7 @@ class PromptTuner(Adaptive):
         ids = base.tokenizer(list(self.start.texts))
         self.register_buffer("ids", ids.to(base.mean.device), persistent=False)
         self.ids: Tensor
-        self.length = int((ids != 0).sum(1).max())
+        self.length = int(read_of(base.clip, ids).max())
 
     def views(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
         """Return the views [S,V,3,H,W] of images: themselves first."""
@@ -172,9 +172,9 @@ class PromptTuner(Adaptive):
     def encoded(self, said: Layers, samples: int) -> Tensor:
         """Return the unit text features [samples,K,D] under tokens [n,D] or [samples * K,n,D]."""
         clip = self.start.clip
-        with in_texts(clip, said), cut(clip, self.length) as can:
-            ids = self.ids[:, : self.length] if can else self.ids
-            return F.normalize(clip.encode_text(ids.repeat(samples, 1)), dim=-1).unflatten(0, (samples, -1))  # type: ignore[operator]
+        with in_texts(clip, said), cut(clip, self.length):
+            ids = self.ids[:, : self.length].repeat(samples, 1)
+            return F.normalize(clip.encode_text(ids), dim=-1).unflatten(0, (samples, -1))  # type: ignore[operator]
 
     def answer(self, images: Tensor, keys: Sequence[Key], adapted: Adapted) -> Tensor:
         """Return the logits [B,K] of the images themselves under their tuned prompts."""

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from robustclip.attacks.text.words import STOP_WORDS
 from robustclip.base.errors import UserError
-from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.classifier import ZeroShotClassifier, token_ids
+from robustclip.models.insertion import read_of
 
-MICRO_BATCH = 64  # texts computed together, the last batch padded: how a matrix product rounds may depend on the number of its rows
+# Texts computed together, the last batch padded: how a matrix product rounds may depend on the number of its rows. More would keep a tower
+# of CLIP's size no busier, and padding would be most of what an attack on few prompts computes.
+MICRO_BATCH = 32
+LENGTHS = 8  # tokens of a text are computed by the multiple
 END = "</w>"  # of a token of CLIP's byte-pair vocabulary that ends a word
 INSTEAD = "choose the text source random, table or char"
 
@@ -39,12 +43,20 @@ def whole_words(tokenizer: Callable[[list[str]], Tensor]) -> tuple[tuple[str, ..
 
 
 def encode(classifier: ZeroShotClassifier, texts: Sequence[str], unit: bool = True) -> Tensor:
-    """Return the features [N,D] of texts, unit or raw, each text computed once, without gradients and in batches of MICRO_BATCH."""
+    """Return the features [N,D] of texts, unit or raw, each text computed once, without gradients and in batches of MICRO_BATCH.
+
+    A batch is of texts of the same length in multiples of LENGTHS: what is behind it is not computed.
+    """
     look = classifier.embed_texts if unit else classifier.text_features
-    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    alone = list(dict.fromkeys(texts))
+    ids = torch.stack([token_ids(classifier.tokenizer, text) for text in alone])
+    read = (read_of(classifier.clip, ids) / LENGTHS).ceil().long().mul(LENGTHS).clamp(max=ids.shape[1]).tolist()
+    found: dict[str, Tensor] = {}
     with torch.no_grad():
-        features = torch.cat([look(padded)[:count] for padded, count in batches(list(places))])
-    return features[torch.tensor([places[text] for text in texts], device=features.device)]
+        for length in sorted(set(read)):
+            for padded, count in batches([text for text, own in zip(alone, read, strict=True) if own == length]):
+                found |= zip(padded[:count], look(padded, length), strict=False)
+    return torch.stack([found[text] for text in texts])
 
 
 def batches(texts: list[str]) -> Iterator[tuple[list[str], int]]:
