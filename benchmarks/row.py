@@ -1,5 +1,6 @@
 """A row of RESULTS.md: a claim, what it is measured against, the ratio of paired runs with its spread, its aim, and a status by rule."""
 
+import ctypes
 import os
 import statistics
 import time
@@ -103,6 +104,13 @@ def seconds(work: Callable[[], object]) -> float:
     started = done()
     work()
     return done() - started
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees (mallopt(3): M_MMAP_MAX 0, M_TRIM_THRESHOLD none), where its C library is glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter, value in ((-4, 0), (-1, -1)) if mallopt else ():
+        mallopt(parameter, value)
 
 
 def machine() -> str:

@@ -13,7 +13,6 @@ back every tensor above 32 MiB and maps it anew, which from 52 classes on would 
 """
 
 import argparse
-import ctypes
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from batched_tuning import names
-from row import PAIRS, Pairs, Row, not_measured, paired, seconds, show
+from row import PAIRS, Pairs, Row, keep_memory, not_measured, paired, seconds, show
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -221,13 +220,6 @@ def extrapolated(few: dict[int, float], classes: int, took: Pairs, images: int, 
         return fitted(few, classes, took, images, batch).row(claim, "published structure", "ours")
     except ValueError as error:
         return not_measured(claim, "published structure", "ours", None, str(error))
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees (mallopt(3): M_MMAP_MAX 0, M_TRIM_THRESHOLD none), where its C library is glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, value in ((-4, 0), (-1, -1)) if mallopt else ():
-        mallopt(parameter, value)
 
 
 def best_of_two(taken: Step) -> float:

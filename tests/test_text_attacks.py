@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustclip.attacks.modes import TEXTS, in_names, with_collisions
-from robustclip.attacks.text import hotflip
+from robustclip.attacks.text import hotflip, vocabulary
 from robustclip.attacks.text.hotflip import HotFlip
 from robustclip.attacks.text.scores import away, image_guided, margin
 from robustclip.attacks.text.search import TextAttack
@@ -29,6 +29,21 @@ def classifier(tiny_model):
 def scores_of(classifier, rewritten):
     before, after = (encode(classifier, texts) for texts in (rewritten.clean, rewritten.texts))
     return 1 - (before * after).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+def test_a_texts_features_are_its_own_and_nothing_behind_its_end_is_computed(make_model, monkeypatch, kind):
+    clip = make_model(kind).classifier(WORDY, TEMPLATES)
+    texts = ["red", "a photo of a red cloud and a great blue fish", "!?", *(f"one {word} here" for word in WORDY)]
+    seen, compute = [], type(clip.clip).encode_text
+    monkeypatch.setattr(
+        type(clip.clip), "encode_text", lambda self, ids, *more, **other: seen.append(ids) or compute(self, ids, *more, **other)
+    )
+    together = encode(clip, [*texts, texts[0]])
+    assert sum(map(len, seen)) == len(seen) * vocabulary.MICRO_BATCH
+    assert len({ids.shape[1] for ids in seen}) == (3 if kind == "vit" else 1)
+    assert torch.equal(together, torch.cat([encode(clip, [text]) for text in [*texts, texts[0]]])), "whatever else is encoded with it"
+    assert torch.allclose(together[:-1], clip.embed_texts(texts), atol=1e-6)
 
 
 def changed_words(clean, now):

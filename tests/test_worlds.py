@@ -101,6 +101,7 @@ def test_a_world_like_another_has_its_studies_on_its_own_sets(tmp_path: Path) ->
         (BOUND.format('of = "clean", set = "among:things:chess"'), "no set 'among:things:chess'"),
         (BOUND.format('off = "clean", set = "chess"'), "unknown key 'off'"),
         (BOUND.format('of = "text:*"'), "columns.few: set is missing"),
+        (BOUND.format('of = { of = "clean", set = "chess" }, set = "chess"'), "columns.few: of: a column is of one set alone"),
     ],
 )
 def test_a_world_that_says_nonsense_is_refused(tmp_path: Path, text: str, said: str) -> None:
