@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import NAMES, TEMPLATES
-from open_clip.transformer import text_global_pool
+from open_clip.transformer import TextTransformer, text_global_pool
 from parts import config, learner_of, pixels, step
 from torch import nn
 
@@ -171,6 +171,28 @@ def test_tapt_item_7_texts_cut_to_their_length_say_the_same(make_model, kind):
         if kind == "vit":
             with cut(model.clip, length - 1), pytest.raises(RuntimeError):
                 model.clip.encode_text(ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ({}, [3, 5]),
+        ({"pool_type": "eos", "eos_id": 2}, [4, 6]),
+        ({"pool_type": "last"}, [8, 8]),
+        ({"no_causal_mask": True}, [8, 8]),
+        ({"embed_cls": True}, [8, 8]),
+    ],
+)
+def test_what_a_text_tower_reads_is_all_that_its_features_depend_on(kind, read):
+    torch.manual_seed(0)
+    clip = torch.nn.Module()
+    clip.text = TextTransformer(context_length=8, vocab_size=40, width=16, heads=2, layers=2, **kind).eval()
+    ids = torch.tensor([[1, 5, 39, 2, 0, 0, 0, 0], [1, 5, 7, 9, 39, 2, 0, 0]])
+    assert read_of(clip, ids).tolist() == read
+    with torch.no_grad(), cut(clip, max(read)):
+        short = clip.text(ids[:, : max(read)])
+    with torch.no_grad():
+        assert torch.allclose(short, clip.text(ids), atol=1e-6)
 
 
 @pytest.mark.parametrize("design", DESIGNS)

@@ -131,31 +131,39 @@ def in_texts(clip: nn.Module, layers: Layers) -> Iterator[None]:
         yield
 
 
-def read_of(clip: nn.Module, ids: Tensor) -> Tensor:
-    """Return how many tokens [N] of texts `ids` [N,T] a text tower must read.
+def looking_back(clip: nn.Module) -> Any:
+    """Return the text tower where what follows the end of a text changes nothing, else None.
 
-    What follows the end token changes nothing where attention looks back only and the features are the end token's: then it need not be
-    computed. A tower that looks both ways, speaks by its last token, or is not open_clip's own reads its whole context.
+    So it is where attention looks back only and the features are the end token's; not where it looks both ways, speaks by its last token
+    or by one of its own behind it, or is not open_clip's.
     """
     tower: Any = getattr(clip, "text", clip)
-    pool = getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", "argmax")
-    if not isinstance(getattr(tower, "positional_embedding", None), nn.Parameter) or getattr(tower, "attn_mask", None) is None:
+    by_the_end = pool_of(tower) in ("argmax", "eos") and getattr(tower, "cls_emb", None) is None
+    known = isinstance(getattr(tower, "positional_embedding", None), nn.Parameter) and getattr(tower, "attn_mask", None) is not None
+    return tower if by_the_end and known else None
+
+
+def pool_of(tower: Any) -> str:
+    """Return by which token a text tower speaks, in open_clip's words."""
+    return str(getattr(tower, "pool_type", getattr(tower, "text_pool_type", "argmax")))
+
+
+def read_of(clip: nn.Module, ids: Tensor) -> Tensor:
+    """Return how many tokens [N] of texts `ids` [N,T] a text tower must read: to their ends, if it is one that is `looking_back`."""
+    if (tower := looking_back(clip)) is None:
         return torch.full((len(ids),), ids.shape[1])
-    if pool == "argmax":
-        return ids.argmax(1) + 1
-    if pool == "eos":
-        return ids.eq(getattr(tower, "eos_id", getattr(tower, "text_eos_id", 0))).int().argmax(1) + 1
-    return torch.full((len(ids),), ids.shape[1])
+    ends = ids if pool_of(tower) == "argmax" else ids.eq(getattr(tower, "eos_id", getattr(tower, "text_eos_id", 0))).int()
+    return ends.argmax(1) + 1
 
 
 @contextmanager
 def cut(clip: nn.Module, length: int) -> Iterator[None]:
     """Let the text tower take texts of `length` tokens inside this context, without a gradient for its positions (see `read_of`)."""
-    tower: Any = getattr(clip, "text", clip)
-    positions, mask = getattr(tower, "positional_embedding", None), getattr(tower, "attn_mask", None)
-    if positions is None or mask is None or length == len(positions):
+    tower = looking_back(clip)
+    if tower is None or length == len(tower.positional_embedding):
         yield
         return
+    positions, mask = tower.positional_embedding, tower.attn_mask
     tower.positional_embedding = nn.Parameter(positions.detach()[:length], requires_grad=False)
     tower.attn_mask = mask[:length, :length]
     try:
