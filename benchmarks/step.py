@@ -9,7 +9,7 @@ careful hand writes: class embeddings once, gradients of the attack for the imag
 
 With 25, 50 and 100 classes the published step's seconds are fitted by a line; 1,000 classes, and a batch of 256, are extrapolated by it:
 the images' part, its value at no class, is taken to grow with the images. On a CPU all sides keep the memory that they free: glibc gives
-back every tensor above 32 MiB and maps it anew, which from 52 classes on would be a third of the published step, and no line.
+back every tensor above 32 MiB and maps it anew, and the published step's texts grow past that between 50 and 100 classes.
 """
 
 import argparse
